@@ -1,0 +1,29 @@
+"""Neural tangent kernels of implicit neural representations: compute, explain, predict, check."""
+
+from ntk_inr.kernels.adapters import init, split
+from ntk_inr.kernels.api import ntk
+from ntk_inr.networks.activations import ReLU, Sine
+from ntk_inr.networks.encodings import GaussianFourier, NeRFEncoding
+from ntk_inr.networks.mlp import CoordinateMLP, Dense
+from ntk_inr.networks.modulation import FourierModulation
+from ntk_inr.networks.normalization import Sphere
+from ntk_inr.networks.variants import variant, variants
+from ntk_inr.spectra.eigen import (
+    Alignment,
+    Condition,
+    Eigensystem,
+    alignment,
+    condition_number,
+    eigensystem,
+    eigenvalues,
+    max_learning_rate,
+)
+from ntk_inr.spectra.moments import Moments, moments
+from ntk_inr.training.dynamics import Prediction, predict_training
+from ntk_inr.training.fit import FitResult, fit, fit_seeds
+from ntk_inr.study.compare import compare
+from ntk_inr.study.record import Study, VariantResult
+from ntk_inr.study.record import load as load_study
+from ntk_inr.study.report import write_report
+from ntk_inr.study.summary import Summary, summarize
+from ntk_inr.tasks.image import ImageTask, image_task

@@ -1,0 +1,110 @@
+"""Checks of what a user hands in; everything inside the package trusts its callers."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.tree_util import Partial
+
+
+def as_coordinates(x: Any, name: str = "x") -> Array:
+    """Return ``x`` as a float array of shape (n, d), or say what is wrong with it."""
+    x = _as_real_matrix(x, name, "(n, d), one row a coordinate")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"{name} has dtype {x.dtype}; coordinates are floating point, usually in [-1, 1]. "
+            f"Pass {name}.astype(float), scaled to that range."
+        )
+    _check_finite(x, name)
+    return x
+
+
+def as_values(y: Any, n: int, name: str = "y") -> Array:
+    """Return ``y`` as a float array of shape (n, c), or say what is wrong with it."""
+    y = _as_real_matrix(y, name, f"(n, c) = ({n}, c), one row a coordinate")
+    if y.shape[0] != n:
+        raise ValueError(f"{name} has {y.shape[0]} rows but x has {n}; they are paired row by row.")
+    if not jnp.issubdtype(y.dtype, jnp.floating):
+        raise TypeError(f"{name} has dtype {y.dtype}; expected floating point values.")
+    _check_finite(y, name)
+    return y
+
+
+def as_kernel(kernel: Any, name: str = "K") -> Any:
+    """Return a square (n, n) kernel as it came (JAX or NumPy), or say what is wrong with it."""
+    if not hasattr(kernel, "shape"):
+        kernel = np.asarray(kernel)
+    if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1]:
+        raise ValueError(
+            f"{name} has shape {tuple(kernel.shape)}; expected a square kernel (n, n). "
+            'Compute it with ni.ntk(apply, params, x), which traces over outputs ("trace").'
+        )
+    return kernel
+
+
+def check_finite_tree(tree: Any, name: str) -> None:
+    """Raise ``ValueError`` naming the first leaf of ``tree`` that holds NaN or infinity."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        _check_finite(jnp.asarray(leaf), f"{name}{jax.tree_util.keystr(path)}")
+
+
+def as_partial(apply: Any) -> Partial:
+    """Wrap ``apply`` as a pytree, so that jitted code takes its constants as arguments."""
+    if not callable(apply):
+        raise TypeError(
+            f"apply is {type(apply).__name__}, which can't be called; expected a function "
+            "apply(params, x): (n, d) -> (n, c), such as the first result of ni.init(net, key, x)."
+        )
+    return apply if isinstance(apply, Partial) else Partial(apply)
+
+
+def check_choice(value: Any, choices: Iterable[str], name: str) -> None:
+    """Raise ``ValueError`` with the nearest of ``choices`` where ``value`` is not one of them."""
+    choices = list(choices)
+    if value in choices:
+        return
+    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown {name} {value!r}; known: {', '.join(choices)}.{hint}")
+
+
+def check_positive(value: Any, name: str, *, integer: bool = False, least: float | None = None) -> None:
+    """Raise where ``value`` is not a finite number above zero (an integer at ``least``)."""
+    if integer and (isinstance(value, bool) or not isinstance(value, int | np.integer)):
+        raise TypeError(f"{name} is {value!r}; expected a whole number.")
+    low = 1 if integer and least is None else least
+    if low is not None and not value >= low:
+        raise ValueError(f"{name} is {value!r}; expected at least {low}.")
+    if low is None and not (value > 0 and np.isfinite(value)):
+        raise ValueError(f"{name} is {value!r}; expected a finite number above 0.")
+
+
+def _as_real_matrix(array: Any, name: str, expected: str) -> Array:
+    if not hasattr(array, "dtype"):
+        array = np.asarray(array)
+    if array.ndim != 2:
+        fix = f" Reshape it with {name}[:, None]." if array.ndim == 1 else ""
+        raise ValueError(f"{name} has shape {tuple(array.shape)}; expected {expected}.{fix}")
+    if 0 in array.shape:
+        raise ValueError(f"{name} has shape {tuple(array.shape)}, so it is empty; expected {expected}.")
+    return jnp.asarray(array)
+
+
+def _check_finite(array: Array, name: str) -> None:
+    if isinstance(array, jax.core.Tracer) or not jnp.issubdtype(array.dtype, jnp.inexact):
+        return
+    bad = int(array.size - jnp.isfinite(array).sum())
+    if bad:
+        raise ValueError(f"{name} holds {bad} NaN or infinite values of {array.size}; remove or replace them.")
+
+
+def refuse_if(condition: Any, message: str) -> None:
+    """Raise ``ValueError`` where a concrete ``condition`` holds; traced ones can't be looked at."""
+    if not isinstance(condition, jax.core.Tracer) and condition:
+        raise ValueError(message)

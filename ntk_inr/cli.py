@@ -1,0 +1,208 @@
+"""The commands of ``ntk-inr``: compare, variants, report."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import rich.box
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ntk_inr.networks.variants import variants
+from ntk_inr.study import compare as study_compare
+from ntk_inr.study.record import RESULTS, Study, load
+from ntk_inr.study.report import write_report
+from ntk_inr.study.summary import GROUPS, Summary, summarize
+from ntk_inr.tasks.image import image_task
+
+_USER_MISTAKES = (ValueError, TypeError, FileNotFoundError, FileExistsError, PermissionError, ImportError)
+
+
+@dataclasses.dataclass
+class Compare:
+    """Compare networks on an image: conditioning, predicted and measured training, reconstruction.
+
+    Example: ntk-inr compare photo.png --variants relu pe siren --size 64 --out runs/photo
+    """
+
+    source: tyro.conf.Positional[str]
+    """Image file, or a bundled image: camera, astronaut, coffee, chelsea."""
+    variants: tuple[str, ...] = ("relu", "pe", "pe+sphere", "pe+hadamard", "pe+sphere+hadamard", "siren")
+    """Networks to compare; `ntk-inr variants` lists them."""
+    out: Path | None = None
+    """Folder for the results; runs/NAME by default."""
+    size: int = 64
+    """Longer side of the image in pixels, after reduction."""
+    steps: int = 500
+    """Training steps, of Adam and of gradient descent each."""
+    seeds: int = 2
+    """Independent initialisations a network."""
+    features: int = 128
+    """Width of the hidden layers."""
+    depth: int = 3
+    """Number of hidden layers."""
+    learning_rate: float = 1e-3
+    """Learning rate of Adam; gradient descent takes half its largest stable step."""
+    target: float | None = None
+    """PSNR in dB to count steps to; by default the highest that every network reached."""
+    holdout: float = 0.0
+    """Share of the pixels held out for testing."""
+    grey: bool = False
+    """Turn a colour image into grey."""
+    seed: int = 0
+    """First random seed."""
+    kernel_points: int = 4096
+    """Most pixels that a kernel is taken on; more are sampled."""
+    overwrite: bool = False
+    """Replace results in the folder."""
+    resume: bool = False
+    """Go on from results in the folder, without repeating finished networks."""
+
+    def run(self, console: Console) -> int:
+        """Do it; return the exit status."""
+        task = image_task(self.source, size=self.size, holdout=self.holdout, grey=self.grey, seed=self.seed)
+        self.out = self.out or Path("runs") / Path(task.name).stem
+        with _progress(console) as progress:
+            study = study_compare.compare(
+                task, self.variants, features=self.features, depth=self.depth, steps=self.steps, seeds=self.seeds,
+                learning_rate=self.learning_rate, seed=self.seed, kernel_points=self.kernel_points, out=self.out,
+                overwrite=self.overwrite, resume=self.resume, progress=progress,
+            )  # fmt: skip
+            page = write_report(study, self.out, target_psnr=self.target, progress=progress)
+        _print_study(console, study, summarize(study, self.target))
+        console.print(f"\nReport: [bold]{escape(str(page))}[/]  results: {escape(str(self.out / RESULTS))}", soft_wrap=True)
+        if all(result.diverged for result in study.variants):
+            raise ValueError(f"every network diverged at learning rate {self.learning_rate:g}; pass a smaller --learning-rate.")
+        return 0
+
+    def interrupted(self) -> str:
+        """Return what to tell a user who pressed Ctrl-C."""
+        if self.out is None or not (self.out / RESULTS).exists():
+            return "No network was finished, so nothing was kept."
+        done = len(load(self.out).variants)
+        return (
+            f"{done} of {len(self.variants)} networks are finished and kept in {self.out}; "
+            "the same command with --resume goes on from there."
+        )
+
+
+@dataclasses.dataclass
+class Variants:
+    """List the networks that can be compared.
+
+    Example: ntk-inr variants
+    """
+
+    def run(self, console: Console) -> int:
+        """Print a line each; return the exit status."""
+        table = Table(box=None, show_header=False)
+        for name, summary in variants().items():
+            table.add_row(f"[bold]{escape(name)}[/]", escape(summary))
+        console.print(table)
+        return 0
+
+    def interrupted(self) -> str:
+        """Return what to tell a user who pressed Ctrl-C."""
+        return ""
+
+
+@dataclasses.dataclass
+class Report:
+    """Rebuild the page, the table and the figures from results.json.
+
+    Example: ntk-inr report runs/photo --target 25
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """Folder that `ntk-inr compare --out` wrote."""
+    target: float | None = None
+    """PSNR in dB to count steps to; by default the highest that every network reached."""
+
+    def run(self, console: Console) -> int:
+        """Do it; return the exit status."""
+        study = load(self.folder)
+        with _progress(console) as progress:
+            page = write_report(study, self.folder, target_psnr=self.target, progress=progress)
+        _print_study(console, study, summarize(study, self.target))
+        console.print(f"\nReport: [bold]{escape(str(page))}[/]", soft_wrap=True)
+        return 0
+
+    def interrupted(self) -> str:
+        """Return what to tell a user who pressed Ctrl-C."""
+        return "The results are untouched."
+
+
+_Command = (
+    Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Variants, tyro.conf.subcommand("variants")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return 0, 2 for a user's mistake (one line on stderr), or 130 after Ctrl-C."""
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        command = tyro.cli(
+            _Command,
+            prog="ntk-inr",
+            description="Which coordinate network will learn this image, how fast, and why.",
+            args=arguments,
+        )
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    try:
+        return command.run(Console(highlight=False))
+    except _USER_MISTAKES as error:
+        errors.print(f"[bold red]ntk-inr: error:[/] {escape(str(error))}")
+        return 2
+    except KeyboardInterrupt:
+        errors.print(f"[bold]ntk-inr: stopped.[/] {escape(command.interrupted())}")
+        return 130
+
+
+class _Bars:
+    """Turns calls (what, done, total) into progress bars."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._bars: dict[str, int] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what not in self._bars:
+            self._bars[what] = self._progress.add_task(escape(what), total=total)
+        bar = self._bars[what]
+        self._progress.update(bar, completed=done, visible=what == "variants" or done < total)
+
+
+@contextlib.contextmanager
+def _progress(console: Console) -> Iterator[_Bars]:
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as progress:
+        yield _Bars(progress)
+
+
+def _print_study(console: Console, study: Study, summary: Summary) -> None:
+    for group, title in GROUPS.items():
+        table = Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+        table.add_column("variant", no_wrap=True)
+        columns = [column for column in summary.columns if column.group == group]
+        for column in columns:
+            table.add_column(column.title, justify="right")
+        for name, row in summary.rows.items():
+            cells = [row[column.key] for column in columns]
+            table.add_row(escape(name), *[f"[bold green]{cell.text} ★[/]" if cell.best else cell.text for cell in cells])
+        console.print(table)
+    console.print(f"Mean ± standard deviation over {study.settings['seeds']} seeds; ★ best of its column; PSNR in dB.\n")
+    for sentence in summary.conclusion:
+        console.print(f"• {escape(sentence)}")

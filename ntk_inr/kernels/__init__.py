@@ -1,0 +1,1 @@
+"""The empirical neural tangent kernel of any pure function ``apply(params, x)``."""

@@ -1,0 +1,1 @@
+"""Flax Linen modules: encodings, activations, normalization, modulation, whole networks."""

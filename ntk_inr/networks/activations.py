@@ -1,0 +1,101 @@
+"""Elementwise nonlinearities and the weight laws that go with them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol
+
+import flax.linen as nn
+from jax import Array
+
+from ntk_inr import _checks
+from ntk_inr.networks import initializers, trig
+from ntk_inr.networks.initializers import FanIn
+
+
+class Activation(Protocol):
+    """What :class:`CoordinateMLP` needs of an activation beyond calling it elementwise."""
+
+    def __call__(self, u: Array, /) -> Array: ...
+
+    def law(self, *, first: bool, readout: bool) -> FanIn:
+        """Return the law of the weights of a layer; ``first`` and ``readout`` say which layer."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ReLU:
+    """``max(u, 0)``, with He-normal weights and a LeCun-normal readout.
+
+    Example:
+        >>> float(ReLU()(jnp.float32(-2.0)))
+        0.0
+    """
+
+    def __call__(self, u: Array) -> Array:
+        return nn.relu(u)
+
+    def law(self, *, first: bool, readout: bool) -> FanIn:
+        """Return He-normal, LeCun-normal for the readout."""
+        return initializers.LECUN_NORMAL if readout else initializers.HE_NORMAL
+
+
+@dataclasses.dataclass(frozen=True)
+class Sine:
+    """SIREN's ``sin(omega * u)`` (Sitzmann et al. 2020, arXiv 2006.09661).
+
+    Weights follow section 3.2 there: U(±1/d) in the first layer, then U(±sqrt(6/n)/omega).
+
+    Args:
+        omega: angular frequency inside the sine; 30 suits images scaled to [-1, 1].
+
+    Raises:
+        ValueError: omega is not a finite number above 0.
+
+    Example:
+        >>> round(float(Sine(omega=2.0)(jnp.float32(0.5))), 4)
+        0.8415
+    """
+
+    omega: float = 30.0
+
+    def __post_init__(self) -> None:
+        _checks.check_positive(self.omega, "omega")
+
+    def __call__(self, u: Array) -> Array:
+        return trig.sin(self.omega * u)
+
+    def law(self, *, first: bool, readout: bool) -> FanIn:
+        """Return U(±1/d) for the first layer, U(±sqrt(6/n)/omega) for the others."""
+        return initializers.siren_first() if first else initializers.siren_hidden(self.omega)
+
+
+@dataclasses.dataclass(frozen=True)
+class Elementwise:
+    """Any elementwise callable, with LeCun-normal weights."""
+
+    function: Callable[[Array], Array]
+
+    def __call__(self, u: Array) -> Array:
+        return self.function(u)
+
+    def law(self, *, first: bool, readout: bool) -> FanIn:
+        """Return LeCun-normal."""
+        return initializers.LECUN_NORMAL
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": ReLU(),
+    "sine": Sine(),
+}
+
+
+def resolve(activation: str | Callable[[Array], Array]) -> Activation:
+    """Return the activation of that name, or wrap a callable that brings no weight law."""
+    if isinstance(activation, str):
+        _checks.check_choice(activation, ACTIVATIONS, "activation")
+        return ACTIVATIONS[activation]
+    if not callable(activation):
+        raise TypeError(f"activation is {activation!r}; expected a name ({', '.join(ACTIVATIONS)}) or a callable.")
+    return activation if hasattr(activation, "law") else Elementwise(activation)

@@ -1,0 +1,100 @@
+"""Positional encodings of coordinates (T4 of the theory)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from ntk_inr import _checks
+from ntk_inr.networks import trig
+
+CONSTANTS = "constants"
+"""The collection of fixed matrices: initialised with the network, never trained."""
+
+
+class NeRFEncoding(nn.Module):
+    r"""NeRF's log-linear encoding, (T4.1).
+
+    .. math:: \gamma(x) = (\sin 2^k \pi x_t, \cos 2^k \pi x_t)_{k < L,\, t \le d}
+
+    Its similarity :math:`\langle\gamma(x), \gamma(x')\rangle = \sum_{t,k}\cos(2^k\pi(x_t - x'_t))`
+    depends only on x - x', with constant norm sqrt(L d). The period is 2 per coordinate. On a grid
+    of N pixels over [-1, 1] bands above log2(N) alias.
+
+    Attributes:
+        bands: number of octaves L.
+        include_input: append the raw coordinates, which breaks stationarity and constant norm.
+
+    Raises:
+        ValueError: fewer than one band.
+
+    Example:
+        >>> import jax
+        >>> encoding = NeRFEncoding(bands=4)
+        >>> encoding.apply({}, jnp.zeros((5, 2))).shape
+        (5, 16)
+
+    Source: Mildenhall et al. 2020, arXiv 2003.08934, eq. (4).
+    """
+
+    bands: int = 6
+    include_input: bool = False
+
+    def __post_init__(self) -> None:
+        _checks.check_positive(self.bands, "bands", integer=True)
+        super().__post_init__()
+
+    def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n features"]:
+        """Return the encoding, shape (n, 2 L d), or (n, 2 L d + d) with the input."""
+        frequencies = jnp.asarray(jnp.pi * 2.0 ** jnp.arange(self.bands), x.dtype)
+        angles = (x[:, :, None] * frequencies[None, None, :]).reshape(x.shape[0], -1)
+        parts = trig.sincos(angles)
+        return jnp.concatenate([*parts, x] if self.include_input else parts, axis=-1)
+
+
+class GaussianFourier(nn.Module):
+    r"""Random Fourier features, (T4.2).
+
+    .. math:: \gamma(x) = (\cos 2\pi Bx, \sin 2\pi Bx), \qquad B_{ij} \sim N(0, \sigma^2)
+
+    with :math:`\lVert\gamma\rVert^2 = M` and :math:`E\,\tfrac1M\langle\gamma,\gamma'\rangle =
+    e^{-2\pi^2\sigma^2\lVert x - x'\rVert^2}`. B is fixed: it lives in the "constants" collection.
+
+    Attributes:
+        features: number of frequencies M; the encoding has 2 M entries.
+        scale: standard deviation sigma of the frequencies, in cycles per unit length.
+
+    Raises:
+        ValueError: features below 1, or scale not above 0.
+
+    Example:
+        >>> import jax
+        >>> encoding = GaussianFourier(features=128, scale=10.0)
+        >>> gamma, _ = encoding.init_with_output(jax.random.key(0), jnp.zeros((5, 2)))
+        >>> gamma.shape
+        (5, 256)
+
+    Source: Tancik et al. 2020, arXiv 2006.10739, section 6.
+    """
+
+    features: int = 128
+    scale: float = 10.0
+
+    def __post_init__(self) -> None:
+        _checks.check_positive(self.features, "features", integer=True)
+        _checks.check_positive(self.scale, "scale")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n features"]:
+        """Return the encoding, shape (n, 2 M)."""
+        matrix = self.variable(
+            CONSTANTS,
+            "frequencies",
+            lambda: self.scale * jax.random.normal(self.make_rng("params"), (x.shape[-1], self.features)),
+        ).value
+        sine, cosine = trig.sincos(2 * jnp.pi * (x @ matrix.astype(x.dtype)))
+        return jnp.concatenate([cosine, sine], axis=-1)

@@ -1,0 +1,1 @@
+"""Eigenvalues of the kernel and what they say: moments, conditioning, alignment, stable steps."""

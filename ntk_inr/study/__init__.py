@@ -1,0 +1,1 @@
+"""Studies: compare variants on a task, keep the results, and report them."""

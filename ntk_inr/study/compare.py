@@ -1,0 +1,309 @@
+"""Compare variants on a task: kernel, predicted curve, gradient descent, Adam."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.tree_util import Partial
+
+from ntk_inr import _checks
+from ntk_inr.kernels.adapters import init
+from ntk_inr.kernels.api import ntk
+from ntk_inr.networks.variants import variant
+from ntk_inr.spectra.eigen import condition_number, eigenvalues, max_learning_rate
+from ntk_inr.spectra.moments import moments
+from ntk_inr.study import record
+from ntk_inr.study.record import Study, VariantResult
+from ntk_inr.tasks.image import ImageTask
+from ntk_inr.training.dynamics import predict_training
+from ntk_inr.training.fit import FitResult, fit, fit_seeds
+
+Progress = Callable[[str, int, int], None]
+
+_HEATMAP = 256
+_DEFAULT_MEMORY = 4 * 2**30
+# Activations, their gradients and temporaries that a training step keeps for each hidden unit.
+_FLOATS_PER_UNIT = 8
+
+
+def compare(
+    task: ImageTask,
+    variants: Sequence[str] | Mapping[str, nn.Module],
+    *,
+    features: int = 256,
+    depth: int = 4,
+    steps: int = 500,
+    seeds: int = 3,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    kernel_points: int = 4096,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Study:
+    """Measure conditioning and convergence of variants on one task.
+
+    For each variant and seed: the kernel at initialisation in float64 on the training coordinates,
+    its moments, eigenvalues and condition number; the curve that it predicts for gradient descent at
+    half the largest stable step (T10); full-batch gradient descent at that step, to hold beside it;
+    and Adam, for quality. Like is compared with like: predictions are for gradient descent alone.
+
+    Args:
+        task: what to fit, such as ``ni.image_task("camera")``.
+        variants: names of :func:`variants`, or a mapping from names of your own to Linen modules
+            (n, d) -> (n, c), to which ``features`` and ``depth`` do not apply.
+        features: width of the hidden layers.
+        depth: number of hidden layers.
+        steps: training steps, of Adam and of gradient descent each.
+        seeds: independent initialisations a variant; trained together where memory allows.
+        learning_rate: of Adam.
+        seed: the first random seed.
+        kernel_points: kernels are taken on at most this many training coordinates, drawn at random.
+        out: folder to keep results in, variant by variant; None keeps them in memory.
+        overwrite: replace results that ``out`` holds.
+        resume: go on from results that ``out`` holds, without repeating finished variants.
+        progress: called with (what, done, total).
+
+    Returns:
+        :class:`Study`, also under ``out`` if given.
+
+    Raises:
+        ValueError: no or unknown or repeated variants, sizes below 1, a resumed study with other settings.
+        FileExistsError: ``out`` is not empty and neither ``overwrite`` nor ``resume`` was given.
+
+    Example:
+        >>> import numpy as np, ntk_inr as ni
+        >>> task = ni.image_task(np.eye(6), size=None)
+        >>> study = ni.compare(task, ["relu", "pe"], features=16, depth=2, steps=5, seeds=1)
+        >>> [result.name for result in study.variants]
+        ['relu', 'pe']
+    """
+    networks = _networks(variants, features, depth, task.values.shape[1])
+    for name, value in {"steps": steps, "seeds": seeds, "kernel_points": kernel_points}.items():
+        _checks.check_positive(value, name, integer=True)
+    _checks.check_positive(learning_rate, "learning_rate")
+    settings = {
+        "features": features, "depth": depth, "steps": steps, "seeds": seeds, "learning_rate": learning_rate,
+        "seed": seed, "kernel_points": kernel_points,
+    }  # fmt: skip
+    study = Study(_describe_task(task), settings, _environment(), task.image, [])
+    folder = None
+    if out is not None:
+        folder = record.prepare_folder(out, overwrite=overwrite, resume=resume)
+        if resume and (folder / record.RESULTS).exists():
+            study.variants = _resumed(folder, study)
+    report = progress or (lambda what, done, total: None)
+
+    finished = {result.name for result in study.variants}
+    for position, (name, net) in enumerate(networks.items()):
+        report("variants", position, len(networks))
+        if name in finished:
+            continue
+        result = _measure(name, net, task, settings, report)
+        study.variants.append(result)
+        if folder is not None:
+            record.save_arrays(folder, result)
+            record.save_index(folder, study)
+    order = list(networks)
+    study.variants.sort(key=lambda result: order.index(result.name) if result.name in order else len(order))
+    study.complete = True
+    if folder is not None:
+        record.save_index(folder, study)
+    report("variants", len(networks), len(networks))
+    return study
+
+
+def _networks(variants: Any, features: int, depth: int, out: int) -> dict[str, nn.Module]:
+    if isinstance(variants, Mapping):
+        networks = dict(variants)
+    else:
+        if isinstance(variants, str):
+            variants = [variants]
+        repeated = sorted({name for name in variants if list(variants).count(name) > 1})
+        if repeated:
+            raise ValueError(f"variants names {', '.join(repeated)} more than once; name each once.")
+        networks = {name: variant(name, features=features, depth=depth, out=out) for name in variants}
+    if not networks:
+        raise ValueError("variants is empty; name at least one, such as 'relu' (ni.variants() lists them).")
+    return networks
+
+
+def _measure(name: str, net: nn.Module, task: ImageTask, settings: dict[str, Any], report: Progress) -> VariantResult:
+    """Return everything that the study keeps of one variant."""
+    steps, seeds = settings["steps"], settings["seeds"]
+    x, y = jnp.asarray(task.x), jnp.asarray(task.y)
+    keys = jax.random.split(jax.random.key(settings["seed"]), seeds)
+    models = jax.vmap(lambda key: init(net, key, x))(keys)
+    single = [jax.tree.map(lambda leaf, s=s: leaf[s], models) for s in range(seeds)]
+    rows = np.arange(len(x))
+    if len(x) > settings["kernel_points"]:
+        rows = np.sort(np.random.default_rng(settings["seed"]).permutation(len(x))[: settings["kernel_points"]])
+
+    scalars: list[dict[str, Any]] = []
+    kernels, spectra = [], []
+    for s, model in enumerate(single):
+        report(f"{name}: kernel", s, seeds)
+        kernel, values, figures = _kernel_figures(model, x[rows])
+        kernels.append(kernel)
+        spectra.append(values)
+        scalars.append(figures)
+    gd_rate = min(float(max_learning_rate(values, y.shape[1])) / 2 for values in spectra)
+    predicted = [
+        predict_training(kernel, model[0](model[1], x[rows]) - y[rows], learning_rate=gd_rate, steps=steps)
+        for kernel, model in zip(kernels, single, strict=True)
+    ]
+    report(f"{name}: kernel", seeds, seeds)
+    heatmap = _heatmap(np.asarray(kernels[0]))
+    del kernels
+
+    def train(what: str, optimizer: optax.GradientTransformation) -> list[FitResult]:
+        return _fit_all(models, x, y, optimizer, steps, net, lambda done, total: report(f"{name}: {what}", done, total))
+
+    gd = train("gradient descent", optax.sgd(gd_rate))
+    adam = train("Adam", optax.adam(settings["learning_rate"]))
+    images = [
+        task.reconstruct(lambda c, a=model[0], r=run: a(r.params, jnp.asarray(c)))
+        for model, run in zip(single, adam, strict=True)
+    ]
+    for figures, slow, fast, image in zip(scalars, gd, adam, images, strict=True):
+        figures.update(
+            gd_learning_rate=gd_rate, gd_status=slow.status, gd_steps=slow.steps,
+            adam_status=fast.status, adam_steps=fast.steps, adam_seconds=float(fast.history["seconds"][-1]),
+            **{f"image_{key}": value for key, value in task.scores(image).items()},
+        )  # fmt: skip
+    arrays = {
+        "kernel": heatmap,
+        "eigenvalues": np.stack(spectra),
+        "predicted_psnr": np.stack([curve.psnr for curve in predicted]).astype(np.float32),
+        "gd_psnr": np.stack([_padded(run.psnr, steps) for run in gd]),
+        "adam_psnr": np.stack([_padded(run.psnr, steps) for run in adam]),
+        "adam_seconds": np.stack(
+            [np.interp(np.arange(steps + 1), run.history["step"], run.history["seconds"]) for run in adam]
+        ).astype(np.float32),
+        "reconstruction": images[0],
+    }
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(single[0][1]))
+    return VariantResult(name, describe(net), parameters, scalars, arrays)
+
+
+def _kernel_figures(model: tuple[Partial, Any], x: Array) -> tuple[Array, np.ndarray, dict[str, Any]]:
+    """Return the kernel in float32, its eigenvalues in float64, and its scalars.
+
+    In float32 rounding hides eigenvalues below about 5e-4 of the largest at n = 4096, so the kernel is
+    computed in float64 from the same parameters.
+    """
+    host = jax.tree.map(np.asarray, (*model, x))
+    with jax.enable_x64(True):
+        apply, params, points = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), host)
+        kernel = np.asarray(ntk(apply, params, points))
+    values = np.ascontiguousarray(eigenvalues(kernel))
+    found = moments(kernel)
+    condition = condition_number(values)
+    figures = {
+        "ntk_mean": float(found.mean),
+        "ntk_variance": float(found.variance),
+        "cv": float(found.cv),
+        "effective_rank": float(found.effective_rank),
+        "condition_number": float(condition.value),
+        "condition_resolved": bool(condition.resolved),
+    }
+    return jnp.asarray(kernel, jnp.float32), values, figures
+
+
+def _fit_all(
+    models: tuple[Partial, Any], x: Array, y: Array, optimizer: optax.GradientTransformation, steps: int,
+    net: nn.Module, progress: Callable[[int, int], None],
+) -> list[FitResult]:  # fmt: skip
+    """Train all seeds together where memory allows, else one after the other."""
+    seeds = len(jax.tree.leaves(models[1])[0])
+    units = getattr(net, "features", 256) * getattr(net, "depth", 4)
+    needed = seeds * len(x) * units * _FLOATS_PER_UNIT * 4
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if needed <= stats.get("bytes_limit", _DEFAULT_MEMORY) // 2:
+        return fit_seeds(*models, x, y, optimizer=optimizer, steps=steps, progress=progress)
+    runs = []
+    for s in range(seeds):
+        apply, params = jax.tree.map(lambda leaf, s=s: leaf[s], models)
+        runs.append(
+            fit(
+                apply, params, x, y, optimizer=optimizer, steps=steps,
+                progress=lambda done, total, s=s: progress(s * total + done, seeds * total),
+            )  # fmt: skip
+        )
+    return runs
+
+
+def _heatmap(kernel: np.ndarray) -> np.ndarray:
+    """Return evenly spaced rows and columns of the kernel over its mean diagonal."""
+    rows = np.unique(np.linspace(0, len(kernel) - 1, _HEATMAP).astype(int))
+    return (kernel[np.ix_(rows, rows)] / np.diagonal(kernel).mean()).astype(np.float32)
+
+
+def _padded(curve: np.ndarray, steps: int) -> np.ndarray:
+    return np.append(curve, np.full(steps + 1 - len(curve), np.nan)).astype(np.float32)
+
+
+def describe(value: Any) -> str:
+    """Return a module, or any field of one, as one line that shows every setting.
+
+    Example:
+        >>> import ntk_inr as ni
+        >>> describe(ni.NeRFEncoding(bands=4))
+        'NeRFEncoding(bands=4, include_input=False)'
+    """
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return getattr(value, "__name__", None) or repr(value)
+    hidden = ("parent", "name") if isinstance(value, nn.Module) else ()
+    fields = [f"{f.name}={describe(getattr(value, f.name))}" for f in dataclasses.fields(value) if f.name not in hidden]
+    return f"{type(value).__name__}({', '.join(fields)})"
+
+
+def _describe_task(task: ImageTask) -> dict[str, Any]:
+    return {
+        "kind": "image",
+        "name": task.name,
+        "shape": list(task.image.shape),
+        "digest": task.digest,
+        "pixels": len(task.train),
+        "trained_pixels": int(task.train.sum()),
+    }
+
+
+def _environment() -> dict[str, Any]:
+    packages = ("ntk_inr", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
+    device = jax.local_devices()[0]
+    return {
+        **{name: importlib.metadata.version(name) for name in packages},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": f"{device.platform}: {device.device_kind}",
+        "devices": jax.local_device_count(),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _resumed(folder: Path, wanted: Study) -> list[VariantResult]:
+    """Return the variants that are done already, or say why the folder holds another study."""
+    found = record.load(folder)
+    asked = {**wanted.settings, "image": wanted.task["digest"]}
+    kept = {**found.settings, "image": found.task["digest"]}
+    differ = [f"{key} was {kept.get(key)!r}, now {asked[key]!r}" for key in asked if kept.get(key) != asked[key]]
+    if differ:
+        raise ValueError(
+            f"{str(folder)!r} holds a study with other settings ({'; '.join(differ)}); resume with the same ones, "
+            "or choose another folder."
+        )
+    return found.variants

@@ -1,0 +1,148 @@
+"""The figures of a study: four panels a variant, and conditioning against convergence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ntk_inr.study import style
+from ntk_inr.study.record import Study, VariantResult
+from ntk_inr.study.summary import Summary
+
+
+def variant_figure(study: Study, result: VariantResult, summary: Summary) -> Any:
+    """Return the four panels of one variant: kernel, spectrum, training, reconstruction with its error.
+
+    Args:
+        study: the study that ``result`` is part of.
+        result: the variant.
+        summary: of the study.
+
+    Returns:
+        A ``matplotlib.figure.Figure``.
+    """
+    plt = style.pyplot()
+    with style.figure_style():
+        figure = plt.figure(figsize=(15.5, 3.4))
+        axes = figure.subplots(1, 5, width_ratios=[1.12, 1.1, 1.35, 0.82, 0.98])
+        _kernel(figure, axes[0], result)
+        _spectrum(axes[1], result, summary)
+        _training(axes[2], study, result)
+        _reconstruction(figure, axes[3], axes[4], study, result)
+    return figure
+
+
+def convergence_figure(study: Study, summary: Summary) -> Any:
+    """Return cv against the steps to the target, and against predicted PSNR of gradient descent.
+
+    Args:
+        study: the study.
+        summary: of the study.
+
+    Returns:
+        A ``matplotlib.figure.Figure``.
+    """
+    plt = style.pyplot()
+    last = study.settings["steps"]
+    with style.figure_style():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.1))
+        for position, result in enumerate(study.variants):
+            row = summary.rows[result.name]
+            look = {
+                "color": style.PALETTE[position % len(style.PALETTE)],
+                "marker": style.MARKERS[position % len(style.MARKERS)],
+                "linestyle": "none", "capsize": 3, "label": result.name, "markersize": 7,
+            }  # fmt: skip
+            cv, steps = row["cv"], row.get("adam_steps")
+            reached = steps is not None and np.isfinite(steps.mean)
+            left.errorbar(
+                [cv.mean], [steps.mean if reached else last],
+                xerr=_bar(cv.spread), yerr=_bar(steps.spread) if reached else None,
+                markerfacecolor=look["color"] if reached else "white", **look,
+            )  # fmt: skip
+            right.errorbar([cv.mean], [row[f"gd_{last}"].mean], xerr=_bar(cv.spread), **look)
+            right.plot([cv.mean], [row[f"predicted_{last}"].mean], color=look["color"], marker="_", markersize=14)
+            right.plot(
+                [cv.mean] * 2, [row[f"gd_{last}"].mean, row[f"predicted_{last}"].mean], color=look["color"], linewidth=0.7
+            )
+        title = "Adam: steps to target" if np.isfinite(summary.target_psnr) else "Adam"
+        _label(left, f"{title}{_rho(summary, 'steps with Adam')}", "cv of the NTK", f"Adam steps to {summary.target_psnr:g} dB")
+        _label(
+            right,
+            f"Gradient descent{_rho(summary, 'final PSNR of gradient descent, measured')}",
+            "cv of the NTK",
+            f"PSNR after {last} steps [dB]\n(marker measured, bar predicted)",
+        )
+        left.set(xscale="log", yscale="log")
+        right.set(xscale="log")
+        for axis in (left, right):
+            axis.xaxis.set_minor_formatter("")
+            low, high = axis.get_xlim()
+            axis.set_xticks([tick for tick in (1, 2, 3, 5, 10, 20, 30, 50, 100, 200) if low <= tick <= high])
+            axis.xaxis.set_major_formatter("{x:g}")
+        figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+
+def _kernel(figure: Any, axis: Any, result: VariantResult) -> None:
+    picture = axis.imshow(result.arrays["kernel"], cmap=style.SEQUENTIAL, interpolation="nearest", vmin=min(0.0, float(result.arrays["kernel"].min())))  # fmt: skip
+    axis.set(title="Kernel at start", xlabel="pixel, raster order", ylabel="pixel", xticks=[], yticks=[])
+    axis.grid(False)
+    figure.colorbar(picture, ax=axis, shrink=0.85, label="K / mean diagonal")
+
+
+def _spectrum(axis: Any, result: VariantResult, summary: Summary) -> None:
+    spectra = result.arrays["eigenvalues"]
+    ranks = np.arange(1, spectra.shape[1] + 1)
+    floor = np.finfo(float).eps * spectra.shape[1] * spectra.max()
+    for values in spectra:
+        axis.loglog(ranks, np.maximum(values, floor), color=style.FAST, linewidth=1, alpha=0.8)
+    axis.axhline(spectra.mean(), color=style.PREDICTED, linestyle="--", linewidth=1, label="mean eigenvalue")
+    if (spectra <= floor).any():
+        axis.axhline(floor, color=style.NEUTRAL, linestyle=":", linewidth=1, label="rounding floor")
+    _label(axis, f"Spectrum, cv {summary.rows[result.name]['cv'].text}", "rank", "eigenvalue")
+    axis.legend(loc="lower left")
+
+
+def _training(axis: Any, study: Study, result: VariantResult) -> None:
+    steps = np.arange(study.settings["steps"] + 1)
+    curves = (
+        ("adam_psnr", "Adam", style.FAST, "-"),
+        ("gd_psnr", "gradient descent", style.MEASURED, "-"),
+        ("predicted_psnr", "predicted for it", style.PREDICTED, "--"),
+    )
+    for key, label, color, line in curves:
+        # Step 0 has no place on a logarithmic axis, so it is drawn at 1/2.
+        for position, curve in enumerate(result.arrays[key]):
+            axis.plot(np.maximum(steps, 0.5), curve, color=color, linestyle=line, linewidth=1.2, label=None if position else label)  # fmt: skip
+    axis.set_xscale("log")
+    _label(axis, "Training", "step", "PSNR [dB]")
+    axis.legend(loc="upper left")
+
+
+def _reconstruction(figure: Any, left: Any, right: Any, study: Study, result: VariantResult) -> None:
+    image = result.arrays["reconstruction"]
+    left.imshow(image if image.shape[2] == 3 else image[:, :, 0], cmap="gray", vmin=0, vmax=1)
+    error = np.abs(image - study.image).mean(axis=2)
+    picture = right.imshow(error, cmap="magma", vmin=0, vmax=max(float(np.quantile(error, 0.99)), 1e-6))
+    figure.colorbar(picture, ax=right, shrink=0.7)
+    psnr = result.seeds[0]["image_psnr"]
+    left.set_title("Adam's image" + ("" if psnr is None else f", {psnr:.1f} dB"))
+    right.set_title("|error|")
+    for axis in (left, right):
+        axis.set(xticks=[], yticks=[])
+        axis.grid(False)
+
+
+def _label(axis: Any, title: str, xlabel: str, ylabel: str) -> None:
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
+
+
+def _rho(summary: Summary, what: str) -> str:
+    rho = summary.correlations[what]
+    return "" if rho is None else f" (Spearman {rho:+.2f})"
+
+
+def _bar(spread: float) -> list[float] | None:
+    return [spread] if np.isfinite(spread) else None

@@ -1,0 +1,237 @@
+"""What a study measured, and how it lies on disk.
+
+``results.json`` holds every setting and scalar; ``arrays/<variant>.npz`` the curves, spectra and images.
+Both are written whole under another name and then renamed, so that a reader never sees half a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ntk_inr.training.curves import first_reaching
+
+SCHEMA = "ntk_inr.study"
+VERSION = 1
+RESULTS = "results.json"
+
+
+@dataclasses.dataclass
+class VariantResult:
+    """What was measured of one variant.
+
+    Attributes:
+        name: the variant.
+        network: its settings, as a line to read.
+        parameters: number of trained parameters.
+        seeds: one dict of scalars a seed; see ``compare`` for the keys.
+        arrays: "kernel" (first seed, subsampled, over its mean diagonal), "eigenvalues" (seeds, n),
+            "predicted_psnr", "gd_psnr", "adam_psnr" (seeds, steps + 1; NaN after a run's end), "adam_seconds"
+            (seeds, steps + 1), "reconstruction" (h, w, c) of the first seed.
+    """
+
+    name: str
+    network: str
+    parameters: int
+    seeds: list[dict[str, Any]]
+    arrays: dict[str, np.ndarray]
+
+    def over_seeds(self, key: str) -> np.ndarray:
+        """Return the scalar ``key`` of each seed (seeds,), NaN where it is missing."""
+        values = [seed.get(key) for seed in self.seeds]
+        return np.array([np.nan if value is None else value for value in values], float)
+
+    def steps_to(self, target_psnr: float, curve: str = "adam_psnr") -> np.ndarray:
+        """Return the steps each seed took to ``target_psnr`` (seeds,), infinity where never."""
+        found = [first_reaching(values, target_psnr) for values in self.arrays[curve]]
+        return np.array([math.inf if step is None else step for step in found])
+
+    def seconds_to(self, target_psnr: float) -> np.ndarray:
+        """Return the seconds that each seed trained with Adam until ``target_psnr``, infinity where never."""
+        steps = self.steps_to(target_psnr)
+        return np.array(
+            [
+                math.inf if math.isinf(step) else seconds[int(step)]
+                for step, seconds in zip(steps, self.arrays["adam_seconds"], strict=True)
+            ]
+        )
+
+    @property
+    def diverged(self) -> bool:
+        """Whether every seed diverged under Adam."""
+        return all(seed["adam_status"] == "diverged" for seed in self.seeds)
+
+
+@dataclasses.dataclass
+class Study:
+    """Variants compared on one task.
+
+    Attributes:
+        task: the task's name, shape, fingerprint and numbers of pixels.
+        settings: everything that the comparison was asked for.
+        environment: versions, device and time.
+        image: the image that was fitted (h, w, c).
+        variants: results in the order asked for.
+        complete: False while variants are missing, as after an interruption.
+    """
+
+    task: dict[str, Any]
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    image: np.ndarray
+    variants: list[VariantResult]
+    complete: bool = False
+
+    def __getitem__(self, name: str) -> VariantResult:
+        """Return the result of the variant called ``name``."""
+        for result in self.variants:
+            if result.name == name:
+                return result
+        raise KeyError(f"{name!r} is not in this study; it has {', '.join(r.name for r in self.variants)}.")
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write ``results.json`` and the arrays under ``folder``; return the path of the JSON.
+
+        Raises:
+            FileExistsError: the folder holds results and ``overwrite`` is False.
+        """
+        folder = prepare_folder(folder, overwrite=overwrite)
+        for result in self.variants:
+            save_arrays(folder, result)
+        return save_index(folder, self)
+
+
+def prepare_folder(folder: str | Path, *, overwrite: bool = False, resume: bool = False) -> Path:
+    """Make an output folder and check that it may be written to, before anything is computed.
+
+    Raises:
+        FileExistsError: it is a file, or holds something and neither ``overwrite`` nor ``resume`` was given.
+        PermissionError: it can't be written to.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{str(folder)!r} is a file; choose a folder for the results.")
+    if folder.is_dir() and any(folder.iterdir()) and not (overwrite or resume):
+        raise FileExistsError(
+            f"{str(folder)!r} exists and is not empty; continue it with --resume (resume=True), replace it with "
+            "--overwrite (overwrite=True), or choose another folder."
+        )
+    try:
+        (folder / "arrays").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise PermissionError(f"can't write to {str(folder)!r} ({error.strerror}); choose another folder.") from error
+    return folder
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Call ``write`` with an open file and put the result at ``path`` in one move."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            os.unlink(file.name)
+            raise
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def save_arrays(folder: Path, result: VariantResult) -> None:
+    """Write one variant's arrays."""
+    write_atomically(_arrays_path(folder, result.name), lambda file: np.savez_compressed(file, **result.arrays))
+
+
+def save_index(folder: Path, study: Study) -> Path:
+    """Write ``results.json``, and the image beside it."""
+    write_atomically(folder / "arrays" / "image.npy", lambda file: np.save(file, study.image))
+    content = {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "complete": study.complete,
+        "task": study.task,
+        "settings": study.settings,
+        "environment": study.environment,
+        "variants": [
+            {
+                "name": result.name,
+                "network": result.network,
+                "parameters": result.parameters,
+                "arrays": str(_arrays_path(folder, result.name).relative_to(folder)),
+                "seeds": result.seeds,
+            }
+            for result in study.variants
+        ],
+    }
+    text = json.dumps(_plain(content), indent=2, allow_nan=False)
+    write_atomically(folder / RESULTS, lambda file: file.write(text.encode()))
+    return folder / RESULTS
+
+
+def load(folder: str | Path) -> Study:
+    """Read a study back.
+
+    Args:
+        folder: where :meth:`Study.save` or ``ntk-inr compare --out`` wrote it.
+
+    Raises:
+        FileNotFoundError: no ``results.json`` there, or an array file is missing.
+        ValueError: the file is no study of ours, or of a later version.
+    """
+    folder = Path(folder)
+    path = folder / RESULTS
+    if not path.is_file():
+        raise FileNotFoundError(f"no {RESULTS} in {str(folder)!r}; expected a folder that ntk-inr compare --out wrote.")
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{str(path)!r} is not valid JSON ({error}).") from error
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise ValueError(f"{str(path)!r} is not a study of ntk_inr (schema {SCHEMA!r} is missing).")
+    if content["version"] != VERSION:
+        raise ValueError(
+            f"{str(path)!r} has schema version {content['version']}, this ntk_inr reads {VERSION}; use the ntk_inr "
+            f"that wrote it ({content['environment']['ntk_inr']})."
+        )
+    variants = []
+    for entry in content["variants"]:
+        arrays_path = folder / entry.pop("arrays")
+        if not arrays_path.is_file():
+            raise FileNotFoundError(f"{str(arrays_path)!r} is missing; copy the whole folder, not {RESULTS} alone.")
+        with np.load(arrays_path) as arrays:
+            variants.append(VariantResult(**entry, arrays=dict(arrays)))
+    return Study(
+        task=content["task"],
+        settings=content["settings"],
+        environment=content["environment"],
+        image=np.load(folder / "arrays" / "image.npy"),
+        variants=variants,
+        complete=content["complete"],
+    )
+
+
+def _arrays_path(folder: Path, name: str) -> Path:
+    return folder / "arrays" / f"{name.replace('/', '_')}.npz"
+
+
+def _plain(value: Any) -> Any:
+    """Return ``value`` as what JSON holds; numbers that are not finite become null."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

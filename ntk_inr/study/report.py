@@ -1,0 +1,87 @@
+"""The page, the table and the figures of a study, written beside its results."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ntk_inr.study import figures, style
+from ntk_inr.study.record import Study, write_atomically
+from ntk_inr.study.summary import GROUPS, Summary, summarize
+
+
+def write_report(
+    study: Study,
+    folder: str | Path,
+    *,
+    target_psnr: float | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Path:
+    """Write ``report.html``, ``results.csv`` and ``figures/`` (PNG and SVG) for a study.
+
+    Args:
+        study: from ``compare`` or ``load_study``.
+        folder: an existing folder, usually the one that holds its ``results.json``.
+        target_psnr: as in :func:`summarize`.
+        progress: called with (what, done, total).
+
+    Returns:
+        The path of ``report.html``, one file that needs no network.
+
+    Raises:
+        ImportError: matplotlib or jinja2 missing (``pip install "ntk-inr[report]"``).
+        ValueError: the study has no finished variant.
+    """
+    folder = Path(folder)
+    template = _template()
+    summary = summarize(study, target_psnr)
+    write_csv(summary, folder / "results.csv")
+    (folder / "figures").mkdir(exist_ok=True)
+    pictures = {}
+    makers: dict[str, Callable[[], Any]] = {"convergence": lambda: figures.convergence_figure(study, summary)}
+    for result in study.variants:
+        makers[result.name] = lambda r=result: figures.variant_figure(study, r, summary)
+    for position, (name, make) in enumerate(makers.items()):
+        if progress is not None:
+            progress("figures", position, len(makers))
+        pictures[name] = _save_figure(make(), folder / "figures" / name.replace("/", "_"))
+    if progress is not None:
+        progress("figures", len(makers), len(makers))
+    page = template.render(study=study, summary=summary, groups=GROUPS, pictures=pictures)
+    write_atomically(folder / "report.html", lambda file: file.write(page.encode()))
+    return folder / "report.html"
+
+
+def write_csv(summary: Summary, path: Path) -> None:
+    """Write the table, a row a variant, with a column of means and one of spreads for each figure."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    keys = [column.key for column in summary.columns]
+    writer.writerow(["variant", *[name for key in keys for name in (key, f"{key}_spread")]])
+    for variant, row in summary.rows.items():
+        writer.writerow([variant, *[number for key in keys for number in (row[key].mean, row[key].spread)]])
+    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def _template() -> Any:
+    try:
+        import jinja2
+    except ImportError as error:
+        raise ImportError('jinja2 is missing; install it with: pip install "ntk-inr[report]"') from error
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ntk_inr.study", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("report.html.j2")
+
+
+def _save_figure(figure: Any, stem: Path) -> str:
+    """Save as PNG and SVG; return the PNG as a data URI."""
+    for suffix in ("png", "svg"):
+        path = stem.with_name(f"{stem.name}.{suffix}")
+        write_atomically(path, lambda file, s=suffix: figure.savefig(file, format=s))
+    style.pyplot().close(figure)
+    return "data:image/png;base64," + base64.b64encode(stem.with_name(f"{stem.name}.png").read_bytes()).decode()

@@ -1,0 +1,1 @@
+"""Signals to fit: coordinates, values and how well a reconstruction matches."""

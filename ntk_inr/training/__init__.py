@@ -1,0 +1,1 @@
+"""Training with optax, and the training curve that the kernel predicts."""

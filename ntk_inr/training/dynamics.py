@@ -1,0 +1,111 @@
+"""The training curve that a constant kernel predicts (T10)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from ntk_inr import _checks
+from ntk_inr.spectra.eigen import Eigensystem, eigensystem
+from ntk_inr.training.curves import first_reaching, psnr
+
+# Below this many steps per coordinate, applying K once a step is cheaper than decomposing it.
+_STEPS_PER_POINT = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """Gradient descent as the kernel predicts it, step by step.
+
+    Attributes:
+        loss: (steps + 1,) loss ``sum(residual**2) / (2 n c)`` before the first step and after each.
+        residual: (n, c) residual f - y after the last step.
+        learning_rate: the step size.
+        data_range: span of the values, for PSNR.
+    """
+
+    loss: np.ndarray
+    residual: np.ndarray
+    learning_rate: float
+    data_range: float = 1.0
+
+    @property
+    def psnr(self) -> np.ndarray:
+        """PSNR in dB, (steps + 1,)."""
+        return psnr(2 * self.loss, self.data_range)
+
+    def steps_to(self, target_psnr: float) -> int | None:
+        """Return the first step at which PSNR is at least ``target_psnr``, or None."""
+        return first_reaching(self.psnr, target_psnr)
+
+
+def predict_training(
+    K: Any, residual: Any, *, learning_rate: float, steps: int, data_range: float = 1.0
+) -> Prediction:
+    r"""Return the loss of gradient descent on the model linearised where K was taken, (T10.1).
+
+    .. math:: r_t = \Bigl(I - \frac{\eta}{n c} K\Bigr)^t r_0, \qquad
+        \mathcal L_t = \frac{1}{2 n c}\lVert r_t\rVert^2
+
+    Exact for the linearised model, and for the network as far as its kernel stays put. The loss is
+    that of :func:`fit` under full-batch ``optax.sgd(learning_rate)``.
+
+    Args:
+        K: "trace" kernel (n, n), which lets each output evolve alone (exact at infinite width); its
+            :class:`Eigensystem`; or the "full" kernel (n, n, c, c), which is exact at any width.
+        residual: f - y at the start, (n, c).
+        learning_rate: step size eta; stable below :func:`max_learning_rate`.
+        steps: number of steps, at least 1.
+        data_range: span of the values, for PSNR.
+
+    Returns:
+        :class:`Prediction`. An unstable step size gives a growing loss, as it would in training.
+
+    Raises:
+        ValueError: shapes that don't match, steps below 1, or a learning rate not above 0.
+
+    Example:
+        >>> import jax.numpy as jnp, ntk_inr as ni
+        >>> curve = ni.predict_training(jnp.eye(2), jnp.ones((2, 1)), learning_rate=1.0, steps=2)
+        >>> [float(v) for v in curve.loss]
+        [0.5, 0.125, 0.03125]
+    """
+    _checks.check_positive(learning_rate, "learning_rate")
+    _checks.check_positive(steps, "steps", integer=True)
+    shape = (K.values if isinstance(K, Eigensystem) else K).shape
+    residual = _checks.as_values(residual, shape[0], "residual")
+    n, c = residual.shape
+    if len(shape) == 4:
+        if shape != (n, n, c, c):
+            raise ValueError(f'K has shape {shape}; the "full" kernel of a residual {(n, c)} has {(n, n, c, c)}.')
+        K, start = jnp.moveaxis(jnp.asarray(K), 2, 1).reshape(n * c, n * c), residual.reshape(-1, 1)
+    else:
+        K, start = K if isinstance(K, Eigensystem) else _checks.as_kernel(K), residual
+    rate = learning_rate / (n * c)
+    if not isinstance(K, Eigensystem) and steps > _STEPS_PER_POINT * K.shape[0]:
+        K = eigensystem(K)
+    square, last = _by_modes(K, start, rate, steps) if isinstance(K, Eigensystem) else _by_steps(K, start, rate, steps)
+    return Prediction(np.asarray(square) / (2 * n * c), np.asarray(last).reshape(n, c), learning_rate, data_range)
+
+
+def _by_modes(system: Eigensystem, start: Array, rate: float, steps: int) -> tuple[Array, Array]:
+    projected = jnp.asarray(system.vectors).T @ start
+    energy = (projected**2).sum(axis=1)
+    factor = 1 - rate * jnp.asarray(system.values)
+    square = lax.map(lambda t: (factor ** (2 * t) * energy).sum(), jnp.arange(steps + 1))
+    return square, jnp.asarray(system.vectors) @ (factor[:, None] ** steps * projected)
+
+
+@jax.jit(static_argnames="steps")
+def _by_steps(K: Array, start: Array, rate: float, steps: int) -> tuple[Array, Array]:
+    def step(residual: Array, _: None) -> tuple[Array, Array]:
+        return residual - rate * (K @ residual), (residual**2).sum()
+
+    with jax.default_matmul_precision("highest"):
+        last, square = lax.scan(step, start.astype(K.dtype), length=steps)
+    return jnp.append(square, (last**2).sum()), last
