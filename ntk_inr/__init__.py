@@ -1,5 +1,6 @@
 """Neural tangent kernels of implicit neural representations: compute, explain, predict, check."""
 
+from ntk_inr._version import __version__
 from ntk_inr.kernels.adapters import init, split
 from ntk_inr.kernels.api import ntk
 from ntk_inr.networks.activations import ReLU, Sine
@@ -19,11 +20,52 @@ from ntk_inr.spectra.eigen import (
     max_learning_rate,
 )
 from ntk_inr.spectra.moments import Moments, moments
-from ntk_inr.training.dynamics import Prediction, predict_training
-from ntk_inr.training.fit import FitResult, fit, fit_seeds
 from ntk_inr.study.compare import compare
 from ntk_inr.study.record import Study, VariantResult
 from ntk_inr.study.record import load as load_study
 from ntk_inr.study.report import write_report
 from ntk_inr.study.summary import Summary, summarize
 from ntk_inr.tasks.image import ImageTask, image_task
+from ntk_inr.training.dynamics import Prediction, predict_training
+from ntk_inr.training.fit import FitResult, fit, fit_seeds
+
+__all__ = [
+    "Alignment",
+    "Condition",
+    "CoordinateMLP",
+    "Dense",
+    "Eigensystem",
+    "FitResult",
+    "FourierModulation",
+    "GaussianFourier",
+    "ImageTask",
+    "Moments",
+    "NeRFEncoding",
+    "Prediction",
+    "ReLU",
+    "Sine",
+    "Sphere",
+    "Study",
+    "Summary",
+    "VariantResult",
+    "__version__",
+    "alignment",
+    "compare",
+    "condition_number",
+    "eigensystem",
+    "eigenvalues",
+    "fit",
+    "fit_seeds",
+    "image_task",
+    "init",
+    "load_study",
+    "max_learning_rate",
+    "moments",
+    "ntk",
+    "predict_training",
+    "split",
+    "summarize",
+    "variant",
+    "variants",
+    "write_report",
+]

@@ -99,7 +99,8 @@ def _as_real_matrix(array: Any, name: str, expected: str) -> Array:
 def _check_finite(array: Array, name: str) -> None:
     if isinstance(array, jax.core.Tracer) or not jnp.issubdtype(array.dtype, jnp.inexact):
         return
-    bad = int(array.size - jnp.isfinite(array).sum())
+    with jax.ensure_compile_time_eval():
+        bad = int(array.size - jnp.isfinite(array).sum())
     if bad:
         raise ValueError(f"{name} holds {bad} NaN or infinite values of {array.size}; remove or replace them.")
 

@@ -12,7 +12,15 @@ import rich.box
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from ntk_inr.networks.variants import variants
@@ -22,6 +30,7 @@ from ntk_inr.study.report import write_report
 from ntk_inr.study.summary import GROUPS, Summary, summarize
 from ntk_inr.tasks.image import image_task
 
+_WIDE = 110
 _USER_MISTAKES = (ValueError, TypeError, FileNotFoundError, FileExistsError, PermissionError, ImportError)
 
 
@@ -77,9 +86,11 @@ class Compare:
             )  # fmt: skip
             page = write_report(study, self.out, target_psnr=self.target, progress=progress)
         _print_study(console, study, summarize(study, self.target))
-        console.print(f"\nReport: [bold]{escape(str(page))}[/]  results: {escape(str(self.out / RESULTS))}", soft_wrap=True)
+        console.print(f"\nReport: [bold]{escape(str(page))}[/]", soft_wrap=True)
         if all(result.diverged for result in study.variants):
-            raise ValueError(f"every network diverged at learning rate {self.learning_rate:g}; pass a smaller --learning-rate.")
+            raise ValueError(
+                f"every network diverged at learning rate {self.learning_rate:g}; pass a smaller --learning-rate."
+            )
         return 0
 
     def interrupted(self) -> str:
@@ -159,7 +170,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     try:
-        return command.run(Console(highlight=False))
+        return command.run(_console())
     except _USER_MISTAKES as error:
         errors.print(f"[bold red]ntk-inr: error:[/] {escape(str(error))}")
         return 2
@@ -168,12 +179,17 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_WIDE + 30)
+
+
 class _Bars:
     """Turns calls (what, done, total) into progress bars."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._bars: dict[str, int] = {}
+        self._bars: dict[str, TaskID] = {}
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if what not in self._bars:
@@ -193,16 +209,19 @@ def _progress(console: Console) -> Iterator[_Bars]:
 
 
 def _print_study(console: Console, study: Study, summary: Summary) -> None:
+    # A narrow terminal gets the spread on a line of its own rather than broken words.
+    joint = " ± " if console.width >= _WIDE else "\n± "
     for group, title in GROUPS.items():
         table = Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", title_style="bold")
         table.add_column("variant", no_wrap=True)
         columns = [column for column in summary.columns if column.group == group]
         for column in columns:
-            table.add_column(column.title, justify="right")
+            table.add_column(column.title, justify="right", min_width=8)
         for name, row in summary.rows.items():
-            cells = [row[column.key] for column in columns]
-            table.add_row(escape(name), *[f"[bold green]{cell.text} ★[/]" if cell.best else cell.text for cell in cells])
+            cells = [(row[column.key].text.replace(" ± ", joint), row[column.key].best) for column in columns]
+            table.add_row(escape(name), *[f"[bold green]{text} ★[/]" if best else text for text, best in cells])
         console.print(table)
-    console.print(f"Mean ± standard deviation over {study.settings['seeds']} seeds; ★ best of its column; PSNR in dB.\n")
+    seeds = study.settings["seeds"]
+    console.print(f"Mean ± standard deviation over seeds ({seeds}); ★ best of its column; PSNR in dB.\n")
     for sentence in summary.conclusion:
         console.print(f"• {escape(sentence)}")

@@ -18,7 +18,7 @@ class _LinenApply:
 
     module: nn.Module
 
-    def __call__(self, constants: dict[str, Any], params: Any, x: Array) -> Array:
+    def __call__(self, constants: dict[str, Any], params: Any, x: Array) -> Any:
         return self.module.apply({**constants, "params": params}, x)
 
 

@@ -93,6 +93,12 @@ def ntk(
     return structured.ntk(apply, params, x1, x2, outputs, min(rows, n1))
 
 
+@jax.jit
+def _call(apply: Partial, params: Any, x: Array) -> Any:
+    # Its shape is all that is asked for; jit remembers the trace, jax.eval_shape would trace each time.
+    return apply(params, x)
+
+
 def check_params(params: Any) -> jnp.dtype:
     """Return the dtype of a pytree of parameters, or say which leaf can't be one."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -111,7 +117,7 @@ def check_params(params: Any) -> jnp.dtype:
 
 def check_apply(apply: Partial, params: Any, x: Array) -> int:
     """Return the number of outputs c of ``apply(params, x): (n, d) -> (n, c)``, or say what it gave."""
-    out = jax.eval_shape(apply, params, x)
+    out = _call.eval_shape(apply, params, x)
     shape = getattr(out, "shape", None)
     if shape is None or len(shape) != 2 or shape[0] != len(x):
         got = f"shape {shape}" if shape is not None else type(out).__name__

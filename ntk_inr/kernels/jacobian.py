@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from typing import Any
 
 import jax
@@ -27,9 +28,8 @@ def _jacobian(apply: Partial, params: Any, x: Array) -> list[Array]:
 
 @functools.partial(jax.jit, static_argnames="outputs")
 def _contract(rows: list[Array], columns: list[Array], outputs: str) -> Array:
-    kernel = sum(
-        jnp.einsum(_CONTRACTION[outputs], a, b, precision="highest") for a, b in zip(rows, columns, strict=True)
-    )
+    terms = (jnp.einsum(_CONTRACTION[outputs], a, b, precision="highest") for a, b in zip(rows, columns, strict=True))
+    kernel = functools.reduce(operator.add, terms)
     return kernel / rows[0].shape[1] if outputs == "trace" else kernel
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ _FACTOR_BATCH = 4096
 class Factor(NamedTuple):
     """One term of the kernel, ``(h h' + offset) * (delta delta')``, for n examples.
 
-    A parameter without a tap has an empty ``h``, offset 1, and its Jacobian as ``delta``.
+    Parameters without a tap share a factor whose ``h`` is empty, standing for 1, with their Jacobian as ``delta``.
     """
 
     h: Float[Array, "n m_in"]
@@ -47,20 +48,18 @@ def factors(apply: Partial, params: Any, x: Float[Array, "n d"]) -> list[Factor]
     return found
 
 
-def _panel(rows: list[Factor], columns: list[Factor], outputs: str) -> Array:
-    """Return the kernel between two sets of examples from their factors."""
-    total = None
-    for a, b in zip(rows, columns, strict=True):
-        forward = a.offset if a.h.shape[1] == 0 else a.h @ b.h.T + a.offset
-        if outputs == "trace":
-            backward = a.delta.reshape(len(a.delta), -1) @ b.delta.reshape(len(b.delta), -1).T / a.delta.shape[1]
-        elif outputs == "diagonal":
-            backward = jnp.einsum("icm,jcm->ijc", a.delta, b.delta)
-        else:
-            backward = jnp.einsum("icm,jem->ijce", a.delta, b.delta)
-        term = backward * jnp.reshape(forward, forward.shape + (1,) * (backward.ndim - 2)) if forward.ndim else backward
-        total = term if total is None else total + term
-    return total
+def _term(a: Factor, b: Factor, outputs: str) -> Array:
+    """Return one factor's share of the kernel between two sets of examples."""
+    if outputs == "trace":
+        backward = a.delta.reshape(len(a.delta), -1) @ b.delta.reshape(len(b.delta), -1).T / a.delta.shape[1]
+    elif outputs == "diagonal":
+        backward = jnp.einsum("icm,jcm->ijc", a.delta, b.delta)
+    else:
+        backward = jnp.einsum("icm,jem->ijce", a.delta, b.delta)
+    if a.h.shape[1] == 0:
+        return backward
+    forward = a.h @ b.h.T + a.offset
+    return backward * forward.reshape(forward.shape + (1,) * (backward.ndim - 2))
 
 
 @functools.partial(jax.jit, static_argnames=("outputs", "block"))
@@ -78,7 +77,8 @@ def ntk(apply: Partial, params: Any, x1: Array, x2: Array | None, outputs: str, 
 
         def panel(arrays: list[tuple[Array, Array]]) -> Array:
             local = [Factor(h, delta, row.offset) for (h, delta), row in zip(arrays, rows, strict=True)]
-            return _panel(local, columns, outputs)
+            terms = (_term(a, b, outputs) for a, b in zip(local, columns, strict=True))
+            return functools.reduce(operator.add, terms)
 
         kernel = lax.map(panel, [(padded(row.h), padded(row.delta)) for row in rows])
         kernel = kernel.reshape(panels * block, *kernel.shape[2:])[:n]

@@ -34,17 +34,27 @@ class _Equation:
     eqn: jex.JaxprEqn
     inputs: list[Any]
     outputs: list[_Name]
+    debug_info: Any
 
     @property
     def kind(self) -> str:
         return self.eqn.primitive.name
+
+    @property
+    def input_avals(self) -> list[Any]:
+        return [atom.aval for atom in self.eqn.invars]
+
+    @property
+    def result(self) -> Any:
+        """Shape and dtype of the first result."""
+        return self.eqn.outvars[0].aval
 
     def evaluate(self, values: Sequence[Any]) -> list[Any]:
         # A program of this one equation: how a primitive is bound differs between releases of JAX.
         named = {
             var: value for var, value in zip(self.eqn.invars, values, strict=True) if not isinstance(var, jex.Literal)
         }
-        program = jex.Jaxpr((), list(named), self.eqn.outvars, [self.eqn])
+        program = jex.Jaxpr((), list(named), self.eqn.outvars, [self.eqn], debug_info=self.debug_info)
         return jax.core.eval_jaxpr(program, (), *named.values())
 
 
@@ -100,7 +110,8 @@ class TappedFunction:
                 values[index] = leaf
             return self._replay(values, x_i, zeros)
 
-        zeros = [jnp.zeros(self._product_aval(tap).shape, self._product_aval(tap).dtype) for tap in self._taps]
+        products = [self._equations[tap.equation].result for tap in self._taps]
+        zeros = [jnp.zeros(product.shape, product.dtype) for product in products]
         out, pullback, inputs = jax.vjp(run, zeros, [leaves[i] for i in self.free], has_aux=True)
         c = out.shape[0]
         deltas, jacobians = jax.vmap(pullback)(jnp.eye(c, dtype=out.dtype))
@@ -120,6 +131,8 @@ class TappedFunction:
         def read(atom: Any) -> Any:
             return atom if isinstance(atom, jex.Literal) else env[atom]
 
+        # The names belong to the whole program's arguments, not to those of one equation.
+        debug_info = closed.jaxpr.debug_info._replace(arg_names=None, result_paths=None)
         for eqn in closed.jaxpr.eqns:
             atoms = [read(atom) for atom in eqn.invars]
             inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
@@ -127,7 +140,7 @@ class TappedFunction:
                 outputs = self._inline(inner, atoms)
             else:
                 outputs = [_Name() for _ in eqn.outvars]
-                self._equations.append(_Equation(eqn, atoms, outputs))
+                self._equations.append(_Equation(eqn, atoms, outputs, debug_info))
             env.update(zip(eqn.outvars, outputs, strict=True))
         return [read(atom) for atom in closed.jaxpr.outvars]
 
@@ -150,9 +163,6 @@ class TappedFunction:
             env.update(zip(equation.outputs, results, strict=True))
         return read(self._outputs[0]), inputs
 
-    def _product_aval(self, tap: _Tap) -> Any:
-        return self._equations[tap.equation].eqn.outvars[0].aval
-
     def _find_taps(self) -> tuple[list[_Tap], list[int]]:
         taps, free = [], set(self._leaf_of.values())
         for name, leaf in self._leaf_of.items():
@@ -174,15 +184,14 @@ class TappedFunction:
         if equation.kind != "dot_general":
             return False
         (contract, batch) = equation.eqn.params["dimension_numbers"]
-        matrix = equation.eqn.invars[position].aval
-        vector = equation.eqn.invars[1 - position].aval
+        matrix, vector = equation.input_avals[position], equation.input_avals[1 - position]
         contracted = contract[1 - position]
         return (
             not batch[0]
             and len(contracted) == 1
             and matrix.ndim == 2
             and math.prod(vector.shape) == vector.shape[contracted[0]]
-            and matrix.dtype == vector.dtype == equation.eqn.outvars[0].aval.dtype
+            and matrix.dtype == vector.dtype == equation.result.dtype
         )
 
     def _carried_bias(self, product: _Equation) -> tuple[float, int | None]:
@@ -191,7 +200,7 @@ class TappedFunction:
         if use is None or self._equations[use[0]].kind != "add":
             return 0.0, None
         leaf, beta = self._scaled_leaf(self._equations[use[0]].inputs[1 - use[1]])
-        if leaf is None or math.prod(self._leaf_shapes[leaf]) != math.prod(product.eqn.outvars[0].aval.shape):
+        if leaf is None or math.prod(self._leaf_shapes[leaf]) != math.prod(product.result.shape):
             return 0.0, None
         return beta**2, leaf
 

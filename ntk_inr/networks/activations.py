@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import flax.linen as nn
 from jax import Array
@@ -14,10 +14,13 @@ from ntk_inr.networks import initializers, trig
 from ntk_inr.networks.initializers import FanIn
 
 
+@runtime_checkable
 class Activation(Protocol):
     """What :class:`CoordinateMLP` needs of an activation beyond calling it elementwise."""
 
-    def __call__(self, u: Array, /) -> Array: ...
+    def __call__(self, u: Array, /) -> Array:
+        """Return the activation of each entry."""
+        ...
 
     def law(self, *, first: bool, readout: bool) -> FanIn:
         """Return the law of the weights of a layer; ``first`` and ``readout`` say which layer."""
@@ -29,11 +32,13 @@ class ReLU:
     """``max(u, 0)``, with He-normal weights and a LeCun-normal readout.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> float(ReLU()(jnp.float32(-2.0)))
         0.0
     """
 
-    def __call__(self, u: Array) -> Array:
+    def __call__(self, u: Array, /) -> Array:
+        """Return the activation of each entry."""
         return nn.relu(u)
 
     def law(self, *, first: bool, readout: bool) -> FanIn:
@@ -54,6 +59,7 @@ class Sine:
         ValueError: omega is not a finite number above 0.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> round(float(Sine(omega=2.0)(jnp.float32(0.5))), 4)
         0.8415
     """
@@ -63,7 +69,8 @@ class Sine:
     def __post_init__(self) -> None:
         _checks.check_positive(self.omega, "omega")
 
-    def __call__(self, u: Array) -> Array:
+    def __call__(self, u: Array, /) -> Array:
+        """Return the activation of each entry."""
         return trig.sin(self.omega * u)
 
     def law(self, *, first: bool, readout: bool) -> FanIn:
@@ -77,7 +84,8 @@ class Elementwise:
 
     function: Callable[[Array], Array]
 
-    def __call__(self, u: Array) -> Array:
+    def __call__(self, u: Array, /) -> Array:
+        """Return the activation of each entry."""
         return self.function(u)
 
     def law(self, *, first: bool, readout: bool) -> FanIn:
@@ -98,4 +106,4 @@ def resolve(activation: str | Callable[[Array], Array]) -> Activation:
         return ACTIVATIONS[activation]
     if not callable(activation):
         raise TypeError(f"activation is {activation!r}; expected a name ({', '.join(ACTIVATIONS)}) or a callable.")
-    return activation if hasattr(activation, "law") else Elementwise(activation)
+    return activation if isinstance(activation, Activation) else Elementwise(activation)

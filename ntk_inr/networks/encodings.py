@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -32,7 +34,7 @@ class NeRFEncoding(nn.Module):
         ValueError: fewer than one band.
 
     Example:
-        >>> import jax
+        >>> import jax, jax.numpy as jnp
         >>> encoding = NeRFEncoding(bands=4)
         >>> encoding.apply({}, jnp.zeros((5, 2))).shape
         (5, 16)
@@ -66,12 +68,13 @@ class GaussianFourier(nn.Module):
     Attributes:
         features: number of frequencies M; the encoding has 2 M entries.
         scale: standard deviation sigma of the frequencies, in cycles per unit length.
+        param_dtype: dtype that the frequencies are drawn in.
 
     Raises:
         ValueError: features below 1, or scale not above 0.
 
     Example:
-        >>> import jax
+        >>> import jax, jax.numpy as jnp
         >>> encoding = GaussianFourier(features=128, scale=10.0)
         >>> gamma, _ = encoding.init_with_output(jax.random.key(0), jnp.zeros((5, 2)))
         >>> gamma.shape
@@ -82,6 +85,7 @@ class GaussianFourier(nn.Module):
 
     features: int = 128
     scale: float = 10.0
+    param_dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
         _checks.check_positive(self.features, "features", integer=True)
@@ -91,10 +95,10 @@ class GaussianFourier(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n features"]:
         """Return the encoding, shape (n, 2 M)."""
-        matrix = self.variable(
-            CONSTANTS,
-            "frequencies",
-            lambda: self.scale * jax.random.normal(self.make_rng("params"), (x.shape[-1], self.features)),
-        ).value
+        def draw() -> Array:
+            shape = (x.shape[-1], self.features)
+            return self.scale * jax.random.normal(self.make_rng("params"), shape, self.param_dtype)
+
+        matrix = self.variable(CONSTANTS, "frequencies", draw).value
         sine, cosine = trig.sincos(2 * jnp.pi * (x @ matrix.astype(x.dtype)))
         return jnp.concatenate([cosine, sine], axis=-1)

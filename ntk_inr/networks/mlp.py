@@ -34,7 +34,7 @@ class Dense(nn.Module):
         parameterization: "standard" or "ntk".
 
     Example:
-        >>> import jax
+        >>> import jax, jax.numpy as jnp
         >>> u, _ = Dense(3).init_with_output(jax.random.key(0), jnp.ones((5, 2)))
         >>> u.shape
         (5, 3)
@@ -115,23 +115,22 @@ class CoordinateMLP(nn.Module):
     def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n out"]:
         """Return the network's values at coordinates ``x``, shape (n, out)."""
         activation = activations.resolve(self.activation)
-        sphere = Sphere() if self.normalization == "sphere" else self.normalization
-        placement = None if sphere is None else sphere.placement
+        sphere = Sphere() if isinstance(self.normalization, str) else self.normalization
+
+        def normalized(h: Array, at: str) -> Array:
+            return h if sphere is None or sphere.placement != at else sphere(h)
 
         def dense(features: int, name: str, **layer: bool) -> Dense:
             law = activation.law(**layer)
             return Dense(features, law, self.parameterization, self.param_dtype, name=name)
 
-        h = x if self.encoding is None else self.encoding(x)
-        if placement == "input":
-            h = sphere(h)
+        h = normalized(x if self.encoding is None else self.encoding(x), "input")
         if self.modulation is not None:
             factors = jnp.split(self.modulation(x, self.features * self.depth), self.depth, axis=-1)
         for layer in range(self.depth):
             u = dense(self.features, f"hidden_{layer}", first=layer == 0, readout=False)(h)
-            h = activation(sphere(u) if placement == "hidden_pre" else u)
+            h = activation(normalized(u, "hidden_pre"))
             if self.modulation is not None:
                 h = h * factors[layer]
-            if placement == "hidden_post":
-                h = sphere(h)
+            h = normalized(h, "hidden_post")
         return dense(self.out, "readout", first=False, readout=True)(h)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -28,12 +30,13 @@ class FourierModulation(nn.Module):
     Attributes:
         omega: angular frequency, radians per unit length.
         trained: True puts v and b among the parameters; False in the "constants" collection.
+        param_dtype: dtype that v and b are drawn in.
 
     Raises:
         ValueError: omega is not a finite number above 0.
 
     Example:
-        >>> import jax
+        >>> import jax, jax.numpy as jnp
         >>> g, _ = FourierModulation(omega=4.0).init_with_output(jax.random.key(0), jnp.zeros((5, 2)), 64)
         >>> g.shape
         (5, 64)
@@ -41,6 +44,7 @@ class FourierModulation(nn.Module):
 
     omega: float = 10.0
     trained: bool = False
+    param_dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
         _checks.check_positive(self.omega, "omega")
@@ -52,13 +56,16 @@ class FourierModulation(nn.Module):
         shape = (x.shape[-1], features)
 
         def phase(key: Array) -> Array:
-            return jax.random.uniform(key, (features,), maxval=2 * jnp.pi)
+            return jax.random.uniform(key, (features,), self.param_dtype, maxval=2 * jnp.pi)
+
+        def direction(key: Array) -> Array:
+            return jax.random.normal(key, shape, self.param_dtype)
 
         if self.trained:
-            v = self.param("v", lambda key: jax.random.normal(key, shape))
+            v = self.param("v", direction)
             b = self.param("b", phase)
         else:
-            v = self.variable(CONSTANTS, "v", lambda: jax.random.normal(self.make_rng("params"), shape)).value
+            v = self.variable(CONSTANTS, "v", lambda: direction(self.make_rng("params"))).value
             b = self.variable(CONSTANTS, "b", lambda: phase(self.make_rng("params"))).value
         angle = (self.omega * x) @ v.astype(x.dtype) + b.astype(x.dtype)[None, :]
         return 2**0.5 * trig.sin(angle)

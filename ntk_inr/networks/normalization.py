@@ -37,6 +37,7 @@ class Sphere:
     point. Encode first.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> z = Sphere(radius=1.0)(jnp.array([[3.0, 4.0]]))
         >>> [round(float(v), 3) for v in z[0]]
         [0.6, 0.8]

@@ -46,7 +46,7 @@ def _native(x: Array) -> tuple[Array, Array]:
 def sincos(x: Array) -> tuple[Array, Array]:
     """Return ``(sin(x), cos(x))`` of any shape, elementwise.
 
-    In float32 on CPU the absolute error is at most 2e-7 for \\|x\\| <= 1e4 and grows with the spacing
+    In float32 on CPU the absolute error is at most 2e-7 for abs(x) <= 1e4 and grows with the spacing
     of floats beyond. Differentiable to any order, in forward and reverse mode.
 
     Example:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -156,18 +157,17 @@ def _measure(name: str, net: nn.Module, task: ImageTask, settings: dict[str, Any
     kernels, spectra = [], []
     for s, model in enumerate(single):
         report(f"{name}: kernel", s, seeds)
-        kernel, values, figures = _kernel_figures(model, x[rows])
-        kernels.append(kernel)
+        kernel = _kernel(model, x[rows])
+        values = np.ascontiguousarray(eigenvalues(kernel))
+        scalars.append(_kernel_figures(kernel, values))
+        kernels.append(kernel.astype(np.float32))
         spectra.append(values)
-        scalars.append(figures)
     gd_rate = min(float(max_learning_rate(values, y.shape[1])) / 2 for values in spectra)
     predicted = [
-        predict_training(kernel, model[0](model[1], x[rows]) - y[rows], learning_rate=gd_rate, steps=steps)
+        predict_training(jnp.asarray(kernel), model[0](model[1], x[rows]) - y[rows], learning_rate=gd_rate, steps=steps)
         for kernel, model in zip(kernels, single, strict=True)
     ]
     report(f"{name}: kernel", seeds, seeds)
-    heatmap = _heatmap(np.asarray(kernels[0]))
-    del kernels
 
     def train(what: str, optimizer: optax.GradientTransformation) -> list[FitResult]:
         return _fit_all(models, x, y, optimizer, steps, net, lambda done, total: report(f"{name}: {what}", done, total))
@@ -175,17 +175,19 @@ def _measure(name: str, net: nn.Module, task: ImageTask, settings: dict[str, Any
     gd = train("gradient descent", optax.sgd(gd_rate))
     adam = train("Adam", optax.adam(settings["learning_rate"]))
     images = [
-        task.reconstruct(lambda c, a=model[0], r=run: a(r.params, jnp.asarray(c)))
-        for model, run in zip(single, adam, strict=True)
+        task.reconstruct(functools.partial(model[0], run.params)) for model, run in zip(single, adam, strict=True)
     ]
-    for figures, slow, fast, image in zip(scalars, gd, adam, images, strict=True):
+    for figures, model, kernel, slow, fast, image in zip(scalars, single, kernels, gd, adam, images, strict=True):
+        moved = _kernel((model[0], slow.params), x[rows])
         figures.update(
+            gd_kernel_drift=float(np.linalg.norm(moved - kernel) / np.linalg.norm(kernel)),
+            gd_cv_after=float(moments(moved).cv),
             gd_learning_rate=gd_rate, gd_status=slow.status, gd_steps=slow.steps,
             adam_status=fast.status, adam_steps=fast.steps, adam_seconds=float(fast.history["seconds"][-1]),
             **{f"image_{key}": value for key, value in task.scores(image).items()},
         )  # fmt: skip
     arrays = {
-        "kernel": heatmap,
+        "kernel": _heatmap(kernels[0]),
         "eigenvalues": np.stack(spectra),
         "predicted_psnr": np.stack([curve.psnr for curve in predicted]).astype(np.float32),
         "gd_psnr": np.stack([_padded(run.psnr, steps) for run in gd]),
@@ -199,20 +201,21 @@ def _measure(name: str, net: nn.Module, task: ImageTask, settings: dict[str, Any
     return VariantResult(name, describe(net), parameters, scalars, arrays)
 
 
-def _kernel_figures(model: tuple[Partial, Any], x: Array) -> tuple[Array, np.ndarray, dict[str, Any]]:
-    """Return the kernel in float32, its eigenvalues in float64, and its scalars.
+def _kernel(model: tuple[Partial, Any], x: Array) -> np.ndarray:
+    """Return the kernel in float64 at the model's own parameters.
 
-    In float32 rounding hides eigenvalues below about 5e-4 of the largest at n = 4096, so the kernel is
-    computed in float64 from the same parameters.
+    In float32 rounding hides eigenvalues below about 5e-4 of the largest at n = 4096.
     """
     host = jax.tree.map(np.asarray, (*model, x))
     with jax.enable_x64(True):
         apply, params, points = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), host)
-        kernel = np.asarray(ntk(apply, params, points))
-    values = np.ascontiguousarray(eigenvalues(kernel))
-    found = moments(kernel)
-    condition = condition_number(values)
-    figures = {
+        return np.asarray(ntk(apply, params, points))
+
+
+def _kernel_figures(kernel: np.ndarray, values: np.ndarray) -> dict[str, Any]:
+    """Return what the study keeps of a kernel with those eigenvalues."""
+    found, condition = moments(kernel), condition_number(values)
+    return {
         "ntk_mean": float(found.mean),
         "ntk_variance": float(found.variance),
         "cv": float(found.cv),
@@ -220,7 +223,6 @@ def _kernel_figures(model: tuple[Partial, Any], x: Array) -> tuple[Array, np.nda
         "condition_number": float(condition.value),
         "condition_resolved": bool(condition.resolved),
     }
-    return jnp.asarray(kernel, jnp.float32), values, figures
 
 
 def _fit_all(
@@ -236,13 +238,12 @@ def _fit_all(
         return fit_seeds(*models, x, y, optimizer=optimizer, steps=steps, progress=progress)
     runs = []
     for s in range(seeds):
+
+        def report(done: int, total: int, s: int = s) -> None:
+            progress(s * total + done, seeds * total)
+
         apply, params = jax.tree.map(lambda leaf, s=s: leaf[s], models)
-        runs.append(
-            fit(
-                apply, params, x, y, optimizer=optimizer, steps=steps,
-                progress=lambda done, total, s=s: progress(s * total + done, seeds * total),
-            )  # fmt: skip
-        )
+        runs.append(fit(apply, params, x, y, optimizer=optimizer, steps=steps, progress=report))
     return runs
 
 

@@ -24,8 +24,8 @@ def variant_figure(study: Study, result: VariantResult, summary: Summary) -> Any
     """
     plt = style.pyplot()
     with style.figure_style():
-        figure = plt.figure(figsize=(15.5, 3.4))
-        axes = figure.subplots(1, 5, width_ratios=[1.12, 1.1, 1.35, 0.82, 0.98])
+        figure = plt.figure(figsize=(15.5, 3.3))
+        axes = figure.subplots(1, 5, width_ratios=[1.15, 1.15, 1.35, 1, 1])
         _kernel(figure, axes[0], result)
         _spectrum(axes[1], result, summary)
         _training(axes[2], study, result)
@@ -54,8 +54,8 @@ def convergence_figure(study: Study, summary: Summary) -> Any:
                 "marker": style.MARKERS[position % len(style.MARKERS)],
                 "linestyle": "none", "capsize": 3, "label": result.name, "markersize": 7,
             }  # fmt: skip
-            cv, steps = row["cv"], row.get("adam_steps")
-            reached = steps is not None and np.isfinite(steps.mean)
+            cv, steps = row["cv"], row["steps_to_target"]
+            reached = np.isfinite(steps.mean)
             left.errorbar(
                 [cv.mean], [steps.mean if reached else last],
                 xerr=_bar(cv.spread), yerr=_bar(steps.spread) if reached else None,
@@ -63,14 +63,17 @@ def convergence_figure(study: Study, summary: Summary) -> Any:
             )  # fmt: skip
             right.errorbar([cv.mean], [row[f"gd_{last}"].mean], xerr=_bar(cv.spread), **look)
             right.plot([cv.mean], [row[f"predicted_{last}"].mean], color=look["color"], marker="_", markersize=14)
-            right.plot(
-                [cv.mean] * 2, [row[f"gd_{last}"].mean, row[f"predicted_{last}"].mean], color=look["color"], linewidth=0.7
-            )
-        title = "Adam: steps to target" if np.isfinite(summary.target_psnr) else "Adam"
-        _label(left, f"{title}{_rho(summary, 'steps with Adam')}", "cv of the NTK", f"Adam steps to {summary.target_psnr:g} dB")
+            ends = [row[f"gd_{last}"].mean, row[f"predicted_{last}"].mean]
+            right.plot([cv.mean] * 2, ends, color=look["color"], linewidth=0.7)
+        _label(
+            left,
+            f"Adam: steps to target{_rho(summary, 'steps_to_target')}",
+            "cv of the NTK",
+            f"Adam steps to {summary.target_psnr:g} dB",
+        )
         _label(
             right,
-            f"Gradient descent{_rho(summary, 'final PSNR of gradient descent, measured')}",
+            f"Gradient descent{_rho(summary, f'gd_{last}')}",
             "cv of the NTK",
             f"PSNR after {last} steps [dB]\n(marker measured, bar predicted)",
         )
@@ -86,7 +89,8 @@ def convergence_figure(study: Study, summary: Summary) -> Any:
 
 
 def _kernel(figure: Any, axis: Any, result: VariantResult) -> None:
-    picture = axis.imshow(result.arrays["kernel"], cmap=style.SEQUENTIAL, interpolation="nearest", vmin=min(0.0, float(result.arrays["kernel"].min())))  # fmt: skip
+    kernel = result.arrays["kernel"]
+    picture = axis.imshow(kernel, cmap=style.SEQUENTIAL, interpolation="nearest", vmin=min(0.0, float(kernel.min())))
     axis.set(title="Kernel at start", xlabel="pixel, raster order", ylabel="pixel", xticks=[], yticks=[])
     axis.grid(False)
     figure.colorbar(picture, ax=axis, shrink=0.85, label="K / mean diagonal")
@@ -115,7 +119,8 @@ def _training(axis: Any, study: Study, result: VariantResult) -> None:
     for key, label, color, line in curves:
         # Step 0 has no place on a logarithmic axis, so it is drawn at 1/2.
         for position, curve in enumerate(result.arrays[key]):
-            axis.plot(np.maximum(steps, 0.5), curve, color=color, linestyle=line, linewidth=1.2, label=None if position else label)  # fmt: skip
+            name = None if position else label
+            axis.plot(np.maximum(steps, 0.5), curve, color=color, linestyle=line, linewidth=1.2, label=name)
     axis.set_xscale("log")
     _label(axis, "Training", "step", "PSNR [dB]")
     axis.legend(loc="upper left")
@@ -125,8 +130,8 @@ def _reconstruction(figure: Any, left: Any, right: Any, study: Study, result: Va
     image = result.arrays["reconstruction"]
     left.imshow(image if image.shape[2] == 3 else image[:, :, 0], cmap="gray", vmin=0, vmax=1)
     error = np.abs(image - study.image).mean(axis=2)
-    picture = right.imshow(error, cmap="magma", vmin=0, vmax=max(float(np.quantile(error, 0.99)), 1e-6))
-    figure.colorbar(picture, ax=right, shrink=0.7)
+    picture = right.imshow(error, cmap=style.ERROR, vmin=0, vmax=max(float(np.quantile(error, 0.99)), 1e-6))
+    figure.colorbar(picture, ax=[left, right], shrink=0.75, label="error")
     psnr = result.seeds[0]["image_psnr"]
     left.set_title("Adam's image" + ("" if psnr is None else f", {psnr:.1f} dB"))
     right.set_title("|error|")
@@ -139,9 +144,9 @@ def _label(axis: Any, title: str, xlabel: str, ylabel: str) -> None:
     axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
 
 
-def _rho(summary: Summary, what: str) -> str:
-    rho = summary.correlations[what]
-    return "" if rho is None else f" (Spearman {rho:+.2f})"
+def _rho(summary: Summary, speed: str) -> str:
+    found = [c.rho for c in summary.correlations if (c.figure, c.speed) == ("cv", speed)]
+    return f" (Spearman {found[0]:+.2f})" if found else ""
 
 
 def _bar(spread: float) -> list[float] | None:

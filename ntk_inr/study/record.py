@@ -149,7 +149,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 def save_arrays(folder: Path, result: VariantResult) -> None:
     """Write one variant's arrays."""
-    write_atomically(_arrays_path(folder, result.name), lambda file: np.savez_compressed(file, **result.arrays))
+    arrays: dict[str, Any] = dict(result.arrays)
+    write_atomically(_arrays_path(folder, result.name), lambda file: np.savez_compressed(file, **arrays))
 
 
 def save_index(folder: Path, study: Study) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import functools
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -42,9 +43,11 @@ def write_report(
     write_csv(summary, folder / "results.csv")
     (folder / "figures").mkdir(exist_ok=True)
     pictures = {}
-    makers: dict[str, Callable[[], Any]] = {"convergence": lambda: figures.convergence_figure(study, summary)}
+    makers: dict[str, Callable[[], Any]] = {
+        "convergence": functools.partial(figures.convergence_figure, study, summary)
+    }
     for result in study.variants:
-        makers[result.name] = lambda r=result: figures.variant_figure(study, r, summary)
+        makers[result.name] = functools.partial(figures.variant_figure, study, result, summary)
     for position, (name, make) in enumerate(makers.items()):
         if progress is not None:
             progress("figures", position, len(makers))
@@ -82,6 +85,6 @@ def _save_figure(figure: Any, stem: Path) -> str:
     """Save as PNG and SVG; return the PNG as a data URI."""
     for suffix in ("png", "svg"):
         path = stem.with_name(f"{stem.name}.{suffix}")
-        write_atomically(path, lambda file, s=suffix: figure.savefig(file, format=s))
+        write_atomically(path, functools.partial(figure.savefig, format=suffix))
     style.pyplot().close(figure)
     return "data:image/png;base64," + base64.b64encode(stem.with_name(f"{stem.name}.png").read_bytes()).decode()

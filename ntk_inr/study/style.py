@@ -10,7 +10,7 @@ from typing import Any
 MEASURED, PREDICTED, FAST, NEUTRAL = "#000000", "#D55E00", "#0072B2", "#777777"
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
-SEQUENTIAL, DIVERGING = "cividis", "RdBu_r"
+SEQUENTIAL, ERROR = "cividis", "magma"
 
 
 def pyplot() -> Any:

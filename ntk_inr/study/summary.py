@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
-import scipy.stats
 
 from ntk_inr.study.record import Study, VariantResult
 
+_CLOSE_DB = 1.0
 
 GROUPS = {
     "conditioning": "Conditioning at initialisation",
@@ -56,6 +55,23 @@ class Cell:
 
 
 @dataclasses.dataclass(frozen=True)
+class Correlation:
+    """Spearman's rank correlation over variants between a figure and a speed.
+
+    Attributes:
+        figure: column key of the figure, such as "cv".
+        speed: column key of the speed.
+        rho: +1 where a lower figure always goes with a faster variant.
+        text: both, to read.
+    """
+
+    figure: str
+    speed: str
+    rho: float
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Summary:
     """The table of a study and what follows from it.
 
@@ -64,15 +80,15 @@ class Summary:
         target_source: how it was chosen.
         columns: the columns.
         rows: ``{variant: {column key: Cell}}``.
-        correlations: Spearman's rank correlation over variants between cv and each speed, None below three variants.
-        conclusion: sentences, the first the shortest answer.
+        correlations: rank correlations over variants, empty below three of them.
+        conclusion: sentences; the first is the shortest answer.
     """
 
     target_psnr: float
     target_source: str
     columns: list[Column]
     rows: dict[str, dict[str, Cell]]
-    correlations: dict[str, float | None]
+    correlations: list[Correlation]
     conclusion: list[str]
 
 
@@ -102,11 +118,16 @@ def summarize(study: Study, target_psnr: float | None = None) -> Summary:
     columns = _columns(study, target)
     values = {result.name: _values(study, result, target) for result in study.variants}
     rows = _mark_best({name: {key: _cell(key, v) for key, v in row.items()} for name, row in values.items()}, columns)
-    correlations = {
-        "steps with Adam": _spearman(study, rows, "adam_steps"),
-        "final PSNR of gradient descent, predicted": _spearman(study, rows, f"predicted_{study.settings['steps']}", -1),
-        "final PSNR of gradient descent, measured": _spearman(study, rows, f"gd_{study.settings['steps']}", -1),
-    }
+    last = study.settings["steps"]
+    pairs = [
+        ("cv", "steps_to_target", "cv and Adam's steps to the target", 1),
+        ("ntk_variance", "steps_to_target", "variance and Adam's steps to the target", 1),
+        ("cv", f"predicted_{last}", "cv and predicted gradient descent", -1),
+        ("cv", f"gd_{last}", "cv and measured gradient descent", -1),
+        (f"predicted_{last}", f"gd_{last}", "predicted and measured gradient descent", 1),
+    ]
+    names = [result.name for result in study.variants if not result.diverged]
+    correlations = [c for pair in pairs if (c := _spearman(rows, names, *pair)) is not None]
     partial = Summary(target, source, columns, rows, correlations, [])
     return dataclasses.replace(partial, conclusion=_conclude(study, partial))
 
@@ -140,8 +161,8 @@ def _columns(study: Study, target: float) -> list[Column]:
         ]
     if math.isfinite(target):
         table += [
-            Column("adam_steps", f"steps to {target:g} dB", "min", "adam", "steps to the target PSNR"),
-            Column("adam_seconds", f"seconds to {target:g} dB", "min", "adam", "seconds of training a seed to the target PSNR"),
+            Column("steps_to_target", f"steps to {target:g} dB", "min", "adam", "steps to the target PSNR"),
+            Column("seconds_to_target", f"seconds to {target:g} dB", "min", "adam", "seconds of training a seed to it"),
         ]
     table.append(Column("image_ssim", "SSIM", "max", "adam", "structural similarity of the whole image at the end"))
     if study.task["trained_pixels"] < study.task["pixels"]:
@@ -157,8 +178,8 @@ def _values(study: Study, result: VariantResult, target: float) -> dict[str, np.
     for kind in ("predicted", "gd", "adam"):
         for step in report_steps(study):
             values[f"{kind}_{step}"] = result.arrays[f"{kind}_psnr"][:, step].astype(float)
-    values["adam_steps"] = result.steps_to(target)
-    values["adam_seconds"] = result.seconds_to(target)
+    values["steps_to_target"] = result.steps_to(target)
+    values["seconds_to_target"] = result.seconds_to(target)
     if not all(seed["condition_resolved"] for seed in result.seeds):
         # What rounding lets one assert is a bound, so a spread would be misleading.
         values["condition_number"] = np.array([values["condition_number"].min()])
@@ -176,12 +197,16 @@ def _cell(key: str, values: np.ndarray) -> Cell:
     if key == "parameters":
         return Cell(mean, spread, f"{int(mean):,}")
     text = _number(mean)
-    return Cell(mean, spread, text if math.isnan(spread) else f"{text} ± {_number(spread, 2)}")
+    return Cell(mean, spread, text if math.isnan(spread) else f"{text} ± {_number(spread, 2, 'e' in text)}")
 
 
-def _number(value: float, digits: int = 3) -> str:
-    if value and not 1e-3 <= abs(value) < 1e5:
-        return f"{value:.{digits - 1}e}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
+def _number(value: float, digits: int = 3, scientific: bool | None = None) -> str:
+    """Return a number with so many significant digits; far from 1, or as told, in powers of ten."""
+    if scientific is None:
+        scientific = value != 0 and not 1e-3 <= abs(value) < 1e5
+    if scientific:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value)))) if value else 0
     return f"{value:.{min(decimals, 4)}f}"
 
@@ -204,87 +229,103 @@ def _mark_best(rows: dict[str, dict[str, Cell]], columns: list[Column]) -> dict[
     return rows
 
 
-def _spearman(study: Study, rows: dict[str, dict[str, Cell]], key: str, sign: int = 1) -> float | None:
-    """Return the rank correlation of cv with a figure in which small (times ``sign``) is fast."""
-    names = [result.name for result in study.variants if not result.diverged]
+def _spearman(
+    rows: dict[str, dict[str, Cell]], names: list[str], figure: str, speed: str, text: str, sign: int
+) -> Correlation | None:
+    """Return the rank correlation, ``sign`` times; a target never reached ranks last."""
     if len(names) < 3:
         return None
-    speed = [sign * rows[name][key].mean for name in names]
-    rho = scipy.stats.spearmanr([rows[name]["cv"].mean for name in names], np.nan_to_num(speed, nan=np.inf)).statistic
-    return None if math.isnan(rho) else float(rho)
+    columns = [np.nan_to_num([rows[name][key].mean for name in names], nan=np.inf) for key in (figure, speed)]
+    if any(len(np.unique(column)) == 1 for column in columns):
+        return None
+    import scipy.stats  # slow to import, and needed here alone
+
+    rho = sign * float(scipy.stats.spearmanr(*columns).statistic)
+    return Correlation(figure, speed, rho, f"{text} {rho:+.2f}")
 
 
 def _conclude(study: Study, summary: Summary) -> list[str]:
     """Return sentences on what the study shows, each from its own numbers."""
     rows = summary.rows
-    said = []
     alive = [result.name for result in study.variants if not result.diverged]
-    for result in study.variants:
-        if result.diverged:
-            said.append(
-                f"{result.name} diverged with Adam at learning rate {study.settings['learning_rate']:g} in every seed; "
-                "lower it."
-            )
-    if not alive:
-        return said
-    if len(alive) == 1:
+    dead = [result.name for result in study.variants if result.diverged]
+    said = []
+    if alive and len(alive) > 1:
+        lowest = min(alive, key=lambda name: rows[name]["cv"].mean)
+        fastest = min(alive, key=lambda name: rows[name]["steps_to_target"].mean)
+        same = "the same variant is both" if lowest == fastest else "these are two different variants"
+        said.append(
+            f"Best conditioned is {lowest} (cv {rows[lowest]['cv'].text}); fastest with Adam to "
+            f"{summary.target_psnr:g} dB is {fastest} ({rows[fastest]['steps_to_target'].text} steps): {same}."
+        )
+    elif alive:
         row = rows[alive[0]]
-        return [*said, f"{alive[0]}: cv {row['cv'].text}, effective rank {row['effective_rank'].text}. Compare it with another variant to learn more."]  # fmt: skip
-    lowest = min(alive, key=lambda name: rows[name]["cv"].mean)
-    fastest = min(alive, key=lambda name: rows[name]["adam_steps"].mean)
-    verdict = "the same variant is both" if lowest == fastest else "these are two different variants"
-    said.append(
-        f"Best conditioned is {lowest} (cv {rows[lowest]['cv'].text}); fastest with Adam to {summary.target_psnr:g} dB "
-        f"is {fastest} ({rows[fastest]['adam_steps'].text} steps): {verdict}."
-    )
-    said += [_read_correlation(what, rho, len(alive)) for what, rho in summary.correlations.items() if rho is not None]
-    said += _prediction_gaps(study, summary, alive)
-    said += _component_effects(rows, alive)
-    return said
-
-
-def _read_correlation(what: str, rho: float, count: int) -> str:
-    strength = "explains" if rho >= 0.8 else "partly explains" if rho >= 0.4 else "does not explain"
-    return f"cv {strength} {what}: Spearman's rank correlation {rho:+.2f} over {count} variants (+1: low cv is always faster)."
+        said.append(f"{alive[0]} has cv {row['cv'].text} and effective rank {row['effective_rank'].text}.")
+    if dead:
+        rate = study.settings["learning_rate"]
+        said.append(f"Diverged with Adam at learning rate {rate:g} in every seed: {', '.join(dead)}. Lower it.")
+    if summary.correlations:
+        listed = "; ".join(correlation.text for correlation in summary.correlations)
+        said.append(
+            f"Spearman's rank correlations over {len(alive)} variants (+1: the lower figure, or the higher predicted "
+            f"PSNR, is always faster): {listed}."
+        )
+    if alive:
+        said += _prediction_gaps(study, summary, alive)
+    return said + _component_effects(rows, alive)
 
 
 def _prediction_gaps(study: Study, summary: Summary, names: list[str]) -> list[str]:
-    """Say where gradient descent left its linearisation."""
+    """Say where gradient descent stayed with its linearisation and where it left it."""
     last = study.settings["steps"]
-    gaps = {name: summary.rows[name][f"gd_{last}"].mean - summary.rows[name][f"predicted_{last}"].mean for name in names}
-    close = [name for name, gap in gaps.items() if abs(gap) <= 1]
+    close, far = [], []
+    for name in names:
+        gap = summary.rows[name][f"gd_{last}"].mean - summary.rows[name][f"predicted_{last}"].mean
+        drift, after = (study[name].over_seeds(key).mean() for key in ("gd_kernel_drift", "gd_cv_after"))
+        if abs(gap) <= _CLOSE_DB:
+            close.append(name)
+        else:
+            cv = f"cv {_number(summary.rows[name]['cv'].mean)} to {_number(after)}"
+            far.append(f"{name} ended {gap:+.1f} dB from it (kernel moved by {100 * drift:.0f} %, {cv})")
     said = []
     if close:
-        said.append(f"The NTK at initialisation predicts gradient descent after {last} steps within 1 dB for {', '.join(close)}.")
-    for name, gap in gaps.items():
-        if abs(gap) > 1:
-            side = "above: the kernel moved towards the image" if gap > 0 else "below: the kernel moved away from its start"
-            said.append(f"For {name} gradient descent ended {abs(gap):.1f} dB {side}, so the linear prediction fails there.")
+        said.append(
+            f"The kernel at initialisation predicts gradient descent within {_CLOSE_DB:g} dB after {last} steps for "
+            f"{', '.join(close)}."
+        )
+    if far:
+        said.append(f"The kernel changes during gradient descent, so the linear prediction fails: {'; '.join(far)}.")
     return said
 
 
 def _component_effects(rows: dict[str, dict[str, Cell]], names: list[str]) -> list[str]:
-    """Compare each variant with the one that lacks its last component."""
-    said = []
+    """Compare each variant with the one that lacks one of its components, a sentence a component."""
+    effects: dict[str, list[tuple[str, float, float]]] = {}
     for name in names:
         parts = name.split("+")
         for part in parts[1:]:
             base = "+".join(p for p in parts if p != part)
-            if base not in names:
-                continue
-            cv = rows[name]["cv"].mean / rows[base]["cv"].mean
-            variance = rows[name]["ntk_variance"].mean / rows[base]["ntk_variance"].mean
-            said.append(f"Adding {part} to {base} multiplies cv by {cv:.2f} and the variance by {variance:.3g}{_reason(part, cv, variance)}")
+            if base in names:
+                cv, variance = (rows[name][key].mean / rows[base][key].mean for key in ("cv", "ntk_variance"))
+                effects.setdefault(part, []).append((base, cv, variance))
+    said = []
+    for part, found in effects.items():
+        listed = "; ".join(f"{base}: cv × {cv:.2f}, variance × {variance:.3g}" for base, cv, variance in found)
+        said.append(f"Adding {part} to {listed}.{_reason(part, [cv for _, cv, _ in found])}")
     return said
 
 
-def _reason(part: str, cv: float, variance: float) -> str:
+def _reason(part: str, ratios: list[float]) -> str:
+    """Say what the theory knows of such a change of cv."""
     if part == "sphere":
-        if abs(cv - 1) <= 0.15:
-            return ": with zero-mean readouts spherical normalization is nearly a change of scale (T5), which moves the variance and leaves cv."
-        return ": biases and unequal norms let spherical normalization change the angles too (T5)."
+        if all(abs(ratio - 1) <= 0.15 for ratio in ratios):
+            return (
+                " With a zero-mean readout spherical normalization is close to a change of scale (T5): "
+                "the variance follows the gain and cv stays."
+            )
+        return " Biases and unequal norms let spherical normalization change the angles too (T5)."
     if part == "hadamard":
-        if cv < 1:
-            return ": fixed unit-energy factors multiply the kernel by similarities below one (T6.4)."
-        return ": at this width the 1/m floor of (6.3) outweighs the similarities below one."
-    return "." if variance < 1 else ", a change that the scale-free cv shows better than the variance."
+        if all(ratio < 1 for ratio in ratios):
+            return " Fixed unit-energy factors multiply the kernel by similarities below one (T6.4)."
+        return " At this width the 1/m floor of (6.3) outweighs the similarities below one."
+    return ""

@@ -115,6 +115,7 @@ def image_task(
         ImportError: Pillow or scikit-image missing (``pip install "ntk-inr[report]"``).
 
     Example:
+        >>> import numpy as np
         >>> task = image_task(np.linspace(0, 1, 64).reshape(8, 8), size=None, holdout=0.5)
         >>> task.x.shape, task.y.shape, task.image.shape
         ((32, 2), (32, 1), (8, 8, 1))
@@ -175,6 +176,7 @@ def _to_unit(array: np.ndarray, name: str) -> np.ndarray:
         raise ValueError(f"{name} has shape {array.shape}; expected (h, w), (h, w, 3) or (h, w, 4).")
     if array.size == 0:
         raise ValueError(f"{name} has shape {array.shape}, so it is empty.")
+    unit: np.ndarray
     if array.dtype == bool:
         unit = array.astype(np.float32)
     elif array.dtype in (np.int32, np.int64):

@@ -44,9 +44,7 @@ class Prediction:
         return first_reaching(self.psnr, target_psnr)
 
 
-def predict_training(
-    K: Any, residual: Any, *, learning_rate: float, steps: int, data_range: float = 1.0
-) -> Prediction:
+def predict_training(K: Any, residual: Any, *, learning_rate: float, steps: int, data_range: float = 1.0) -> Prediction:
     r"""Return the loss of gradient descent on the model linearised where K was taken, (T10.1).
 
     .. math:: r_t = \Bigl(I - \frac{\eta}{n c} K\Bigr)^t r_0, \qquad

@@ -68,6 +68,31 @@ class FitResult:
         return None if steps is None else float(np.interp(steps, self.history["step"], self.history["seconds"]))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """The keyword arguments of ``fit``, checked as far as they can be by themselves."""
+
+    optimizer: Any = None
+    steps: int = 1000
+    key: Array | None = None
+    batch_size: int | None = None
+    target_psnr: float | None = None
+    validation: tuple[Any, Any] | None = None
+    ntk_points: int | None = None
+    data_range: float = 1.0
+    progress: Callable[[int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        _checks.check_positive(self.steps, "steps", integer=True)
+        _checks.check_positive(self.data_range, "data_range")
+        if self.ntk_points is not None:
+            _checks.check_positive(self.ntk_points, "ntk_points", integer=True)
+        if self.optimizer is not None and not hasattr(self.optimizer, "update"):
+            raise TypeError(
+                f"optimizer is {self.optimizer!r}; expected an optax transformation such as optax.adam(1e-3)."
+            )
+
+
 class _State(NamedTuple):
     params: Any
     opt_state: Any
@@ -130,33 +155,23 @@ def fit(
         >>> result.status, bool(result.history["psnr"][-1] > 30)
         ('finished', True)
     """
-    return _train(
-        apply, params, x, y, optimizer, steps, key, batch_size, target_psnr, validation, ntk_points, data_range,
-        progress, seeds=None,
-    )[0]  # fmt: skip
+    options = _Options(optimizer, steps, key, batch_size, target_psnr, validation, ntk_points, data_range, progress)
+    return _train(apply, params, x, y, options, seeds=None)[0]
 
 
-def fit_seeds(
-    apply: Any,
-    params: Any,
-    x: Any,
-    y: Any,
-    *,
-    optimizer: optax.GradientTransformation | None = None,
-    steps: int = 1000,
-    key: Array | None = None,
-    batch_size: int | None = None,
-    target_psnr: float | None = None,
-    validation: tuple[Any, Any] | None = None,
-    ntk_points: int | None = None,
-    data_range: float = 1.0,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[FitResult]:
+def fit_seeds(apply: Any, params: Any, x: Any, y: Any, **options: Any) -> list[FitResult]:
     """Train several seeds at once under ``vmap``.
 
     As :func:`fit`, but ``apply`` and ``params`` carry a leading axis of seeds, as
     ``jax.vmap(lambda key: ni.init(net, key, x))(keys)`` returns them. Memory grows with the number of
     seeds. "seconds" is the time of all of them divided by their number; all stop once all reached the target.
+
+    Args:
+        apply: stacked, as above.
+        params: stacked, as above.
+        x: coordinates (n, d), shared.
+        y: values (n, c), shared.
+        **options: the keyword arguments of :func:`fit`.
 
     Returns:
         A :class:`FitResult` a seed.
@@ -172,36 +187,24 @@ def fit_seeds(
         >>> len(ni.fit_seeds(apply, params, x, jnp.sin(x), steps=10))
         3
     """
-    seeds = len(jax.tree.leaves(params)[0])
-    return _train(
-        apply, params, x, y, optimizer, steps, key, batch_size, target_psnr, validation, ntk_points, data_range,
-        progress, seeds=seeds,
-    )  # fmt: skip
+    return _train(apply, params, x, y, _Options(**options), seeds=len(jax.tree.leaves(params)[0]))
 
 
-def _train(
-    apply: Any, params: Any, x: Any, y: Any, optimizer: Any, steps: int, key: Array | None, batch_size: int | None,
-    target_psnr: float | None, validation: Any, ntk_points: int | None, data_range: float,
-    progress: Callable[[int, int], None] | None, *, seeds: int | None,
-) -> list[FitResult]:  # fmt: skip
+def _train(apply: Any, params: Any, x: Any, y: Any, options: _Options, *, seeds: int | None) -> list[FitResult]:
     """Check, then alternate between fused steps and reports."""
     apply = _checks.as_partial(apply)
     dtype = check_params(params)
     x = _checks.as_coordinates(x).astype(dtype)
     y = _checks.as_values(y, len(x)).astype(dtype)
-    _checks.check_positive(steps, "steps", integer=True)
-    _checks.check_positive(data_range, "data_range")
     _check_outputs(apply, params, x, y, seeds)
-    optimizer = _check_optimizer(optimizer)
-    key = _check_batches(batch_size, len(x), key)
-    if validation is not None:
-        x_valid = _checks.as_coordinates(validation[0], "validation x").astype(dtype)
-        validation = x_valid, _checks.as_values(validation[1], len(x_valid), "validation y").astype(dtype)
-    if ntk_points is not None:
-        _checks.check_positive(ntk_points, "ntk_points", integer=True)
+    key = _check_batches(options.batch_size, len(x), options.key)
+    optimizer, steps = options.optimizer or optax.adam(1e-3), options.steps
+    if options.validation is not None:
+        x_valid = _checks.as_coordinates(options.validation[0], "validation x").astype(dtype)
+        y_valid = _checks.as_values(options.validation[1], len(x_valid), "validation y").astype(dtype)
+        options = dataclasses.replace(options, validation=(x_valid, y_valid))
 
-    count = seeds or 1
-    axis = (count,) if seeds else ()
+    count, axis = (seeds, (seeds,)) if seeds else (1, ())
     keys = jax.random.split(key, count) if seeds else key
     state = _State(
         jax.tree.map(jnp.asarray, params),
@@ -211,7 +214,7 @@ def _train(
         jnp.full((*axis, steps), jnp.nan, dtype),
     )
     limit = _BLOW_UP * _loss(apply, state.params, x, y, seeds=bool(seeds))
-    advance = functools.partial(_advance, optimizer=optimizer, batch_size=batch_size, seeds=bool(seeds))
+    advance = functools.partial(_advance, optimizer=optimizer, batch_size=options.batch_size, seeds=bool(seeds))
     jax.block_until_ready(advance(apply, state, keys, limit, x, y, 0, 0))  # compiles
 
     history: dict[str, list[Any]] = {}
@@ -220,13 +223,13 @@ def _train(
         start = time.perf_counter()
         state = jax.block_until_ready(advance(apply, state, keys, limit, x, y, done, stop))
         seconds, done = seconds + time.perf_counter() - start, stop
-        row = _report(apply, state.params, x, y, validation, ntk_points, data_range, seeds)
+        row = _report(apply, state.params, x, y, options, seeds)
         row.update(step=np.minimum(np.atleast_1d(state.steps), stop), seconds=np.full(count, seconds / count))
         for name, column in row.items():
             history.setdefault(name, []).append(column)
-        if progress is not None:
-            progress(stop, steps)
-        reached = row["psnr"] >= (np.inf if target_psnr is None else target_psnr)
+        if options.progress is not None:
+            options.progress(stop, steps)
+        reached = row["psnr"] >= (np.inf if options.target_psnr is None else options.target_psnr)
         if np.all(reached | ~np.atleast_1d(state.alive)):
             break
 
@@ -238,9 +241,8 @@ def _train(
         # A seed that diverged has reports that repeat its last good step; the first of them is enough.
         kept = np.unique(columns["step"], return_index=True)[1]
         columns = {name: column[kept] for name, column in columns.items()}
-        return FitResult(
-            own.params, status, taken, columns, np.asarray(own.losses)[:taken], batch_size is None, data_range
-        )
+        losses, full_batch = np.asarray(own.losses)[:taken], options.batch_size is None
+        return FitResult(own.params, status, taken, columns, losses, full_batch, options.data_range)
 
     return [result(seed) for seed in range(count)]
 
@@ -266,7 +268,7 @@ def _advance(
     batches = 1 if batch_size is None else n // batch_size
 
     def single(apply: Partial, state: _State, key: Array, limit: Array) -> _State:
-        def shuffle(epoch: Array) -> Array:
+        def shuffle(epoch: Any) -> Array:
             return jax.random.permutation(jax.random.fold_in(key, epoch), n)
 
         def step(t: Array, carry: tuple[_State, Array]) -> tuple[_State, Array]:
@@ -299,20 +301,18 @@ def _advance(
 
 
 def _report(
-    apply: Partial, params: Any, x: Array, y: Array, validation: Any, ntk_points: int | None, data_range: float,
-    seeds: int | None,
-) -> dict[str, np.ndarray]:  # fmt: skip
+    apply: Partial, params: Any, x: Array, y: Array, options: _Options, seeds: int | None
+) -> dict[str, np.ndarray]:
     """Return one row of the history; each column has an entry a seed."""
     losses = np.atleast_1d(_loss(apply, params, x, y, seeds=bool(seeds)))
-    row = {"loss": losses, "psnr": psnr(2 * losses, data_range)}
-    if validation is not None:
-        row["validation_psnr"] = psnr(
-            2 * np.atleast_1d(_loss(apply, params, *validation, seeds=bool(seeds))), data_range
-        )
-    if ntk_points is not None:
-        subset = x[np.linspace(0, len(x) - 1, min(ntk_points, len(x))).astype(int)]
+    row = {"loss": losses, "psnr": psnr(2 * losses, options.data_range)}
+    if options.validation is not None:
+        losses = np.atleast_1d(_loss(apply, params, *options.validation, seeds=bool(seeds)))
+        row["validation_psnr"] = psnr(2 * losses, options.data_range)
+    if options.ntk_points is not None:
+        subset = x[np.linspace(0, len(x) - 1, min(options.ntk_points, len(x))).astype(int)]
         models = [jax.tree.map(lambda leaf, s=s: leaf[s], (apply, params)) for s in range(seeds or 0)]
-        found = [moments(ntk(*model, subset)) for model in models or [(apply, params)]]
+        found = [moments(ntk(a, p, subset)) for a, p in models or [(apply, params)]]
         for name in ("mean", "variance", "cv"):
             row[f"ntk_{name}"] = np.array([float(getattr(m, name)) for m in found])
     return row
@@ -328,15 +328,9 @@ def _check_outputs(apply: Partial, params: Any, x: Array, y: Array, seeds: int |
         apply, params = jax.tree.map(lambda leaf: leaf[0], (apply, params))
     c = check_apply(apply, params, x)
     if c != y.shape[1]:
-        raise ValueError(f"apply gives {c} outputs but y has {y.shape[1]} columns; build the network with out={y.shape[1]}.")
-
-
-def _check_optimizer(optimizer: Any) -> optax.GradientTransformation:
-    if optimizer is None:
-        return optax.adam(1e-3)
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise TypeError(f"optimizer is {optimizer!r}; expected an optax transformation such as optax.adam(1e-3).")
-    return optimizer
+        raise ValueError(
+            f"apply gives {c} outputs but y has {y.shape[1]} columns; build the network with out={y.shape[1]}."
+        )
 
 
 def _check_batches(batch_size: int | None, n: int, key: Array | None) -> Array:

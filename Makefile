@@ -1,0 +1,31 @@
+# make demo and make test set everything up by themselves; the first run installs, later ones don't.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test lint notebooks clean
+
+demo: $(READY)
+	$(BIN)/ntk-inr compare camera --size 64 --steps 300 --seeds 2 --features 128 --depth 3 --out runs/demo --overwrite \
+		--variants relu pe pe+sphere pe+hadamard pe+sphere+hadamard siren
+
+test: $(READY)
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Runs each notebook and writes its outputs beside it.
+notebooks: $(READY)
+	$(BIN)/jupytext --set-formats py:percent,ipynb --sync notebooks/*.py
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[report,test]"
+	touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache dist

@@ -1,0 +1,40 @@
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import pytest
+
+import ntk_inr as ni
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def x(key):
+    """Scattered coordinates, so that no symmetry hides an error."""
+    return jax.random.uniform(key, (23, 2), minval=-1.0)
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def unchecked():
+    """Bad input must meet our own checks, as it does where no test hook checks types before."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def in_float64(tree):
+    """Return a model with every leaf in float64, to be used under x64."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), tree)
+
+
+def small(name, key, x, out=1, **settings):
+    return ni.init(ni.variant(name, features=24, depth=2, out=out, **settings), key, x)
