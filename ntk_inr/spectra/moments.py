@@ -57,8 +57,9 @@ def moments(K: Any) -> Moments:
     n = K.shape[0]
     diagonal = xp.diagonal(K)
     mean = diagonal.mean()
-    # Rows first, then their sums: two short sums round less than one of n**2 terms.
-    off_diagonal = ((K * K).sum(axis=1) - diagonal**2).sum() / n
-    variance = xp.maximum(off_diagonal, 0) + ((diagonal - mean) ** 2).mean()
+    # The diagonal is left out, not subtracted, which would cancel. Rows first, then their sums: two
+    # short sums round less than one of n**2 terms.
+    off_diagonal = xp.where(xp.eye(n, dtype=bool), 0, K)
+    variance = (off_diagonal**2).sum(axis=1).sum() / n + ((diagonal - mean) ** 2).mean()
     cv = xp.sqrt(variance) / mean
     return Moments(mean, variance, cv, n / (1 + cv**2))

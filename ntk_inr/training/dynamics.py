@@ -100,7 +100,7 @@ def _by_modes(system: Eigensystem, start: Array, rate: float, steps: int) -> tup
 
 
 @jax.jit(static_argnames="steps")
-def _by_steps(K: Array, start: Array, rate: float, steps: int) -> tuple[Array, Array]:
+def _by_steps(K: Array, start: Array, rate: Any, steps: int) -> tuple[Array, Array]:
     def step(residual: Array, _: None) -> tuple[Array, Array]:
         return residual - rate * (K @ residual), (residual**2).sum()
 

@@ -260,7 +260,7 @@ def _loss(apply: Partial, params: Any, x: Array, y: Array, *, seeds: bool) -> Ar
 
 @functools.partial(jax.jit, static_argnames=("optimizer", "batch_size", "seeds"))
 def _advance(
-    apply: Partial, state: _State, key: Array, limit: Array, x: Array, y: Array, start: int, stop: int,
+    apply: Partial, state: _State, key: Array, limit: Array, x: Array, y: Array, start: Any, stop: Any,
     *, optimizer: optax.GradientTransformation, batch_size: int | None, seeds: bool,
 ) -> _State:  # fmt: skip
     """Take the steps from ``start`` to ``stop``, both traced: one compilation serves every interval."""
@@ -280,7 +280,7 @@ def _advance(
                 batch = x[rows], y[rows]
             loss, gradient = jax.value_and_grad(_mean_loss, argnums=1)(apply, state.params, *batch)
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-            alive = state.alive & (loss <= limit) & jnp.isfinite(optax.global_norm(updates))
+            alive = state.alive & (loss <= limit) & jnp.isfinite(optax.tree.norm(updates))
 
             def keep(new: Any, old: Any) -> Any:
                 return jax.tree.map(lambda a, b: jnp.where(alive, a, b), new, old)

@@ -1,0 +1,228 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ntk_inr as ni
+from tests.conftest import in_float64, small
+
+
+@pytest.fixture
+def y(x):
+    return jnp.sin(3 * x[:, :1]) * x[:, 1:] / 2 + 0.5
+
+
+def linear(params, x):
+    """A model whose kernel never changes, so that T10 is exact for it."""
+    features = jnp.concatenate([x, x**2, jnp.sin(4 * x)], axis=1)
+    return features @ params
+
+
+def two_columns(y):
+    return jnp.concatenate([y, 1 - y**2], axis=1)
+
+
+def test_prediction_is_exact_for_a_linear_model(x, y, x64):
+    x, y = in_float64((x, two_columns(y)))
+    params = in_float64(np.random.default_rng(0).normal(size=(6, 2)))
+    kernel = ni.ntk(linear, params, x)
+    rate = float(ni.max_learning_rate(kernel, outputs=2)) / 2
+    curve = ni.predict_training(kernel, linear(params, x) - y, learning_rate=rate, steps=60)
+    run = ni.fit(linear, params, x, y, optimizer=optax.sgd(rate), steps=60)
+    np.testing.assert_allclose(run.losses, curve.loss[:-1], rtol=1e-11)
+    np.testing.assert_allclose(run.psnr, curve.psnr, rtol=1e-11)
+    np.testing.assert_allclose(linear(run.params, x) - y, curve.residual, rtol=1e-9, atol=1e-12)
+    assert run.steps_to(15.0) == curve.steps_to(15.0)
+
+
+def test_three_forms_of_the_kernel_predict_the_same(x, y, x64):
+    x, y = in_float64((x, two_columns(y)))
+    params = in_float64(np.random.default_rng(0).normal(size=(6, 2)))
+    residual = linear(params, x) - y
+    kernel = ni.ntk(linear, params, x)
+    forms = [kernel, ni.eigensystem(kernel), ni.eigensystem(np.asarray(kernel)), ni.ntk(linear, params, x, outputs="full")]
+    curves = [ni.predict_training(form, residual, learning_rate=0.1, steps=200) for form in forms]
+    for curve in curves[1:]:
+        np.testing.assert_allclose(curve.loss, curves[0].loss, rtol=1e-10)
+        np.testing.assert_allclose(curve.residual, curves[0].residual, atol=1e-12)
+
+
+def test_full_kernel_is_exact_where_outputs_share_features(key, x, y, x64):
+    """At finite width the hidden layers couple outputs; to first order in the step only "full" sees it."""
+    model = in_float64(small("siren", key, x, out=2))
+    x, y = in_float64((x, two_columns(y)))
+    residual = model[0](model[1], x) - y
+    errors = {}
+    for outputs in ("trace", "full"):
+        kernel = ni.ntk(*model, x, outputs=outputs)
+        curve = ni.predict_training(kernel, residual, learning_rate=1e-7, steps=1)
+        run = ni.fit(*model, x, y, optimizer=optax.sgd(1e-7), steps=1)
+        errors[outputs] = abs(np.diff(run.history["loss"])[-1] / np.diff(curve.loss)[-1] - 1)
+    assert errors["full"] < 1e-4 < errors["trace"]
+
+
+def test_wide_network_follows_its_initial_kernel(key, x, y):
+    """T10.5: in the NTK parameterization the gap closes as the width grows."""
+    gaps = []
+    for width in (64, 4096):
+        model = ni.init(ni.CoordinateMLP(features=width, depth=1, parameterization="ntk"), key, x)
+        kernel = ni.ntk(*model, x)
+        rate = float(ni.max_learning_rate(kernel)) / 2
+        curve = ni.predict_training(kernel, model[0](model[1], x) - y, learning_rate=rate, steps=100)
+        run = ni.fit(*model, x, y, optimizer=optax.sgd(rate), steps=100)
+        gaps.append(np.abs(run.losses / curve.loss[:-1] - 1).max())
+    assert gaps[1] < gaps[0] / 4  # 1 / sqrt(64) of it in theory, from one draw
+
+
+def test_long_predictions_decompose_the_kernel_and_agree():
+    kernel = jnp.asarray(np.diag([3.0, 1.0]), jnp.float32)
+    residual = jnp.ones((2, 1))
+    long = ni.predict_training(kernel, residual, learning_rate=0.5, steps=20)
+    short = ni.predict_training(kernel, residual, learning_rate=0.5, steps=5)
+    np.testing.assert_allclose(long.loss[:6], short.loss, rtol=1e-5)
+
+
+def test_history_is_logarithmic_and_complete(key, x, y):
+    reports = []
+    held = (x * 0.5, y)
+    run = ni.fit(
+        *small("pe", key, x), x, y, steps=200, validation=held, ntk_points=8,
+        progress=lambda done, total: reports.append((done, total)),
+    )  # fmt: skip
+    steps = run.history["step"]
+    assert steps[0] == 0
+    assert steps[-1] == 200
+    assert np.all(np.diff(np.diff(np.log(steps[20:]))) < 0.2)
+    assert {len(column) for column in run.history.values()} == {len(steps)}
+    assert set(run.history) >= {"loss", "psnr", "seconds", "validation_psnr", "ntk_mean", "ntk_variance", "ntk_cv"}
+    assert reports[-1] == (200, 200)
+    assert np.all(np.diff(run.history["seconds"]) >= 0)
+    np.testing.assert_allclose(run.history["loss"][:-1], run.losses[steps[:-1]], rtol=1e-4)
+    mse = np.mean((np.asarray(small("pe", key, x)[0](run.params, x)) - np.asarray(y)) ** 2)
+    np.testing.assert_allclose(run.history["psnr"][-1], -10 * np.log10(mse), rtol=1e-4)
+
+
+def test_ntk_points_record_the_kernel_of_the_moment(key, x, y):
+    model = small("pe", key, x)
+    run = ni.fit(*model, x, y, steps=3, ntk_points=23)
+    for at, params in ((0, model[1]), (-1, run.params)):
+        m = ni.moments(ni.ntk(model[0], params, x))
+        np.testing.assert_allclose(run.history["ntk_cv"][at], m.cv, rtol=1e-4)
+
+
+def test_early_stop_at_a_target(key, x, y):
+    run = ni.fit(*small("siren", key, x), x, y, steps=3000, target_psnr=25.0)
+    assert run.status == "target reached"
+    assert run.steps < 3000
+    assert run.history["psnr"][-1] >= 25.0
+    assert run.psnr[run.steps_to(25.0)] >= 25.0 > run.psnr[run.steps_to(25.0) - 1]
+    assert 0 < run.seconds_to(25.0) <= run.history["seconds"][-1]
+    assert run.steps_to(500.0) is None
+    assert run.seconds_to(500.0) is None
+
+
+@pytest.mark.parametrize("rate", [1e3, 1e30])
+def test_divergence_is_a_result_with_the_last_good_parameters(key, x, y, rate):
+    model = small("relu", key, x)
+    run = ni.fit(*model, x, y, optimizer=optax.sgd(rate), steps=50)
+    assert run.status == "diverged"
+    assert run.steps < 50
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(run.params))
+    assert np.isfinite(run.losses).all()
+    assert len(run.psnr) == run.steps + 1
+
+
+def test_minibatches_visit_each_example_once_an_epoch(x):
+    """Gradients of sum_i w_i x_i at rate 1 count the visits of each example."""
+    n = 24
+
+    def picks(params, x):
+        return x @ params
+
+    x, y = jnp.eye(n), -jnp.ones((n, 1))
+    # d loss / d w_i = (w_i - y_i) / batch; with w = 0 and a tiny rate each visit adds rate / batch.
+    rate = 1e-4
+    run = ni.fit(
+        picks, jnp.zeros((n, 1)), x, y, optimizer=optax.sgd(rate), steps=3 * 4, batch_size=6, key=jax.random.key(1)
+    )
+    np.testing.assert_allclose(-run.params * 6 / rate, 3.0, rtol=1e-3)
+    part = ni.fit(
+        picks, jnp.zeros((n, 1)), x, y, optimizer=optax.sgd(rate), steps=2, batch_size=6, key=jax.random.key(1)
+    )
+    visits = np.round(np.asarray(-part.params * 6 / rate))
+    assert sorted(visits[:, 0]) == [0] * 12 + [1] * 12
+    assert not run.full_batch
+    assert run.psnr.shape == run.history["psnr"].shape
+    assert run.steps_to(run.history["psnr"][-1]) == run.history["step"][-1]
+
+
+def test_seeds_together_equal_seeds_alone(x, y):
+    net = ni.variant("rff", features=16, depth=2)
+    keys = jax.random.split(jax.random.key(0), 3)
+    models = jax.vmap(lambda k: ni.init(net, k, x))(keys)
+    together = ni.fit_seeds(*models, x, y, steps=20, ntk_points=5)
+    assert len(together) == 3
+    for s, run in enumerate(together):
+        alone = ni.fit(*jax.tree.map(lambda leaf, s=s: leaf[s], models), x, y, steps=20)
+        np.testing.assert_allclose(run.losses, alone.losses, rtol=1e-3)
+        assert run.history["ntk_cv"].shape == run.history["step"].shape
+
+
+def test_one_diverging_seed_does_not_stop_the_others(x, y):
+    def scaled(params, x):
+        return linear(params["w"], x) * params["scale"]
+
+    params = {"w": jnp.ones((2, 6, 1)), "scale": jnp.array([1.0, 1e4])}
+    good, bad = ni.fit_seeds(scaled, params, x, y, optimizer=optax.sgd(1e-2), steps=30)
+    assert (good.status, good.steps) == ("finished", 30)
+    assert bad.status == "diverged"
+
+
+def test_a_second_fit_does_not_trace_again(x, y):
+    @chex.assert_max_traces(n=4)  # shape, loss, gradient, and the loss in the report
+    def apply(params, x):
+        return x @ params
+
+    optimizer = optax.sgd(0.1)
+    for scale in (1.0, 0.5):
+        ni.fit(apply, scale * jnp.ones((2, 1)), x, y, optimizer=optimizer, steps=7)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"y": np.zeros((4, 1))}, ValueError, "y has 4 rows but x has 5"),
+        ({"y": np.zeros(5)}, ValueError, r"y has shape \(5,\).*Reshape it with y\[:, None\]"),
+        ({"y": np.full((5, 1), np.nan)}, ValueError, "y holds 5 NaN"),
+        ({"y": np.zeros((5, 3))}, ValueError, "apply gives 1 outputs but y has 3 columns.*out=3"),
+        ({"x": np.zeros((5, 2), int)}, TypeError, "x has dtype int"),
+        ({"steps": 0}, ValueError, "steps is 0; expected at least 1"),
+        ({"steps": 1.5}, TypeError, "steps is 1.5; expected a whole number"),
+        ({"optimizer": 1e-3}, TypeError, "expected an optax transformation"),
+        ({"batch_size": 9, "key": None}, ValueError, "batch_size is 9 but x has 5 rows"),
+        ({"batch_size": 2, "key": None}, ValueError, "batch_size needs key="),
+        ({"ntk_points": 0}, ValueError, "ntk_points is 0"),
+    ],
+)
+def test_bad_input_to_fit(unchecked, change, error, message):
+    call = {"apply": lambda p, x: x @ p, "params": np.ones((2, 1)), "x": np.zeros((5, 2)), "y": np.zeros((5, 1)), **change}
+    with pytest.raises(error, match=message):
+        ni.fit(**call)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"residual": np.zeros((4, 1))}, "residual has 4 rows"),
+        ({"steps": 0}, "steps is 0"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0"),
+        ({"K": np.zeros((3, 3, 2, 2))}, "of a residual"),
+        ({"K": np.zeros((3, 4))}, "square"),
+    ],
+)
+def test_bad_input_to_predict(unchecked, change, message):
+    call = {"K": np.eye(3), "residual": np.zeros((3, 1)), "learning_rate": 0.1, "steps": 3, **change}
+    with pytest.raises(ValueError, match=message):
+        ni.predict_training(**call)
