@@ -4,8 +4,10 @@ import os
 
 import jaxtyping
 
+import tests.typechecker  # noqa: F401  (so that the hook finds it under its name)
+
 os.environ.setdefault("MPLBACKEND", "agg")
-jaxtyping.install_import_hook("ntk_inr", "beartype.beartype")
+jaxtyping.install_import_hook("ntk_inr", "tests.typechecker.check")
 
 import jax  # noqa: E402  (the hook must stand before the package is imported)
 

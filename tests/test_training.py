@@ -42,7 +42,12 @@ def test_three_forms_of_the_kernel_predict_the_same(x, y, x64):
     params = in_float64(np.random.default_rng(0).normal(size=(6, 2)))
     residual = linear(params, x) - y
     kernel = ni.ntk(linear, params, x)
-    forms = [kernel, ni.eigensystem(kernel), ni.eigensystem(np.asarray(kernel)), ni.ntk(linear, params, x, outputs="full")]
+    forms = [
+        kernel,
+        ni.eigensystem(kernel),
+        ni.eigensystem(np.asarray(kernel)),
+        ni.ntk(linear, params, x, outputs="full"),
+    ]
     curves = [ni.predict_training(form, residual, learning_rate=0.1, steps=200) for form in forms]
     for curve in curves[1:]:
         np.testing.assert_allclose(curve.loss, curves[0].loss, rtol=1e-10)
@@ -207,7 +212,13 @@ def test_a_second_fit_does_not_trace_again(x, y):
     ],
 )
 def test_bad_input_to_fit(unchecked, change, error, message):
-    call = {"apply": lambda p, x: x @ p, "params": np.ones((2, 1)), "x": np.zeros((5, 2)), "y": np.zeros((5, 1)), **change}
+    call = {
+        "apply": lambda p, x: x @ p,
+        "params": np.ones((2, 1)),
+        "x": np.zeros((5, 2)),
+        "y": np.zeros((5, 1)),
+        **change,
+    }
     with pytest.raises(error, match=message):
         ni.fit(**call)
 

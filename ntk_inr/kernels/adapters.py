@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
@@ -18,8 +19,8 @@ class _LinenApply:
 
     module: nn.Module
 
-    def __call__(self, constants: dict[str, Any], params: Any, x: Array) -> Any:
-        return self.module.apply({**constants, "params": params}, x)
+    def __call__(self, constants: dict[str, Any], params: Any, x: Any) -> Any:
+        return self.module.apply({**constants, "params": params}, jnp.asarray(x))
 
 
 def split(model: tuple[nn.Module, Any]) -> tuple[Partial, Any]:

@@ -95,6 +95,7 @@ class GaussianFourier(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n features"]:
         """Return the encoding, shape (n, 2 M)."""
+
         def draw() -> Array:
             shape = (x.shape[-1], self.features)
             return self.scale * jax.random.normal(self.make_rng("params"), shape, self.param_dtype)

@@ -158,6 +158,10 @@ def _measure(name: str, net: nn.Module, task: ImageTask, settings: dict[str, Any
     for s, model in enumerate(single):
         report(f"{name}: kernel", s, seeds)
         kernel = _kernel(model, x[rows])
+        if np.abs(kernel).max() > np.finfo(np.float32).max or not np.isfinite(kernel).all():
+            raise ValueError(
+                f"the kernel of {name!r} at initialisation is not finite in float32; scale its weights down."
+            )
         values = np.ascontiguousarray(eigenvalues(kernel))
         scalars.append(_kernel_figures(kernel, values))
         kernels.append(kernel.astype(np.float32))

@@ -57,7 +57,7 @@ def convergence_figure(study: Study, summary: Summary) -> Any:
             cv, steps = row["cv"], row["steps_to_target"]
             reached = np.isfinite(steps.mean)
             left.errorbar(
-                [cv.mean], [steps.mean if reached else last],
+                [cv.mean], [max(steps.mean, 0.5) if reached else last],
                 xerr=_bar(cv.spread), yerr=_bar(steps.spread) if reached else None,
                 markerfacecolor=look["color"] if reached else "white", **look,
             )  # fmt: skip

@@ -147,6 +147,12 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     os.replace(file.name, path)
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as JSON in one move; numbers that are not finite become null."""
+    text = json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
 def save_arrays(folder: Path, result: VariantResult) -> None:
     """Write one variant's arrays."""
     arrays: dict[str, Any] = dict(result.arrays)
@@ -174,8 +180,7 @@ def save_index(folder: Path, study: Study) -> Path:
             for result in study.variants
         ],
     }
-    text = json.dumps(_plain(content), indent=2, allow_nan=False)
-    write_atomically(folder / RESULTS, lambda file: file.write(text.encode()))
+    write_json(folder / RESULTS, content)
     return folder / RESULTS
 
 
@@ -226,7 +231,7 @@ def _arrays_path(folder: Path, name: str) -> Path:
 
 
 def _plain(value: Any) -> Any:
-    """Return ``value`` as what JSON holds; numbers that are not finite become null."""
+    """Return ``value`` as what JSON holds."""
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import dataclasses
 import functools
 import io
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ntk_inr.study import figures, style
-from ntk_inr.study.record import Study, write_atomically
+from ntk_inr.study.record import Study, write_atomically, write_json
 from ntk_inr.study.summary import GROUPS, Summary, summarize
 
 
@@ -22,7 +23,7 @@ def write_report(
     target_psnr: float | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Path:
-    """Write ``report.html``, ``results.csv`` and ``figures/`` (PNG and SVG) for a study.
+    """Write ``report.html``, ``results.csv``, ``summary.json`` and ``figures/`` (PNG and SVG) for a study.
 
     Args:
         study: from ``compare`` or ``load_study``.
@@ -41,6 +42,7 @@ def write_report(
     template = _template()
     summary = summarize(study, target_psnr)
     write_csv(summary, folder / "results.csv")
+    write_json(folder / "summary.json", dataclasses.asdict(summary))
     (folder / "figures").mkdir(exist_ok=True)
     pictures = {}
     makers: dict[str, Callable[[], Any]] = {

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 
-def psnr(mse: Any, data_range: float = 1.0) -> np.ndarray:
+def psnr(mse: Any, data_range: float = 1.0) -> Any:
     r"""Return the peak signal-to-noise ratio in dB, :math:`10\log_{10}(R^2/\mathrm{mse})`.
 
     Args:
@@ -15,7 +15,7 @@ def psnr(mse: Any, data_range: float = 1.0) -> np.ndarray:
         data_range: R, the span of the values; 1 for images in [0, 1].
 
     Returns:
-        float64 array of the shape of ``mse``.
+        float64 of the shape of ``mse``.
 
     Example:
         >>> float(psnr(0.01))

@@ -1,0 +1,114 @@
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import ntk_inr as ni
+from ntk_inr import __main__, cli
+
+FAST = ["--size", "8", "--features", "8", "--depth", "1", "--steps", "3", "--seeds", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(unchecked, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    PIL.Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save("photo.png")
+
+
+def test_compare_then_report(capsys, tmp_path):
+    assert cli.run(["compare", "photo.png", *FAST, "--variants", "relu", "pe", "--out", "runs/photo"]) == 0
+    printed = capsys.readouterr().out
+    for expected in ("Conditioning at initialisation", "pe", "★", "Best conditioned is", "report.html"):
+        assert expected in printed
+    page = tmp_path / "runs/photo/report.html"
+    first = page.read_text()
+    page.unlink()
+    assert cli.run(["report", "runs/photo", "--target", "3"]) == 0
+    assert "as asked for" in page.read_text() != first
+
+
+def test_default_folder_is_named_after_the_image():
+    assert cli.run(["compare", "photo.png", *FAST, "--variants", "relu"]) == 0
+    assert ni.load_study("runs/photo").complete
+
+
+def test_variants_are_a_line_each(capsys):
+    assert cli.run(["variants"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(ni.variants())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "missing.png"], "no file 'missing.png'"),
+        (["compare", "camra"], "no bundled image of that name"),
+        (["compare", "text.png"], "can't be read as an image"),
+        (["compare", "pixel.png"], "has 1 pixel"),
+        (["compare", "photo.png", "--variants", "sirne"], "Did you mean 'siren'?"),
+        (["compare", "photo.png", "--steps", "0"], "steps is 0; expected at least 1"),
+        (["compare", "photo.png", "--holdout", "2"], "holdout is 2.0"),
+        (["compare", "photo.png", "--out", "full"], "exists and is not empty"),
+        (["compare", "photo.png", "--out", "photo.png"], "is a file"),
+        (["compare", "photo.png", "--learning-rate", "-1"], "learning_rate is -1.0"),
+        (["compare", "photo.png", "--variants", "relu", "--learning-rate", "1e30"], "every network diverged"),
+        (["report", "nowhere"], "no results.json in 'nowhere'"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_status_2(capsys, tmp_path, arguments, message):
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    PIL.Image.fromarray(np.zeros((1, 1), np.uint8)).save("pixel.png")
+    assert cli.run([*arguments, *(FAST if arguments[0] == "compare" and "--steps" not in arguments else [])]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ntk-inr: error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert (tmp_path / "full" / "thesis.txt").read_text() == "mine"
+
+
+def test_wrong_options_and_help_do_not_raise(capsys):
+    assert cli.run(["compare"]) == 2
+    assert cli.run(["compare", "photo.png", "--stepz", "3"]) == 2
+    assert cli.run(["compare", "--help"]) == 0
+    assert "Example: ntk-inr compare photo.png" in " ".join(capsys.readouterr().out.split())
+
+
+def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(capsys, monkeypatch):
+    original = cli._Bars.__call__
+
+    def press(self, what, done, total):
+        original(self, what, done, total)
+        if what == "pe: Adam":
+            raise KeyboardInterrupt
+
+    arguments = ["compare", "photo.png", *FAST, "--variants", "relu", "pe", "--out", "out"]
+    with monkeypatch.context() as patched:
+        patched.setattr(cli._Bars, "__call__", press)
+        assert cli.run(arguments) == 130
+    assert "1 of 2 networks are finished and kept in out" in capsys.readouterr().err
+    assert cli.run([*arguments, "--resume"]) == 0
+    assert [result.name for result in ni.load_study("out").variants] == ["relu", "pe"]
+
+
+def test_ctrl_c_before_anything_is_done(capsys, monkeypatch):
+    monkeypatch.setattr(cli._Bars, "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert cli.run(["compare", "photo.png", *FAST]) == 130
+    assert "nothing was kept" in capsys.readouterr().err
+
+
+def test_without_the_extra_it_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    monkeypatch.delitem(sys.modules, "ntk_inr.cli")
+    monkeypatch.delattr(ni, "cli")
+    assert __main__.main() == 2
+    assert 'pip install "ntk-inr[report]"' in capsys.readouterr().err
+
+
+def test_module_runs_as_a_command():
+    done = subprocess.run([sys.executable, "-m", "ntk_inr", "variants"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "siren" in done.stdout
