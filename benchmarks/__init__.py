@@ -1,0 +1,1 @@
+"""One script a figure or table; results lie under benchmarks/results/."""

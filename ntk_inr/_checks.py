@@ -61,7 +61,13 @@ def as_partial(apply: Any) -> Partial:
             f"apply is {type(apply).__name__}, which can't be called; expected a function "
             "apply(params, x): (n, d) -> (n, c), such as the first result of ni.init(net, key, x)."
         )
-    return apply if isinstance(apply, Partial) else Partial(apply)
+    if isinstance(apply, Partial):
+        return apply
+    try:
+        hash(apply)
+    except TypeError:
+        return Partial(lambda params, x: apply(params, x))  # jit can't remember it, but can run it
+    return Partial(apply)
 
 
 def check_choice(value: Any, choices: Iterable[str], name: str) -> None:

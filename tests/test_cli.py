@@ -52,6 +52,9 @@ def test_variants_are_a_line_each(capsys):
         (["compare", "photo.png", "--holdout", "2"], "holdout is 2.0"),
         (["compare", "photo.png", "--out", "full"], "exists and is not empty"),
         (["compare", "photo.png", "--out", "photo.png"], "is a file"),
+        (["compare", "photo.png", "--out", "/proc/nowhere"], "can't write to '/proc/nowhere'"),
+        (["compare", "photo.png", "--resume", "--overwrite"], "contradict"),
+        (["compare", "nan.tiff"], "holds 64 NaN"),
         (["compare", "photo.png", "--learning-rate", "-1"], "learning_rate is -1.0"),
         (["compare", "photo.png", "--variants", "relu", "--learning-rate", "1e30"], "every network diverged"),
         (["report", "nowhere"], "no results.json in 'nowhere'"),
@@ -62,6 +65,7 @@ def test_a_users_mistake_is_one_line_and_status_2(capsys, tmp_path, arguments, m
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     PIL.Image.fromarray(np.zeros((1, 1), np.uint8)).save("pixel.png")
+    PIL.Image.fromarray(np.full((8, 8), np.nan, np.float32)).save("nan.tiff")
     assert cli.run([*arguments, *(FAST if arguments[0] == "compare" and "--steps" not in arguments else [])]) == 2
     error = capsys.readouterr().err
     assert error.startswith("ntk-inr: error: ")

@@ -76,6 +76,9 @@ MODELS = {
         odd_entries, {"left": (8, 2), "frequency": (), "turned": (6, 8), "scale": (6,), "out": (6, 2), "shift": ()}
     ),
     "custom rule": plain(custom_rule, {"w": (2, 8), "out": (8, 1)}),
+    "product of two parameters": plain(
+        lambda p, x: (x[:, 0] * (p["a"] @ p["b"])[0, 0])[:, None], {"a": (1, 3), "b": (3, 1)}
+    ),
     "linear in a vector": plain(lambda p, x: (x @ p)[:, None], (2,)),
 }
 
@@ -230,3 +233,11 @@ def test_bad_input_says_what_is_expected(unchecked, change, error, message):
 
 def test_one_coordinate_is_enough(key, x):
     assert ni.ntk(*small("relu", key, x), x[:1]).shape == (1, 1)
+
+
+def test_a_callable_without_hash_works(x):
+    class Model(dict):
+        def __call__(self, params, x):
+            return x @ params
+
+    assert ni.ntk(Model(), jnp.ones((2, 1)), x).shape == (23, 23)

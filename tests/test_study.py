@@ -169,6 +169,13 @@ def test_results_are_never_overwritten_unasked(study, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_overwriting_forgets_the_older_study_at_once(task, study, tmp_path):
+    study.save(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        ni.compare(task, ["relu"], **SMALL, out=tmp_path / "run", overwrite=True, progress=Stop("relu"))
+    assert not (tmp_path / "run" / RESULTS).exists()
+
+
 def test_broken_folders_are_refused(unchecked, study, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no results\.json"):
         ni.load_study(tmp_path)
@@ -242,6 +249,8 @@ def test_one_variant_and_a_constant_image_still_conclude():
         ({"steps": 0}, "steps is 0"),
         ({"seeds": 0}, "seeds is 0"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"resume": True}, "resume needs out="),
+        ({"resume": True, "overwrite": True, "out": "nowhere"}, "contradict"),
     ],
 )
 def test_bad_input(task, change, message):

@@ -128,6 +128,14 @@ def test_early_stop_at_a_target(key, x, y):
     assert run.seconds_to(500.0) is None
 
 
+def test_a_good_start_that_gets_worse_is_no_divergence(x, x64):
+    """Adam kicks a perfect start away by its learning rate, however small the first loss."""
+    params = jnp.ones((2, 1))
+    run = ni.fit(lambda p, x: x @ p, params, x.astype(float), x.astype(float) @ params + 1e-9, steps=5)
+    assert run.history["loss"][1] > 1e4 * run.history["loss"][0]
+    assert run.status == "finished"
+
+
 @pytest.mark.parametrize("rate", [1e3, 1e30])
 def test_divergence_is_a_result_with_the_last_good_parameters(key, x, y, rate):
     model = small("relu", key, x)

@@ -164,15 +164,17 @@ class TappedFunction:
         return read(self._outputs[0]), inputs
 
     def _find_taps(self) -> tuple[list[_Tap], list[int]]:
-        taps, free = [], set(self._leaf_of.values())
+        taps: dict[int, _Tap] = {}
+        free = set(self._leaf_of.values())
         for name, leaf in self._leaf_of.items():
             use = self._only_use(name)
-            if use is None or not self._is_tappable(*use):
+            # A product of two parameters is tapped for the first; the second keeps its Jacobian.
+            if use is None or use[0] in taps or not self._is_tappable(*use):
                 continue
             offset, bias = self._carried_bias(self._equations[use[0]])
-            taps.append(_Tap(leaf, *use, offset))
+            taps[use[0]] = _Tap(leaf, *use, offset)
             free -= {leaf, bias}
-        return taps, sorted(free)
+        return list(taps.values()), sorted(free)
 
     def _only_use(self, name: _Name) -> tuple[int, int] | None:
         uses = self._uses[name]

@@ -82,7 +82,8 @@ def compare(
         :class:`Study`, also under ``out`` if given.
 
     Raises:
-        ValueError: no or unknown or repeated variants, sizes below 1, a resumed study with other settings.
+        ValueError: no or unknown or repeated variants, sizes below 1, a resumed study with other settings,
+            a kernel that is not finite.
         FileExistsError: ``out`` is not empty and neither ``overwrite`` nor ``resume`` was given.
 
     Example:
@@ -96,6 +97,7 @@ def compare(
     for name, value in {"steps": steps, "seeds": seeds, "kernel_points": kernel_points}.items():
         _checks.check_positive(value, name, integer=True)
     _checks.check_positive(learning_rate, "learning_rate")
+    _checks.refuse_if(resume and out is None, "resume needs out=, the folder of the study to go on from.")
     settings = {
         "features": features, "depth": depth, "steps": steps, "seeds": seeds, "learning_rate": learning_rate,
         "seed": seed, "kernel_points": kernel_points,

@@ -112,10 +112,15 @@ class Study:
 def prepare_folder(folder: str | Path, *, overwrite: bool = False, resume: bool = False) -> Path:
     """Make an output folder and check that it may be written to, before anything is computed.
 
+    ``overwrite`` removes an older ``results.json``, so that a run that is interrupted can't be taken for it.
+
     Raises:
         FileExistsError: it is a file, or holds something and neither ``overwrite`` nor ``resume`` was given.
+        ValueError: both were given.
         PermissionError: it can't be written to.
     """
+    if overwrite and resume:
+        raise ValueError("overwrite and resume contradict each other; give one of them.")
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{str(folder)!r} is a file; choose a folder for the results.")
@@ -128,6 +133,8 @@ def prepare_folder(folder: str | Path, *, overwrite: bool = False, resume: bool 
         (folder / "arrays").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+        if overwrite:
+            (folder / RESULTS).unlink(missing_ok=True)
     except OSError as error:
         raise PermissionError(f"can't write to {str(folder)!r} ({error.strerror}); choose another folder.") from error
     return folder

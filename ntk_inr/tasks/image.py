@@ -165,7 +165,10 @@ def _load(source: Any) -> tuple[str, np.ndarray]:
         picture = picture.convert("L" if picture.mode == "1" else "RGB")
     elif picture.mode in ("La", "RGBa"):
         picture = picture.convert(picture.mode.upper())
-    return path.name, _to_unit(np.asarray(picture), str(path))
+    array = np.asarray(picture)
+    if picture.mode == "I" and array.min() >= 0 and array.max() <= 65535:
+        array = array.astype(np.uint16)  # 16-bit files that Pillow opens in 32 bits
+    return path.name, _to_unit(array, str(path))
 
 
 def _to_unit(array: np.ndarray, name: str) -> np.ndarray:
@@ -180,7 +183,7 @@ def _to_unit(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype == bool:
         unit = array.astype(np.float32)
     elif array.dtype in (np.int32, np.int64):
-        # Pillow's mode "I" and most integer arrays: 8- or 16-bit content in a wider type.
+        # NumPy's default integers: 8- or 16-bit content in a wider type.
         low, high = int(array.min()), int(array.max())
         if low < 0 or high > 65535:
             raise ValueError(f"{name} has integers from {low} to {high}; expected 0 to 255 or 0 to 65535.")

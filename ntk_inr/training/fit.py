@@ -22,7 +22,8 @@ from ntk_inr.training.curves import first_reaching, psnr
 
 Status = Literal["finished", "target reached", "diverged"]
 
-# A loss this far above the first one counts as divergence; waiting for infinity wastes steps.
+# A loss this far above the first one, and above that of an error of the whole data range, counts as
+# divergence; waiting for infinity wastes steps.
 _BLOW_UP = 1e4
 
 
@@ -140,8 +141,8 @@ def fit(
         progress: called with (steps done, steps) at each report.
 
     Returns:
-        :class:`FitResult`. A loss that is not finite, or above 1e4 times the first, ends the run with
-        status "diverged" and the last good parameters; it does not raise.
+        :class:`FitResult`. A loss that is not finite, or above 1e4 times both the first one and
+        data_range**2 / 2, ends the run with status "diverged" and the last good parameters; it does not raise.
 
     Raises:
         TypeError: integer coordinates, or an optimizer that is not optax's.
@@ -213,7 +214,7 @@ def _train(apply: Any, params: Any, x: Any, y: Any, options: _Options, *, seeds:
         jnp.zeros(axis, jnp.int32),
         jnp.full((*axis, steps), jnp.nan, dtype),
     )
-    limit = _BLOW_UP * _loss(apply, state.params, x, y, seeds=bool(seeds))
+    limit = _BLOW_UP * jnp.maximum(_loss(apply, state.params, x, y, seeds=bool(seeds)), options.data_range**2 / 2)
     advance = functools.partial(_advance, optimizer=optimizer, batch_size=options.batch_size, seeds=bool(seeds))
     jax.block_until_ready(advance(apply, state, keys, limit, x, y, 0, 0))  # compiles
 
