@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PYTEST_ARGS ?= -n 2
 
 .PHONY: demo test lint notebooks clean
 
