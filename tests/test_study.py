@@ -152,7 +152,7 @@ def test_resume_refuses_other_settings(task, study, tmp_path):
     with pytest.raises(ValueError, match="steps was 20, now 21"):
         ni.compare(task, NAMES, **{**SMALL, "steps": 21}, out=tmp_path / "run", resume=True)
     other = ni.image_task("camera", size=9)
-    with pytest.raises(ValueError, match="image was"):
+    with pytest.raises(ValueError, match="image or choice of pixels was"):
         ni.compare(other, NAMES, **SMALL, out=tmp_path / "run", resume=True)
 
 

@@ -305,8 +305,8 @@ def _environment() -> dict[str, Any]:
 def _resumed(folder: Path, wanted: Study) -> list[VariantResult]:
     """Return the variants that are done already, or say why the folder holds another study."""
     found = record.load(folder)
-    asked = {**wanted.settings, "image": wanted.task["digest"]}
-    kept = {**found.settings, "image": found.task["digest"]}
+    asked = {**wanted.settings, "image or choice of pixels": wanted.task["digest"]}
+    kept = {**found.settings, "image or choice of pixels": found.task["digest"]}
     differ = [f"{key} was {kept.get(key)!r}, now {asked[key]!r}" for key in asked if kept.get(key) != asked[key]]
     if differ:
         raise ValueError(
