@@ -27,7 +27,7 @@ from ntk_inr.networks.variants import variants
 from ntk_inr.study import compare as study_compare
 from ntk_inr.study.record import RESULTS, Study, load
 from ntk_inr.study.report import write_report
-from ntk_inr.study.summary import GROUPS, Summary, summarize
+from ntk_inr.study.summary import GROUPS, Summary, check_target, summarize
 from ntk_inr.tasks.image import image_task
 
 _WIDE = 110
@@ -76,6 +76,7 @@ class Compare:
 
     def run(self, console: Console) -> int:
         """Do it; return the exit status."""
+        check_target(self.target)
         task = image_task(self.source, size=self.size, holdout=self.holdout, grey=self.grey, seed=self.seed)
         self.out = self.out or Path("runs") / Path(task.name).stem
         with _progress(console) as progress:

@@ -57,6 +57,8 @@ def test_variants_are_a_line_each(capsys):
         (["compare", "nan.tiff"], "holds 64 NaN"),
         (["compare", "photo.png", "--learning-rate", "-1"], "learning_rate is -1.0"),
         (["compare", "photo.png", "--variants", "relu", "--learning-rate", "1e30"], "every network diverged"),
+        (["compare", "photo.png", "--target", "nan"], "the target PSNR is nan"),
+        (["compare", "photo.png", "--seed", "-1"], "seed is -1; expected at least 0"),
         (["report", "nowhere"], "no results.json in 'nowhere'"),
     ],
 )

@@ -97,6 +97,7 @@ def compare(
     for name, value in {"steps": steps, "seeds": seeds, "kernel_points": kernel_points}.items():
         _checks.check_positive(value, name, integer=True)
     _checks.check_positive(learning_rate, "learning_rate")
+    _checks.check_positive(seed, "seed", integer=True, least=0)
     _checks.refuse_if(resume and out is None, "resume needs out=, the folder of the study to go on from.")
     settings = {
         "features": features, "depth": depth, "steps": steps, "seeds": seeds, "learning_rate": learning_rate,

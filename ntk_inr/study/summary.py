@@ -101,7 +101,7 @@ def summarize(study: Study, target_psnr: float | None = None) -> Summary:
             (rounded down to 0.5 dB; variants that diverged left out).
 
     Raises:
-        ValueError: the study has no variants.
+        ValueError: the study has no variants, or the target is not finite.
 
     Example:
         >>> import numpy as np, ntk_inr as ni
@@ -109,6 +109,7 @@ def summarize(study: Study, target_psnr: float | None = None) -> Summary:
         >>> ni.summarize(study).rows["relu"]["parameters"].text
         '33'
     """
+    check_target(target_psnr)
     if not study.variants:
         raise ValueError("this study has no finished variant yet; run it again with --resume.")
     if target_psnr is None:
@@ -130,6 +131,12 @@ def summarize(study: Study, target_psnr: float | None = None) -> Summary:
     correlations = [c for pair in pairs if (c := _spearman(rows, names, *pair)) is not None]
     partial = Summary(target, source, columns, rows, correlations, [])
     return dataclasses.replace(partial, conclusion=_conclude(study, partial))
+
+
+def check_target(target_psnr: float | None) -> None:
+    """Raise ``ValueError`` where a target is given and is not a finite number of dB."""
+    if target_psnr is not None and not math.isfinite(target_psnr):
+        raise ValueError(f"the target PSNR is {target_psnr}; expected a finite number of dB, such as 25.")
 
 
 def report_steps(study: Study) -> list[int]:

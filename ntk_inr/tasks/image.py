@@ -120,6 +120,7 @@ def image_task(
         >>> task.x.shape, task.y.shape, task.image.shape
         ((32, 2), (32, 1), (8, 8, 1))
     """
+    _checks.check_positive(seed, "seed", integer=True, least=0)
     _require("skimage")  # scores need it: better now than after the training
     name, image = _load(source)
     if grey and image.shape[2] == 3:
