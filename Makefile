@@ -26,6 +26,8 @@ notebooks: $(READY)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[report,test]"
+	# Without what its metadata asks for: TensorFlow and tf2jax, which nothing here uses.
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps neural-tangents
 	touch $@
 
 clean:

@@ -3,6 +3,8 @@
 from ntk_inr._version import __version__
 from ntk_inr.kernels.adapters import init, split
 from ntk_inr.kernels.api import ntk
+from ntk_inr.kernels.operator import NTKOperator
+from ntk_inr.kernels.planning import Plan, explain
 from ntk_inr.networks.activations import ReLU, Sine
 from ntk_inr.networks.encodings import GaussianFourier, NeRFEncoding
 from ntk_inr.networks.mlp import CoordinateMLP, Dense
@@ -20,6 +22,7 @@ from ntk_inr.spectra.eigen import (
     max_learning_rate,
 )
 from ntk_inr.spectra.moments import Moments, moments
+from ntk_inr.spectra.sampled import SampledMoments, sampled_moments, streamed_moments
 from ntk_inr.study.compare import compare
 from ntk_inr.study.record import Study, VariantResult
 from ntk_inr.study.record import load as load_study
@@ -40,9 +43,12 @@ __all__ = [
     "GaussianFourier",
     "ImageTask",
     "Moments",
+    "NTKOperator",
     "NeRFEncoding",
+    "Plan",
     "Prediction",
     "ReLU",
+    "SampledMoments",
     "Sine",
     "Sphere",
     "Study",
@@ -54,6 +60,7 @@ __all__ = [
     "condition_number",
     "eigensystem",
     "eigenvalues",
+    "explain",
     "fit",
     "fit_seeds",
     "image_task",
@@ -63,7 +70,9 @@ __all__ = [
     "moments",
     "ntk",
     "predict_training",
+    "sampled_moments",
     "split",
+    "streamed_moments",
     "summarize",
     "variant",
     "variants",

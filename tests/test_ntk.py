@@ -1,140 +1,183 @@
-"""The structured kernel against the contraction of Jacobians in float64, for many kinds of function."""
+"""The kernel by every method against whole Jacobians in float64, for many kinds of function."""
 
 import chex
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 import ntk_inr as ni
-from ntk_inr.kernels.structured import factors
-from ntk_inr.kernels.taps import TappedFunction
+from ntk_inr.kernels import api, assembly
+from ntk_inr.kernels.memory import Cut
 from tests.conftest import in_float64, small
-
-
-def tied(params, x):
-    """One matrix used twice: it has cross terms, so it has to keep its Jacobian."""
-    h = jnp.tanh(x @ params["in"])
-    for _ in range(2):
-        h = jnp.tanh(h @ params["w"] + params["b"][None, :])
-    return h @ params["out"]
-
-
-def scanned(params, x):
-    def layer(h, p):
-        return jnp.tanh(h @ p["w"] + p["b"][None, :]), None
-
-    h = jnp.tanh(x @ params["in"])
-    return jax.lax.scan(layer, h, params["stack"])[0] @ params["out"]
-
-
-def odd_entries(params, x):
-    """Parameters as a left operand, transposed, scaled elementwise, as a frequency, and added unshaped."""
-    h = jnp.sin(params["frequency"] * (params["left"] @ x.T).T)
-    h = jax.jit(jax.nn.relu)(h @ params["turned"].T) * params["scale"][None, :]
-    return jax.checkpoint(lambda h: h @ params["out"])(h) + params["shift"]
-
-
-@jax.custom_jvp
-def gated(u):
-    return jnp.where(u > 0, u, 0.0)
-
-
-gated.defjvp(lambda primals, tangents: (gated(primals[0]), 0.5 * tangents[0]))
-
-
-def custom_rule(params, x):
-    """The derivative rule is not the derivative: opening the call up would give another kernel."""
-    return gated(x @ params["w"]) @ params["out"]
-
-
-def _draw(shapes):
-    key = jax.random.key(3)
-    leaves, tree = jax.tree.flatten(shapes, is_leaf=lambda s: isinstance(s, tuple))
-    keys = jax.random.split(key, len(leaves))
-    drawn = [jax.random.normal(k, s) / 2 for k, s in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(tree, drawn)
-
-
-def plain(function, shapes):
-    return lambda key, x: (jax.tree_util.Partial(function), _draw(shapes))
-
-
-def named(name, **settings):
-    return lambda key, x: small(name, key, x, **settings)
-
-
-MODELS = {
-    **{name: named(name) for name in ni.variants()},
-    "siren, 3 outputs, ntk": named("siren", out=3, parameterization="ntk"),
-    "pe+hadamard trained, 2 outputs": named("pe", out=2, modulation=ni.FourierModulation(omega=3.0, trained=True)),
-    "pe+sphere input": named("pe", normalization=ni.Sphere("input")),
-    "pe+sphere hidden_pre": named("pe", normalization=ni.Sphere("hidden_pre"), out=2),
-    "tied": plain(tied, {"in": (2, 8), "w": (8, 8), "b": (8,), "out": (8, 2)}),
-    "scan": plain(scanned, {"in": (2, 8), "stack": {"w": (3, 8, 8), "b": (3, 8)}, "out": (8, 1)}),
-    "odd entries": plain(
-        odd_entries, {"left": (8, 2), "frequency": (), "turned": (6, 8), "scale": (6,), "out": (6, 2), "shift": ()}
-    ),
-    "custom rule": plain(custom_rule, {"w": (2, 8), "out": (8, 1)}),
-    "product of two parameters": plain(
-        lambda p, x: (x[:, 0] * (p["a"] @ p["b"])[0, 0])[:, None], {"a": (1, 3), "b": (3, 1)}
-    ),
-    "linear in a vector": plain(lambda p, x: (x @ p)[:, None], (2,)),
-}
-
-
-def tolerance(dtype, width=24):
-    """Products of three sums of ``width`` terms, each of which rounds in units of eps."""
-    return 3 * width**0.5 * float(jnp.finfo(dtype).eps)
-
-
-def distance(a, b):
-    return float(np.linalg.norm(np.asarray(a, np.float64) - np.asarray(b, np.float64)) / np.linalg.norm(b))
-
-
-def reduced(full, outputs):
-    return {"trace": np.einsum("ijcc->ij", full) / full.shape[2], "diagonal": np.einsum("ijcc->ijc", full)}.get(
-        outputs, full
-    )
+from tests.kernel_models import MODELS, cast, distance, plain, reduced, reference, tolerance
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_structured_equals_float64_jacobian(name, key, x, x64):
+    if name == "equinox":
+        pytest.importorskip("equinox")
     x = x.astype(jnp.float32)
     model = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), MODELS[name](key, x))
     exact_model, exact_x = in_float64(model), in_float64(x)
-    full = np.asarray(ni.ntk(*exact_model, exact_x, outputs="full", method="jacobian"))
+    full = reference(*exact_model, exact_x)
     for outputs in ("trace", "diagonal", "full"):
         exact = reduced(full, outputs)
         fast = ni.ntk(*exact_model, exact_x, outputs=outputs, block=5)
         assert fast.shape == exact.shape
         assert fast.dtype == jnp.float64
         assert distance(fast, exact) < tolerance(jnp.float64)
-    for outputs, method in (("trace", "structured"), ("full", "structured"), ("diagonal", "jacobian")):
+    for outputs, method in (("full", "structured"), ("diagonal", "jacobian")):
         # In float32 the forward pass itself rounds too, by the depth and the frequency inside a sine.
         rectangle = ni.ntk(*model, x, x[:7], outputs=outputs, method=method)
         assert rectangle.dtype == jnp.float32
         assert distance(rectangle, reduced(full, outputs)[:, :7]) < 20 * tolerance(jnp.float32)
+    traced = jax.jit(lambda a, p, x: ni.ntk(a, p, x, block=5))(*exact_model, exact_x)
+    assert distance(traced, reduced(full, "trace")) < tolerance(jnp.float64)
+
+
+def test_half_precision_on_the_way(key, x):
+    """Both round in bfloat16, at different places."""
+    model = plain(cast, {"w": (2, 48), "out": (48, 1)})(key, x)
+    full = reference(*model, x)
+    assert distance(ni.ntk(*model, x), reduced(full, "trace")) < 4 * float(jnp.finfo(jnp.bfloat16).eps)
+
+
+def handled(name, key, x):
+    return {leaf.name: leaf.handling for leaf in ni.explain(*MODELS[name](key, x), x).leaves}
 
 
 @pytest.mark.parametrize(
-    ("name", "taps", "free"),
-    [("pe", 3, 0), ("siren, 3 outputs, ntk", 3, 0), ("tied", 2, 2), ("scan", 2, 2), ("odd entries", 1, 5)],
+    ("name", "expected"),
+    [
+        ("tied", {"['w']": "product", "['b']": "bias"}),
+        ("tied, own biases", {"['w']": "product", "['b']": "bias"}),
+        ("tied, transposed", {"['w']": "jacobian"}),
+        ("scan", {"['stack']['w']": "product", "['stack']['b']": "bias"}),
+        ("recurrent", {"['w']": "product", "['b']": "bias"}),
+        ("long loop", {"['rate']": "jacobian", "['in']": "jacobian"}),
+        ("indexed", {"['stack']": "product", "['b']": "bias"}),
+        ("odd entries", {"['left']": "product", "['turned']": "product", "['scale']": "jacobian"}),
+        ("moved", {"['w']": "product", "['gain']": "jacobian"}),
+        ("parted", {"['a']": "jacobian", "['b']": "jacobian"}),
+        ("weight normalised", {"['v']": "jacobian", "['out']": "product"}),
+        ("tokens", {"['w']": "jacobian", "['out']": "jacobian"}),
+        ("heads", {"['w']": "product", "['b']": "bias", "['out']": "product"}),
+        ("custom_vjp product", {"['w']": "product"}),
+        ("custom_jvp product", {"['w']": "product"}),
+        ("unused", {"['idle']": "unused", "['w']": "product"}),
+    ],
 )
-def test_plan_taps_the_products_that_it_can(name, taps, free, key, x):
-    apply, params = MODELS[name](key, x)
-    leaves, tree = jax.tree.flatten(params)
-    found = TappedFunction(lambda p, x_i: apply(jax.tree.unflatten(tree, p), x_i[None])[0], leaves, x[0])
-    assert (len(found.offsets), len(found.free)) == (taps, free)
+def test_plan_takes_products_where_it_can(name, expected, key, x):
+    found = handled(name, key, x)
+    assert expected.items() <= found.items()
 
 
-def test_factors_are_activations_and_sensitivities(key, x):
-    apply, params = small("relu", key, x, out=2)
-    found = factors(jax.tree_util.Partial(apply), params, x)
-    assert [f.h.shape[1] for f in found] == [2, 24, 24]
-    assert [f.delta.shape for f in found] == [(23, 2, 24), (23, 2, 24), (23, 2, 2)]
-    np.testing.assert_allclose(found[0].h, x)
-    chex.assert_trees_all_close(found[2].delta, jnp.broadcast_to(jnp.eye(2), (23, 2, 2)))
+def test_library_networks_need_no_jacobian(key, x):
+    for name in ni.variants():
+        found = handled(name, key, x)
+        assert all(how != "jacobian" for leaf, how in found.items() if "readout" not in leaf), name
+
+
+def test_explain_is_a_table_with_costs(key, x):
+    model = small("pe", key, x, out=3)
+    plan = ni.explain(*model, x)
+    text = str(plan)
+    for word in ("['hidden_0']['kernel']", "<- chosen", "added to the product of"):
+        assert word in text
+    assert len(plan.leaves) == len(jax.tree.leaves(model[1]))
+    structured, jacobian = plan.costs
+    assert structured.flops < jacobian.flops / 3
+    assert plan.kernel_bytes == 23 * 23 * 4
+    assert ni.explain(*model, x, x[:5], outputs="full").kernel_bytes == 23 * 5 * 9 * 4
+
+
+@hypothesis.settings(max_examples=12, deadline=None, derandomize=True)
+@hypothesis.given(
+    n1=st.integers(1, 20), n2=st.integers(0, 20), block=st.integers(1, 25), c=st.integers(1, 3), out=st.data()
+)
+def test_any_shape_and_block(n1, n2, block, c, out):
+    outputs = out.draw(st.sampled_from(["trace", "diagonal", "full"]))
+    x = jax.random.normal(jax.random.key(n1), (20, 2))
+    model = plain(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], {"a": (2, 9), "b": (9, c)})(None, x)
+    x1, x2 = x[:n1], x[20 - n2 :] if n2 else None
+    kernel = ni.ntk(*model, x1, x2, outputs=outputs, block=block)
+    full = reduced(reference(*model, x), outputs)
+    expected = full[:n1, :n1] if x2 is None else full[:n1, 20 - n2 :]
+    assert kernel.shape == expected.shape
+    assert distance(kernel, expected) < 2 * tolerance(jnp.float32)
+    if x2 is None:
+        axes = (1, 0, 3, 2) if outputs == "full" else (1, 0, 2)[: kernel.ndim]
+        np.testing.assert_array_equal(kernel, np.transpose(kernel, axes))
+
+
+@pytest.mark.parametrize("method", ["structured", "jacobian"])
+@pytest.mark.parametrize("outputs", ["trace", "diagonal", "full"])
+def test_where_the_kernel_is_kept(method, outputs, key, x, tmp_path):
+    model = small("pe", key, x, out=2)
+    device = ni.ntk(*model, x, outputs=outputs, method=method, block=6)
+    calls = []
+    options = {"outputs": outputs, "method": method, "block": 6, "progress": lambda *at: calls.append(at)}
+    host = ni.ntk(*model, x, out="host", **options)
+    assert isinstance(device, jax.Array)
+    assert isinstance(host, np.ndarray)
+    np.testing.assert_array_equal(device, host)
+    assert calls == [(done, 10) for done in range(1, 11)]
+    disk = np.memmap(tmp_path / "K", "float32", "w+", shape=host.shape)
+    assert ni.ntk(*model, x, out=disk, **options) is disk
+    np.testing.assert_array_equal(np.memmap(tmp_path / "K", "float32", "r", shape=host.shape), host)
+
+
+@pytest.mark.parametrize("outputs", ["trace", "full"])
+def test_device_assembly_of_accelerators(outputs, key, x):
+    """What an accelerator does, whose memory NumPy can't write to."""
+    model = small("pe", key, x, out=2)
+    host = ni.ntk(*model, x, outputs=outputs, block=6)
+    checked = api.check_model(*model, x)
+    cut = Cut(block=6, panel=2, bytes=0)
+    settings = {"c": 2, "outputs": outputs, "precision": "highest", "cut": cut, "progress": None}
+    parts = assembly.tiles(checked.apply, model[1], checked.x1, None, **settings)
+    kernel = assembly.on_device(host.shape, host.dtype, parts, symmetric=True, traced=True)
+    np.testing.assert_array_equal(kernel, host)
+
+
+def test_a_small_memory_limit_recomputes_factors_and_changes_nothing(key):
+    x = jax.random.uniform(key, (300, 2))
+    model = small("pe", key, x)
+    whole = ni.ntk(*model, x)
+    kernel_bytes = 300 * 300 * 4
+    limit = kernel_bytes + 200_000
+    assert ni.explain(*model, x, memory_limit=limit).panel * ni.explain(*model, x, memory_limit=limit).block < 300
+    np.testing.assert_allclose(ni.ntk(*model, x, memory_limit=limit), whole, rtol=1e-4, atol=1e-3)
+    with pytest.raises(ValueError, match=r"needs at least .* kB.*memory_limit leaves 1 kB"):
+        ni.ntk(*model, x, memory_limit=1000)
+
+
+class BatchStandardised:
+    """Batch normalization in training mode, without the module."""
+
+    def __call__(self, params, x):
+        h = x @ params["w"]
+        h = (h - h.mean(0, keepdims=True)) / jnp.sqrt(h.var(0, keepdims=True) + 1e-3)
+        return jnp.tanh(h) @ params["out"]
+
+
+@pytest.mark.parametrize("outputs", ["trace", "diagonal", "full"])
+def test_coupled_takes_the_batch_as_one_function(outputs, key, x, x64):
+    apply = BatchStandardised()
+    params = in_float64(plain(len, {"w": (2, 8), "out": (8, 2)})(key, x)[1])
+    jacobian = jax.jacrev(lambda p: apply(p, x))(params)
+    leaves = [leaf.reshape(23, 2, -1) for leaf in jax.tree.leaves(jacobian)]
+    full = sum(jnp.einsum("icp,jep->ijce", leaf, leaf) for leaf in leaves)
+    for block in (None, 5):
+        kernel = ni.ntk(apply, params, x, coupled=True, outputs=outputs, block=block)
+        assert distance(kernel, reduced(np.asarray(full), outputs)) < tolerance(jnp.float64)
+    with pytest.raises(ValueError, match=r"apply mixes examples.*coupled=True"):
+        ni.ntk(apply, params, x, outputs=outputs)
+    with pytest.raises(ValueError, match="whole batch"):
+        ni.ntk(apply, params, x, coupled=True, method="structured")
 
 
 @pytest.mark.parametrize("method", ["structured", "jacobian"])
@@ -161,12 +204,18 @@ def test_outputs_agree_with_each_other(key, x):
     np.testing.assert_allclose(ni.ntk(*model, x), diagonal.mean(axis=-1), rtol=1e-4, atol=1e-3)
 
 
+def _drawn(shapes):
+    return plain(len, shapes)(None, None)[1]
+
+
 def test_a_second_call_does_not_trace_again(key, x):
-    @chex.assert_max_traces(n=2)  # once for the shape of its output, once to find the taps
+    # For the shape of its output, whether it mixes examples (three calls), the plan, and the factors (twice each:
+    # JAX asks for the shape of the output apart).
+    @chex.assert_max_traces(n=8)
     def apply(params, x):
         return jnp.tanh(x @ params["w"]) @ params["out"]
 
-    params = _draw({"w": (2, 8), "out": (8, 1)})
+    params = _drawn({"w": (2, 8), "out": (8, 1)})
     first = ni.ntk(apply, params, x)
     traced = jax.tree.map(lambda leaf: leaf + 1, params)
     for _ in range(4):
@@ -190,7 +239,7 @@ def test_under_jit_vmap_and_grad(key, x):
 
 
 def test_gradient_of_cv_equals_finite_differences(key, x, x64):
-    params = in_float64(_draw({"w": (2, 16), "out": (16, 1)}))
+    params = in_float64(_drawn({"w": (2, 16), "out": (16, 1)}))
     points = x.astype(jnp.float64)
 
     def cv(scale):
@@ -223,10 +272,17 @@ def test_gradient_of_cv_equals_finite_differences(key, x, x64):
         ({"outputs": "sum"}, ValueError, "unknown outputs 'sum'; known: trace, diagonal, full"),
         ({"method": "structred"}, ValueError, "Did you mean 'structured'"),
         ({"block": 0}, ValueError, "block is 0"),
+        ({"memory_limit": 0}, ValueError, "memory_limit is 0"),
+        ({"memory_limit": 100}, ValueError, "needs at least 124 B with blocks of 1 rows"),
+        ({"precision": "hihgest"}, ValueError, "Did you mean 'highest'"),
+        ({"out": "disk"}, ValueError, "unknown out 'disk'; known: device, host"),
+        ({"out": np.zeros((4, 3), np.float32)}, ValueError, r"out has shape \(4, 3\).*np.memmap"),
+        ({"out": [0]}, TypeError, "out is list"),
+        ({"apply": lambda p, x: x @ p["w"] + x.mean()}, ValueError, "mixes examples.*coupled=True"),
     ],
 )
 def test_bad_input_says_what_is_expected(unchecked, change, error, message):
-    call = {"apply": lambda p, x: x @ p["w"], "params": {"w": np.ones((2, 1))}, "x1": np.zeros((4, 2)), **change}
+    call = {"apply": lambda p, x: x @ p["w"], "params": {"w": np.ones((2, 1))}, "x1": np.eye(4, 2), **change}
     with pytest.raises(error, match=message):
         ni.ntk(**call)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
@@ -13,31 +16,131 @@ from jax.tree_util import Partial
 from ntk_inr import _checks
 
 
-@dataclasses.dataclass(frozen=True)
-class _LinenApply:
-    """A Linen module as a function; equal for equal modules, so that jit compiles once for all seeds."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Static:
+    """A model less its arrays, as a function of them; equal for equal models, so that jit compiles once.
 
-    module: nn.Module
+    Models also hold lists, which have no hash: then the hash is the function's alone. They may hold
+    arrays as settings, which have no plain equality: then two models count as different.
+    """
 
-    def __call__(self, constants: dict[str, Any], params: Any, x: Any) -> Any:
-        return self.module.apply({**constants, "params": params}, jnp.asarray(x))
+    function: Callable[..., Any]
+    parts: tuple[Any, ...]
+
+    def __call__(self, constants: Any, params: Any, x: Any) -> Any:
+        return self.function(*self.parts, constants, params, jnp.asarray(x))
+
+    def __eq__(self, other: object) -> bool:
+        if not (isinstance(other, _Static) and self.function is other.function):
+            return False
+        try:
+            return self.parts == other.parts
+        except (TypeError, ValueError):
+            return False
+
+    def __hash__(self) -> int:
+        try:
+            return hash((self.function, self.parts))
+        except TypeError:
+            return hash(self.function)
 
 
-def split(model: tuple[nn.Module, Any]) -> tuple[Partial, Any]:
-    """Split ``(linen_module, variables)`` into ``(apply, params)``.
+def _call_linen(module: nn.Module, mutable: tuple[str, ...], constants: Any, params: Any, x: Array) -> Any:
+    variables = {**constants, "params": params}
+    if not mutable:
+        return module.apply(variables, x)
+    out, _ = module.apply(variables, x, mutable=mutable)
+    return out
 
-    Collections other than "params" (fixed matrices, batch statistics) become constants of
-    ``apply``. They are leaves of it, so ``apply`` may pass through ``jit`` and ``vmap`` as an
-    argument.
+
+def _call_nnx(graphdef: Any, constants: Any, params: Any, x: Array) -> Any:
+    from flax import nnx
+
+    return nnx.merge(graphdef, params, constants)(x)
+
+
+def _call_equinox(static: Any, batched: bool, constants: Any, params: Any, x: Array) -> Any:
+    model = sys.modules["equinox"].combine(params, constants, static)
+    return model(x) if batched else jax.vmap(model)(x)
+
+
+def _split_linen(module: nn.Module, variables: Mapping[str, Any], mutable: tuple[str, ...]) -> tuple[Partial, Any]:
+    if "params" not in variables:
+        raise ValueError(f"variables has collections {sorted(variables)} but no 'params'; nothing would be trained.")
+    constants = {name: value for name, value in variables.items() if name != "params"}
+    return Partial(_Static(_call_linen, (module, mutable)), constants), variables["params"]
+
+
+def _split_nnx(model: Any, filter: Any) -> tuple[Partial, Any]:
+    from flax import nnx
+
+    def arrays(state: Any) -> Any:
+        # A State shares its Variables with what is merged from it: a call would write in the constants.
+        return nnx.to_pure_dict(state, lambda v: v.get_raw_value() if isinstance(v, nnx.Variable) else v)
+
+    graphdef, *states = nnx.split(model, nnx.Param if filter is None else filter, ...)
+    params, constants = map(arrays, states)
+    return Partial(_Static(_call_nnx, (graphdef,)), constants), params
+
+
+def _split_equinox(model: Any, filter: Any, batched: bool) -> tuple[Partial, Any]:
+    eqx = sys.modules["equinox"]
+    arrays, static = eqx.partition(model, eqx.is_array)
+    params, constants = eqx.partition(arrays, eqx.is_inexact_array if filter is None else filter)
+    return Partial(_Static(_call_equinox, (static, batched)), constants), params
+
+
+def _kind(model: Any) -> str:
+    """Return whose module ``model`` is; a library that nobody imported made no module."""
+    if isinstance(model, tuple) and len(model) == 2:
+        return "Linen" if isinstance(model[0], nn.Module) and isinstance(model[1], Mapping) else ""
+    for kind, library in (("NNX", "flax.nnx"), ("Equinox", "equinox")):
+        if library in sys.modules and isinstance(model, sys.modules[library].Module):
+            return kind
+    return ""
+
+
+def _described(model: Any) -> str:
+    if isinstance(model, tuple):
+        return f"a tuple ({', '.join(type(part).__name__ for part in model)})"
+    return f"the class {model.__name__}, not an instance" if isinstance(model, type) else type(model).__name__
+
+
+def split(
+    model: Any, *, mutable: str | Sequence[str] = (), filter: Any = None, batched: bool = False
+) -> tuple[Partial, Any]:
+    """Split a model of Linen, NNX or Equinox into ``(apply, params)``.
+
+    ``params`` holds what is trained. The model's other arrays (fixed matrices, batch statistics, random
+    states) become constants. They are leaves of ``apply``, so it may pass through ``jit`` and ``vmap`` as
+    an argument. What is no array is static and compared by value, so seeds of one architecture share a
+    compilation. ``apply`` is pure: what a call would write in the model is dropped.
+
+    A module that needs further arguments in its call goes into one that gives them. A plain function
+    ``apply(params, x)`` needs no split. BatchNorm in training mode mixes the rows of a batch, for which a
+    kernel of rows isn't defined: take kernels in inference mode.
 
     Args:
-        model: the pair of a Linen module and the variables of its ``init``.
+        model: one of
+
+            - a pair ``(linen_module, variables)``, with the variables of its ``init``. The collection
+              "params" is trained.
+            - an NNX module from (n, d) to (n, c). Its ``nnx.Param`` variables are trained, as a nested
+              dict that ``nnx.update(model, params)`` takes back.
+            - an Equinox module from (d,) to (c,). Its floating point arrays are trained, as a module with
+              None in place of everything else.
+        mutable: Linen only: collections that the module may write in, such as "batch_stats" for BatchNorm
+            in training mode.
+        filter: NNX and Equinox only: what is trained instead, an NNX filter, or for Equinox a function of a
+            leaf or a pytree of booleans as ``equinox.partition`` takes.
+        batched: Equinox only: the module takes (n, d) itself, so that ``apply`` doesn't ``vmap`` it.
 
     Returns:
         ``apply(params, x): (n, d) -> (n, c)`` and the pytree of parameters.
 
     Raises:
-        TypeError: not such a pair.
+        TypeError: no such model, or an option that its library doesn't have.
+        ValueError: nothing would be trained.
 
     Example:
         >>> import jax, jax.numpy as jnp, flax.linen as nn, ntk_inr as ni
@@ -45,17 +148,33 @@ def split(model: tuple[nn.Module, Any]) -> tuple[Partial, Any]:
         >>> apply, params = ni.split((net, net.init(jax.random.key(0), x)))
         >>> apply(params, x).shape
         (3, 1)
+
+        >>> from flax import nnx
+        >>> apply, params = ni.split(nnx.Linear(2, 1, rngs=nnx.Rngs(0)))
+        >>> jax.tree.map(jnp.shape, params), apply(params, x).shape
+        ({'bias': (1,), 'kernel': (2, 1)}, (3, 1))
     """
-    if not (isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], nn.Module)):
+    kind = _kind(model)
+    if not kind:
         raise TypeError(
-            f"split got {type(model).__name__}; expected a pair (linen_module, variables), "
-            "with variables from linen_module.init(key, x)."
+            f"split got {_described(model)}; expected a pair (linen_module, variables) with variables from "
+            "linen_module.init(key, x), an NNX module or an Equinox module. A plain function apply(params, x) "
+            "needs no split."
         )
-    module, variables = model
-    if "params" not in variables:
-        raise ValueError(f"variables has collections {sorted(variables)} but no 'params'; nothing would be trained.")
-    constants = {name: value for name, value in variables.items() if name != "params"}
-    return Partial(_LinenApply(module), constants), variables["params"]
+    takes = {"Linen": ("mutable",), "NNX": ("filter",), "Equinox": ("filter", "batched")}[kind]
+    given = {"mutable": bool(mutable), "filter": filter is not None, "batched": batched}
+    stray = [name for name, is_given in given.items() if is_given and name not in takes]
+    if stray:
+        raise TypeError(f"split got {stray[0]} for a model of {kind}, which takes only {' and '.join(takes)}.")
+    if kind == "Linen":
+        module, variables = model
+        return _split_linen(module, variables, (mutable,) if isinstance(mutable, str) else tuple(mutable))
+    apply, params = _split_nnx(model, filter) if kind == "NNX" else _split_equinox(model, filter, batched)
+    if not jax.tree.leaves(params):
+        raise ValueError(
+            f"no array of {type(model).__name__} is a parameter by filter={filter!r}; nothing would be trained."
+        )
+    return apply, params
 
 
 def init(net: nn.Module, key: Array, x: Any) -> tuple[Partial, Any]:

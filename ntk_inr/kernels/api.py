@@ -1,22 +1,27 @@
-"""The public function ``ntk``: checks, choice of method and block."""
+"""The public function ``ntk``: checks, choice of method, of tiles and of where the kernel is kept."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 from jaxtyping import Float
 
-from ntk_inr import _checks
-from ntk_inr.kernels import jacobian, structured
+from ntk_inr import _checks, _neural_tangents
+from ntk_inr.kernels import assembly, jacobian, memory, sharded
+from ntk_inr.kernels.memory import Model, Outputs, describe
 
-OUTPUTS = ("trace", "diagonal", "full")
-METHODS = ("auto", "structured", "jacobian")
-_PANEL_BYTES = 64 * 2**20
+Method = Literal["auto", "structured", "jacobian", "neural-tangents"]
+Precision = Literal["highest", "high", "default", "float32", "tensorfloat32", "bfloat16"]
 _JACOBIAN_BYTES = 512 * 2**20
+_PANEL_BYTES = 64 * 2**20
 
 
 def ntk(
@@ -25,38 +30,64 @@ def ntk(
     x1: Any,
     x2: Any = None,
     *,
-    outputs: Literal["trace", "diagonal", "full"] = "trace",
-    method: Literal["auto", "structured", "jacobian"] = "auto",
+    outputs: Outputs = "trace",
+    method: Method = "auto",
+    coupled: bool = False,
     block: int | None = None,
-) -> Float[Array, "..."]:
+    memory_limit: int | None = None,
+    out: Literal["device", "host"] | np.ndarray = "device",
+    mesh: Mesh | None = None,
+    precision: Precision = "highest",
+    progress: Callable[[int, int], None] | None = None,
+) -> Float[Array | np.ndarray, "..."]:
     r"""Return the empirical neural tangent kernel of ``apply`` at ``params``.
 
     .. math:: \Theta_{(i,o),(j,o')} = \sum_p \partial_p f_o(x_i)\, \partial_p f_{o'}(x'_j)
 
     Methods:
-        "structured" (the choice of "auto") traces ``apply`` on one example, takes the two factors of
-        each matrix product that a parameter enters (T8.1), and multiplies their Gram matrices entry by entry:
-        about 2 n1 n2 (sum of widths) flops and n (sum of widths) floats beside K. Parameters that enter
-        in another way keep their own Jacobian, so it is exact for any function.
-        "jacobian" contracts whole Jacobians, 2 n1 n2 c P flops and two panels of block c P floats: the
-        reference.
+        "structured" (the choice of "auto") traces the vector-Jacobian product of one example, takes the two
+        factors of each outer product in it (T8.1), and multiplies their Gram matrices entry by entry: about
+        n1 n2 (sum of widths) flops where ``x2`` is None, twice that otherwise, and n (sum of widths) floats
+        beside K. Parameters that enter in another way keep their own Jacobian, so it is exact for any
+        function; :func:`ntk_inr.explain` prints what is done with each.
+        "jacobian" contracts whole Jacobians, 2 n1 n2 c P flops and two blocks of block c P floats: the
+        reference, and what ``coupled`` uses.
+        "neural-tangents" calls that package's Jacobian contraction, for comparison (an extra to install).
+
+    Inside ``jit``, ``vmap`` or ``grad`` the structured kernel is one traced program that computes all of K;
+    outside, tiles of the upper half are driven from the host, and no new size of x recompiles them once n
+    is a multiple of their side.
 
     Args:
-        apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``; examples must not mix.
+        apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``; examples must not mix, unless
+            ``coupled``.
         params: pytree of floating point arrays; K is computed in their dtype.
         x1: coordinates (n1, d).
-        x2: coordinates (n2, d); None is x1, and K is then symmetric to the bit.
+        x2: coordinates (n2, d); None is x1, and K is then symmetric to the bit (on a mesh: to rounding).
         outputs: "trace" averages the diagonal over outputs, giving (n1, n2); "diagonal" gives
             (n1, n2, c); "full" gives (n1, n2, c, c).
         method: see above.
-        block: rows computed at a time; None picks by memory. It changes memory and time, not K.
+        coupled: take each batch as one function, as batch normalization in training mode needs; K then has
+            what one example's output owes to all others. n c backward passes over the whole batch.
+        block: rows and columns of a tile; None picks by memory. It changes memory and time, not K.
+        memory_limit: bytes to stay within, K included where it is kept in memory; None is what the device
+            has left.
+        out: "device" for a JAX array, "host" for a NumPy array, or a NumPy array or ``np.memmap`` of K's
+            shape and dtype to fill and return, for K larger than memory.
+        mesh: shard the rows of K over all devices of this mesh, whose number divides n1; x is then on the host,
+            or the same on every device. See docs/many_devices.md.
+        precision: of the matrix products on GPU and TPU. Anything under "highest" is faster and spoils
+            small eigenvalues.
+        progress: called as ``progress(done, total)`` after each tile.
 
     Returns:
-        The kernel, on the default device.
+        The kernel, where ``out`` says.
 
     Raises:
         TypeError: integer coordinates or parameters; ``apply`` not callable.
-        ValueError: wrong shapes, NaN in coordinates or parameters (names the leaf), unknown option.
+        ValueError: wrong shapes, NaN in coordinates or parameters (names the leaf), an unknown option,
+            examples that mix, a memory limit under the least that one tile needs (says it).
+        ModuleNotFoundError: "neural-tangents" without that package.
 
     Example:
         >>> import jax, jax.numpy as jnp, ntk_inr as ni
@@ -69,8 +100,71 @@ def ntk(
     Source: Jacot et al. 2018, arXiv 1806.07572; the decomposition is T8 of the theory, after Novak et
     al. 2022, arXiv 2206.08720.
     """
-    _checks.check_choice(outputs, OUTPUTS, "outputs")
-    _checks.check_choice(method, METHODS, "method")
+    _checks.check_choice(outputs, get_args(Outputs), "outputs")
+    _checks.check_choice(method, get_args(Method), "method")
+    _checks.check_choice(precision, get_args(Precision), "precision")
+    if coupled and method not in ("auto", "jacobian"):
+        raise ValueError(f"coupled=True takes the whole batch as one function; method {method!r} takes each example.")
+    method = "jacobian" if coupled else "structured" if method == "auto" else method
+    for name, value in (("block", block), ("memory_limit", memory_limit)):
+        if value is not None:
+            _checks.check_positive(value, name, integer=True)
+    model = check_model(apply, params, x1, x2, coupled=coupled)
+    apply, x1, x2, c, traced = model
+    shape = (len(x1), len(x1 if x2 is None else x2)) + {"trace": (), "diagonal": (c,), "full": (c, c)}[outputs]
+    dtype = np.dtype(x1.dtype)
+    _check_out(out, shape, dtype)
+    on_device = isinstance(out, str) and out == "device"
+    if traced and not on_device:
+        raise ValueError("out= can't be used inside jit, vmap or grad, where K is a traced value.")
+    if mesh is not None and (method != "structured" or not on_device or traced or memory_limit or progress):
+        raise ValueError(
+            "mesh= shards the structured kernel over devices in one program; it takes no other method, no out, "
+            "memory_limit or progress, and no transformation around it."
+        )
+
+    panel = min(shape[0], block or max(1, _PANEL_BYTES // (shape[1] * memory.entries(c, outputs) * dtype.itemsize)))
+    if mesh is not None:
+        return sharded.ntk(apply, params, x1, x2, c=c, outputs=outputs, precision=precision, mesh=mesh, block=panel)
+    if traced and method == "structured":
+        return assembly.traceable(apply, params, x1, x2, c, outputs, precision, panel)
+    if method == "neural-tangents":
+        return _kept(_neural_tangents.ntk(apply, params, x1, x2, outputs), out)
+    stored = math.prod(shape) * dtype.itemsize if isinstance(out, str) else 0
+    if method == "structured":
+        trace = memory.traced(model, params, outputs)
+        cut = memory.cut(trace, shape[0], shape[1], outputs, stored=stored, limit=memory_limit, block=block)
+        parts = assembly.tiles(
+            apply, params, x1, x2, c=c, outputs=outputs, precision=precision, cut=cut, progress=progress
+        )
+    else:
+        rows = _jacobian_rows(params, c, dtype.itemsize, stored, memory_limit) if block is None else block
+        rows = min(rows, max(shape[:2]))
+        parts = jacobian.tiles(
+            apply, params, x1, x2, outputs=outputs, precision=precision, block=rows, coupled=coupled, progress=progress
+        )
+    if on_device:
+        return assembly.on_device(shape, dtype, parts, symmetric=x2 is None, traced=traced)
+    kernel = assembly.empty(shape, dtype) if isinstance(out, str) else out
+    assembly.fill(kernel, parts, symmetric=x2 is None)
+    return kernel
+
+
+def _jacobian_rows(params: Any, c: int, itemsize: int, stored: int, limit: int | None) -> int:
+    """Return how many examples' Jacobians fit twice, or say what the least is."""
+    each = 2 * c * itemsize * sum(leaf.size for leaf in jax.tree.leaves(params))
+    if limit is None:
+        return max(1, _JACOBIAN_BYTES // each)
+    if limit < stored + each:
+        raise ValueError(
+            f"two rows of Jacobians and the kernel need at least {describe(stored + each)}; memory_limit leaves "
+            f'{describe(limit)}. Raise it, or use method="structured", which needs less.'
+        )
+    return (limit - stored) // each
+
+
+def check_model(apply: Any, params: Any, x1: Any, x2: Any = None, *, coupled: bool = False) -> Model:
+    """Return the checked model that a kernel is taken of, or say what is wrong with it."""
     apply = _checks.as_partial(apply)
     dtype = check_params(params)
     x1 = _checks.as_coordinates(x1, "x1").astype(dtype)
@@ -81,16 +175,48 @@ def ntk(
                 f"x2 has {x2.shape[1]} coordinates a row but x1 has {x1.shape[1]}; both come from one domain."
             )
     c = check_apply(apply, params, x1)
-    if block is not None:
-        _checks.check_positive(block, "block", integer=True)
-    n1, n2 = len(x1), len(x1 if x2 is None else x2)
-    entries = {"trace": 1, "diagonal": c, "full": c * c}[outputs]
-    if method == "jacobian":
-        size = sum(leaf.size for leaf in jax.tree.leaves(params))
-        rows = block or max(1, _JACOBIAN_BYTES // (c * size * dtype.itemsize))
-        return jacobian.ntk(apply, params, x1, x2, outputs, min(rows, max(n1, n2)))
-    rows = block or max(1, _PANEL_BYTES // (n2 * entries * dtype.itemsize))
-    return structured.ntk(apply, params, x1, x2, outputs, min(rows, n1))
+    moved, size = _influence(apply, params, x1[jnp.asarray([0, len(x1) // 2])])
+    # A function may also close over traced values, which shows only in what it returns.
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in (moved, x2))
+    # Batches of different sizes round differently; half the digits leave room for deep and high-frequency networks.
+    if not coupled and not traced and len(x1) > 1 and moved > jnp.finfo(dtype).eps ** 0.5 * size:
+        raise ValueError(
+            f"apply mixes examples: evaluating two of them together moves their outputs by {moved:.2g} (they are of "
+            f"size {size:.2g}), as batch normalization in training mode does. Pass coupled=True for the kernel of the "
+            "whole batch, or use the running statistics."
+        )
+    return Model(apply, x1, x2, c, traced)
+
+
+@jax.jit
+def _influence(apply: Partial, params: Any, pair: Array) -> tuple[Array, Array]:
+    """Return how far the outputs at two examples move when they are evaluated together, and their size."""
+    with jax.default_matmul_precision("highest"):
+        together = apply(params, pair)
+        apart = jnp.concatenate([apply(params, pair[:1]), apply(params, pair[1:])])
+    return jnp.abs(together - apart).max(), jnp.abs(apart).max()
+
+
+def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    if isinstance(out, str):
+        _checks.check_choice(out, ("device", "host"), "out")
+        return
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f'out is {type(out).__name__}; expected "device", "host", a NumPy array or an np.memmap.')
+    if out.shape != shape or out.dtype != dtype:
+        raise ValueError(
+            f"out has shape {out.shape} and dtype {out.dtype}; this kernel is {shape} of {dtype}. "
+            f'Make it with np.memmap(path, "{dtype}", "w+", shape={shape}).'
+        )
+    if not out.flags.writeable:
+        raise ValueError('out is read-only; open it with mode "r+" or "w+".')
+
+
+def _kept(kernel: Array, out: Any) -> Any:
+    if isinstance(out, str):
+        return kernel if out == "device" else np.asarray(kernel)
+    out[...] = kernel
+    return out
 
 
 @jax.jit

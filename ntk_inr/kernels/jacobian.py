@@ -4,43 +4,80 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
 _CONTRACTION = {"trace": "icp,jcp->ij", "diagonal": "icp,jcp->ijc", "full": "icp,jep->ijce"}
 
 
-@jax.jit
-def _jacobian(apply: Partial, params: Any, x: Array) -> list[Array]:
-    """Return each leaf's Jacobian as (n, c, p)."""
+@functools.partial(jax.jit, static_argnames="precision")
+def rows(apply: Partial, params: Any, x: Array, *, precision: str) -> list[Array]:
+    """Return each leaf's Jacobian as (n, c, p), for a function whose examples do not mix."""
 
     def single(x_i: Array) -> Any:
         return jax.jacrev(lambda p: apply(p, x_i[None])[0])(params)
 
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision(precision):
         tree = jax.vmap(single)(x)
     return [leaf.reshape(*leaf.shape[:2], -1) for leaf in jax.tree.leaves(tree)]
 
 
-@functools.partial(jax.jit, static_argnames="outputs")
-def _contract(rows: list[Array], columns: list[Array], outputs: str) -> Array:
-    terms = (jnp.einsum(_CONTRACTION[outputs], a, b, precision="highest") for a, b in zip(rows, columns, strict=True))
+@functools.partial(jax.jit, static_argnames=("count", "precision"))
+def coupled_rows(apply: Partial, params: Any, x: Array, start: Any, *, count: int, precision: str) -> list[Array]:
+    """Return rows ``start`` to ``start + count`` of each leaf's Jacobian (n, c, p) of the whole batch."""
+    with jax.default_matmul_precision(precision):
+        out, pull = jax.vjp(lambda p: apply(p, x), params)
+        n, c = out.shape
+        seeds = jnp.arange(count * c)
+        # Past the end these rows are zero.
+        cotangents = jax.nn.one_hot(start * c + seeds, n * c, dtype=out.dtype).reshape(count * c, n, c)
+        (tree,) = jax.vmap(pull)(cotangents)
+    return [leaf.reshape(count, c, -1) for leaf in jax.tree.leaves(tree)]
+
+
+@functools.partial(jax.jit, static_argnames=("outputs", "precision"))
+def contract(left: list[Array], right: list[Array], *, outputs: str, precision: str) -> Array:
+    """Return the kernel of two sets of Jacobians."""
+    terms = (jnp.einsum(_CONTRACTION[outputs], a, b, precision=precision) for a, b in zip(left, right, strict=True))
     kernel = functools.reduce(operator.add, terms)
-    return kernel / rows[0].shape[1] if outputs == "trace" else kernel
+    return kernel / left[0].shape[1] if outputs == "trace" else kernel
 
 
-def ntk(apply: Partial, params: Any, x1: Array, x2: Array | None, outputs: str, block: int) -> Array:
-    """Return the kernel; two Jacobians of ``block`` examples are alive at a time."""
-    x2 = x1 if x2 is None else x2
-    panels = []
-    for start in range(0, len(x1), block):
-        rows = _jacobian(apply, params, x1[start : start + block])
-        tiles = [
-            _contract(rows, _jacobian(apply, params, x2[at : at + block]), outputs) for at in range(0, len(x2), block)
-        ]
-        panels.append(jnp.concatenate(tiles, axis=1))
-    return jnp.concatenate(panels)
+def tiles(
+    apply: Partial,
+    params: Any,
+    x1: Array,
+    x2: Array | None,
+    *,
+    outputs: str,
+    precision: str,
+    block: int,
+    coupled: bool,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[tuple[slice, slice, Array]]:
+    """Yield (rows, columns, tile); two Jacobians of ``block`` examples are alive at a time."""
+
+    def part(x: Any, start: int) -> list[Array]:
+        if coupled:
+            count = min(block, len(x) - start)
+            return coupled_rows(apply, params, x, start, count=count, precision=precision)
+        return rows(apply, params, x[start : start + block], precision=precision)
+
+    left_x = x1 if isinstance(x1, jax.core.Tracer) else np.asarray(x1)
+    right = left_x if x2 is None else x2 if isinstance(x2, jax.core.Tracer) else np.asarray(x2)
+    corners = [(i, j) for i in range(0, len(x1), block) for j in range(i if x2 is None else 0, len(right), block)]
+    left_start, left = -1, []
+    for done, (i, j) in enumerate(corners, 1):
+        if i != left_start:
+            left_start, left = i, part(left_x, i)
+        columns = left if x2 is None and i == j else part(right, j)
+        tile = contract(left, columns, outputs=outputs, precision=precision)
+        yield slice(i, min(i + block, len(x1))), slice(j, min(j + block, len(right))), tile
+        if progress:
+            progress(done, len(corners))

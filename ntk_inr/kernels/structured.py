@@ -1,8 +1,10 @@
-"""The structured kernel: small Gram matrices multiplied entry by entry, (T8.1)."""
+"""The structured kernel: small Gram matrices multiplied entry by entry, (T8.1) and (8.5)."""
 
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 import operator
 from typing import Any, NamedTuple
 
@@ -10,80 +12,179 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.tree_util import Partial
-from jaxtyping import Float
 
-from ntk_inr.kernels.taps import TappedFunction
+from ntk_inr.kernels.program import Program
+from ntk_inr.kernels.sites import Site, Sites, find_sites
 
-_FACTOR_BATCH = 4096
+_UNROLLED_PAIRS = 16
+_FACTORS_AT_ONCE = 4096
 
 
 class Factor(NamedTuple):
-    """One term of the kernel, ``(h h' + offset) * (delta delta')``, for n examples.
+    """One term of the kernel for n examples, ``sum_bts (h_bt h'_bs + offset_ts) (delta_bt delta'_bs)``.
 
-    Parameters without a tap share a factor whose ``h`` is empty, standing for 1, with their Jacobian as ``delta``.
+    Shapes: h (n, batch, tokens, m_in); delta (n, c, batch, tokens, m_out); offset (tokens, tokens). In most
+    networks batch and tokens are 1. Parameters that are in no product share a factor whose ``h`` is None,
+    standing for 1, with their Jacobian as ``delta``.
     """
 
-    h: Float[Array, "n m_in"]
-    delta: Float[Array, "n c m_out"]
-    offset: Float[Array, ""]
+    h: Array | None
+    delta: Array
+    offset: Array
 
 
-def factors(apply: Partial, params: Any, x: Float[Array, "n d"]) -> list[Factor]:
-    """Return the factors of the kernel at coordinates ``x``, one a tapped product, one for the rest."""
-    leaves, tree = jax.tree.flatten(params)
+class Trace:
+    """The vector-Jacobian product of one example, traced, with what stands in for its outer products.
 
-    def function(leaves: list[Array], x_i: Array) -> Array:
-        return apply(jax.tree.unflatten(tree, leaves), x_i[None])[0]
+    Args:
+        apply: batched pure function ``(params, x): (n, d) -> (n, c)``.
+        params: pytree of arrays, or of shapes and dtypes.
+        x_i: one coordinate (d,), or its shape and dtype.
+        c: number of outputs.
+        outputs: which outputs of the kernel are kept, to weigh costs.
+    """
 
-    tapped = TappedFunction(function, leaves, x[0])
-    inputs, deltas, jacobians = lax.map(functools.partial(tapped.factors, leaves), x, batch_size=_FACTOR_BATCH)
-    dtype = jnp.result_type(*leaves)
-    found = [
-        Factor(h, delta, jnp.asarray(offset, dtype))
-        for h, delta, offset in zip(inputs, deltas, tapped.offsets, strict=True)
-    ]
-    if jacobians:
-        rest = jnp.concatenate(jacobians, axis=-1)
-        found.append(Factor(jnp.zeros((len(x), 0), dtype), rest, jnp.ones((), dtype)))
-    return found
+    def __init__(self, apply: Partial, params: Any, x_i: Any, c: int, outputs: str) -> None:
+        constants, self._apply_tree = jax.tree.flatten(apply)
+        leaves, self._tree = jax.tree.flatten(params)
+        out = jax.eval_shape(lambda a, p, x: a(p, x[None])[0], apply, params, x_i)
+        self._out = jax.ShapeDtypeStruct(out.shape, out.dtype)
+        self.shapes = [leaf.shape for leaf in leaves]
+
+        def pull(constants: list[Any], x_i: Any, cotangent: Any, leaves: list[Any]) -> list[Any]:
+            function = jax.tree.unflatten(self._apply_tree, constants)
+            _, back = jax.vjp(lambda p: function(jax.tree.unflatten(self._tree, p), x_i[None])[0], leaves)
+            return back(cotangent)[0]
+
+        self.program = Program(pull, (constants, x_i, self._out, leaves), active=len(constants) + 1)
+        backward = c * c if outputs == "full" else c
+        self.sites: Sites = find_sites(self.program, self.program.outputs, self.shapes, c, backward)
+        self.dtype = jnp.result_type(*leaves)
+        self.c = c
+
+    @property
+    def floats(self) -> int:
+        """How many numbers the factors of one example hold."""
+        return sum(how.floats for how in self.sites.handling)
+
+    @property
+    def flops(self) -> int:
+        """How many flops the kernel of one pair of examples takes."""
+        return sum(how.flops for how in self.sites.handling)
+
+    def factors(self, apply: Partial, params: Any, x_i: Array) -> tuple[list[Array | None], list[Array]]:
+        """Return each factor's h and delta at one coordinate (d,)."""
+        sites = [site for group in self.sites.groups for site in group.sites]
+        scales = [atom for site in sites for atom, _ in site.scales]
+        wanted = [site.h for site in sites] + [site.delta for site in sites] + scales
+        wanted += [self.program.outputs[leaf] for leaf in self.sites.own]
+
+        def pull(cotangent: Array) -> tuple[list[Array | None], list[Array]]:
+            arguments = [*jax.tree.leaves(apply), x_i, cotangent, *jax.tree.leaves(params)]
+            values = dict(zip(wanted, self.program.evaluate(arguments, wanted), strict=True))
+
+            def stack(found: list[Array]) -> Array:
+                return jnp.concatenate(found, axis=1) if len(found) > 1 else found[0]
+
+            inputs: list[Array | None] = []
+            deltas = []
+            for group in self.sites.groups:
+                inputs.append(stack([self._input(site, values) for site in group.sites]))
+                deltas.append(stack([self._delta(site, values) for site in group.sites]))
+            own = [values[self.program.outputs[leaf]].reshape(-1).astype(self.dtype) for leaf in self.sites.own]
+            if own:
+                inputs.append(None)
+                deltas.append(jnp.concatenate(own)[None, None])
+            return inputs, deltas
+
+        basis = jnp.eye(math.prod(self._out.shape), dtype=self._out.dtype)
+        return jax.vmap(pull, out_axes=(None, 0))(basis)
+
+    def offsets(self) -> list[Array]:
+        """Return each factor's offset."""
+        found = [jnp.asarray(group.offset, self.dtype) for group in self.sites.groups]
+        return found + [jnp.ones((1, 1), self.dtype)] * bool(self.sites.own)
+
+    def _input(self, site: Site, values: dict[Any, Array]) -> Array:
+        h = values[site.h].transpose(site.h_axes).reshape(site.batch, site.tokens, site.m_in).astype(self.dtype)
+        for atom, divides in site.scales:
+            number = values[atom].reshape(()).astype(self.dtype)
+            h = h / number if divides else h * number
+        return h if site.scale == 1 else h * site.scale
+
+    def _delta(self, site: Site, values: dict[Any, Array]) -> Array:
+        delta = values[site.delta].transpose(site.delta_axes).reshape(site.batch, site.tokens, site.m_out)
+        return delta.astype(self.dtype)
+
+
+def factors(apply: Partial, params: Any, x: Array, c: int, outputs: str) -> list[Factor]:
+    """Return the factors of the kernel at coordinates ``x``."""
+    trace = Trace(apply, params, x[0], c, outputs)
+    single = functools.partial(trace.factors, apply, params)
+    inputs, deltas = (
+        jax.vmap(single)(x) if len(x) <= _FACTORS_AT_ONCE else lax.map(single, x, batch_size=_FACTORS_AT_ONCE)
+    )
+    return [Factor(*parts) for parts in zip(inputs, deltas, trace.offsets(), strict=True)]
+
+
+def tile(rows: list[Factor], columns: list[Factor], outputs: str) -> Array:
+    """Return the kernel between the examples of ``rows`` and of ``columns``."""
+    return functools.reduce(operator.add, (_term(a, b, outputs) for a, b in zip(rows, columns, strict=True)))
+
+
+def blocked(rows: list[Factor], columns: list[Factor], outputs: str, block: int) -> Array:
+    """Return the kernel between two sets of examples inside one program, ``block`` rows at a time."""
+    if block >= len(rows[0].delta):
+        return tile(rows, columns, outputs)
+
+    def row_of(part: Any) -> Array:
+        single = [
+            Factor(h if h is None else h[None], delta[None], factor.offset)
+            for (h, delta), factor in zip(part, rows, strict=True)
+        ]
+        return tile(single, columns, outputs)[0]
+
+    return lax.map(row_of, [(factor.h, factor.delta) for factor in rows], batch_size=block)
+
+
+def diagonal(rows: list[Factor], outputs: str) -> Array:
+    """Return the kernel of each example with itself, (n,) or for "diagonal" (n, c)."""
+
+    def single(factor: Factor) -> Array:
+        backward = jnp.einsum("icbtm,icbsm->icbts", factor.delta, factor.delta)
+        if factor.h is not None:
+            forward = jnp.einsum("ibtm,ibsm->ibts", factor.h, factor.h) + factor.offset[None, None]
+            backward = backward * forward[:, None]
+        each = backward.sum((2, 3, 4))
+        return each if outputs == "diagonal" else each.mean(1)
+
+    return functools.reduce(operator.add, map(single, rows))
+
+
+_CONTRACTION = {"diagonal": "icm,jcm->ijc", "full": "icm,jem->ijce"}
 
 
 def _term(a: Factor, b: Factor, outputs: str) -> Array:
     """Return one factor's share of the kernel between two sets of examples."""
-    if outputs == "trace":
-        backward = a.delta.reshape(len(a.delta), -1) @ b.delta.reshape(len(b.delta), -1).T / a.delta.shape[1]
-    elif outputs == "diagonal":
-        backward = jnp.einsum("icm,jcm->ijc", a.delta, b.delta)
-    else:
-        backward = jnp.einsum("icm,jem->ijce", a.delta, b.delta)
-    if a.h.shape[1] == 0:
-        return backward
-    forward = a.h @ b.h.T + a.offset
-    return backward * forward.reshape(forward.shape + (1,) * (backward.ndim - 2))
+    batch, tokens = a.delta.shape[2:4]
 
+    def pair(at: Any) -> Array:
+        g, t, s = at
+        left, right = a.delta[:, :, g, t], b.delta[:, :, g, s]
+        if outputs == "trace":
+            c = left.shape[1]
+            backward = left.reshape(len(left), -1) @ right.reshape(len(right), -1).T
+            backward = backward / c if c > 1 else backward
+        else:
+            backward = jnp.einsum(_CONTRACTION[outputs], left, right)
+        if a.h is None or b.h is None:
+            return backward
+        forward = a.h[:, g, t] @ b.h[:, g, s].T + a.offset[t, s]
+        return backward * forward.reshape(forward.shape + (1,) * (backward.ndim - 2))
 
-@functools.partial(jax.jit, static_argnames=("outputs", "block"))
-def ntk(apply: Partial, params: Any, x1: Array, x2: Array | None, outputs: str, block: int) -> Array:
-    """Return the kernel, in panels of ``block`` rows so that the Gram products stay small."""
-    with jax.default_matmul_precision("highest"):
-        rows = factors(apply, params, x1)
-        columns = rows if x2 is None else factors(apply, params, x2)
-        n = len(x1)
-        panels = -(-n // block)
-
-        def padded(array: Array) -> Array:
-            array = jnp.pad(array, [(0, panels * block - n)] + [(0, 0)] * (array.ndim - 1))
-            return array.reshape(panels, block, *array.shape[1:])
-
-        def panel(arrays: list[tuple[Array, Array]]) -> Array:
-            local = [Factor(h, delta, row.offset) for (h, delta), row in zip(arrays, rows, strict=True)]
-            terms = (_term(a, b, outputs) for a, b in zip(local, columns, strict=True))
-            return functools.reduce(operator.add, terms)
-
-        kernel = lax.map(panel, [(padded(row.h), padded(row.delta)) for row in rows])
-        kernel = kernel.reshape(panels * block, *kernel.shape[2:])[:n]
-    if x2 is None:
-        # Products of transposed panels may round differently; this makes K symmetric to the bit.
-        axes = (1, 0, 3, 2) if outputs == "full" else (1, 0, 2)[: kernel.ndim]
-        kernel = (kernel + jnp.transpose(kernel, axes)) / 2
-    return kernel
+    pairs = list(itertools.product(range(batch), range(tokens), range(tokens)))
+    if len(pairs) <= _UNROLLED_PAIRS:
+        return functools.reduce(operator.add, map(pair, pairs))
+    total = jax.eval_shape(pair, pairs[0])
+    zero = jnp.zeros(total.shape, total.dtype)
+    return lax.scan(lambda sum_, at: (sum_ + pair(at), None), zero, jnp.asarray(pairs))[0]

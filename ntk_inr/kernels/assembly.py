@@ -1,0 +1,160 @@
+"""Assembles a kernel from tiles of its upper half, driven from the host so that no size recompiles.
+
+Why from the host: on CPUs, small products inside a compiled loop run slowly, and tiles dispatched one
+after the other keep all cores busy; on accelerators the next tiles are computed while one is stored.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.tree_util import Partial
+
+from ntk_inr.kernels import structured
+from ntk_inr.kernels.memory import AHEAD, Cut
+
+Progress = Callable[[int, int], None]
+# Zero-copy from NumPy to JAX needs this alignment.
+_ALIGNMENT = 64
+
+
+@functools.partial(jax.jit, static_argnames=("c", "outputs", "precision"))
+def factors(apply: Partial, params: Any, x: Array, *, c: int, outputs: str, precision: str) -> list[structured.Factor]:
+    """Return the factors of one chunk of examples."""
+    with jax.default_matmul_precision(precision):
+        return structured.factors(apply, params, x, c, outputs)
+
+
+@functools.partial(jax.jit, static_argnames=("outputs", "precision", "mirrored"))
+def _tile(rows: Any, columns: Any, *, outputs: str, precision: str, mirrored: bool) -> Array:
+    with jax.default_matmul_precision(precision):
+        tile = structured.tile(rows, columns, outputs)
+    # Products of a matrix with itself may round differently above and below the diagonal.
+    return (tile + transposed(tile)) / 2 if mirrored else tile
+
+
+def transposed(kernel: Any) -> Any:
+    """Return the kernel with the two examples of each entry exchanged."""
+    return kernel.transpose((1, 0, 3, 2)[: kernel.ndim] if kernel.ndim != 3 else (1, 0, 2))
+
+
+def tiles(
+    apply: Partial,
+    params: Any,
+    x1: Array,
+    x2: Array | None,
+    *,
+    c: int,
+    outputs: str,
+    precision: str,
+    cut: Cut,
+    progress: Progress | None,
+) -> Iterator[tuple[slice, slice, Array]]:
+    """Yield (rows, columns, tile), a few tiles computed ahead; only the upper half where ``x2`` is None.
+
+    Tiles at the end have more rows and columns than their slices; the rest is to be left out.
+    """
+    # Sliced by NumPy: each slice of a JAX array would be a program of its own.
+    left = np.asarray(x1)
+    right = left if x2 is None else np.asarray(x2)
+    chunk = functools.partial(_chunk, apply, params, block=cut.block, c=c, outputs=outputs, precision=precision)
+    across, down = len(right), len(left)
+    columns, rows = -(-across // cut.block), -(-down // cut.block)
+    total = rows * (rows + 1) // 2 if x2 is None else rows * columns
+    ahead: collections.deque[tuple[slice, slice, Array]] = collections.deque()
+    done = 0
+    for start in range(0, rows, cut.panel):
+        panel = range(start, min(rows, start + cut.panel))
+        kept = {i: chunk(left, i) for i in panel}
+        for j in range(start if x2 is None else 0, columns):
+            column = kept[j] if x2 is None and j in kept else chunk(right, j)
+            for i in panel:
+                if x2 is None and i > j:
+                    break
+                mirrored = x2 is None and i == j
+                tile = _tile(kept[i], column, outputs=outputs, precision=precision, mirrored=mirrored)
+                ahead.append((_span(i, cut.block, down), _span(j, cut.block, across), tile))
+                if len(ahead) > AHEAD:
+                    yield ahead.popleft()
+                    done += 1
+                    if progress:
+                        progress(done, total)
+    while ahead:
+        yield ahead.popleft()
+        done += 1
+        if progress:
+            progress(done, total)
+
+
+def _chunk(apply: Partial, params: Any, x: np.ndarray, index: int, *, block: int, **options: Any) -> Any:
+    part = x[index * block : (index + 1) * block]
+    if len(part) < block:
+        # Filled up with a coordinate that the function is known to take, so that one program serves all chunks.
+        part = np.concatenate([part, np.broadcast_to(part[:1], (block - len(part), part.shape[1]))])
+    return factors(apply, params, part, **options)
+
+
+def _span(index: int, block: int, n: int) -> slice:
+    return slice(index * block, min(n, (index + 1) * block))
+
+
+def _extent(rows: slice, columns: slice) -> tuple[slice, slice]:
+    return slice(rows.stop - rows.start), slice(columns.stop - columns.start)
+
+
+def fill(out: np.ndarray, parts: Iterator[tuple[slice, slice, Array]], symmetric: bool) -> None:
+    """Write tiles into ``out`` in host memory or on disk, the lower half as the upper's mirror image."""
+    for rows, columns, tile in parts:
+        values = np.asarray(tile)[_extent(rows, columns)]
+        out[rows, columns] = values
+        if symmetric and rows != columns:
+            out[columns, rows] = transposed(values)
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Return memory that JAX's CPU backend can take over without a copy."""
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.empty(size + _ALIGNMENT, np.uint8)
+    first = -raw.ctypes.data % _ALIGNMENT
+    return raw[first : first + size].view(dtype).reshape(shape)
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnames="symmetric")
+def _place(kernel: Array, tile: Array, i: Any, j: Any, symmetric: bool) -> Array:
+    rest = (0,) * (kernel.ndim - 2)
+    kernel = jax.lax.dynamic_update_slice(kernel, tile, (i, j, *rest))
+    return jax.lax.dynamic_update_slice(kernel, transposed(tile), (j, i, *rest)) if symmetric else kernel
+
+
+def on_device(
+    shape: tuple[int, ...], dtype: Any, parts: Iterator[tuple[slice, slice, Array]], symmetric: bool, traced: bool
+) -> Array:
+    """Return the assembled kernel in the default device's memory."""
+    if jax.default_backend() == "cpu" and not traced:
+        out = empty(shape, dtype)
+        fill(out, parts, symmetric)
+        return jax.device_put(out, may_alias=True)
+    kernel = jnp.empty(shape, dtype)
+    for rows, columns, tile in parts:
+        kernel = _place(kernel, tile[_extent(rows, columns)], rows.start, columns.start, symmetric=symmetric)
+    return kernel
+
+
+@functools.partial(jax.jit, static_argnames=("c", "outputs", "precision", "block"))
+def traceable(
+    apply: Partial, params: Any, x1: Array, x2: Array | None, c: int, outputs: str, precision: str, block: int
+) -> Array:
+    """Return the kernel inside a user's transformation: whole rows, ``block`` at a time, in one program."""
+    with jax.default_matmul_precision(precision):
+        rows = structured.factors(apply, params, x1, c, outputs)
+        columns = rows if x2 is None else structured.factors(apply, params, x2, c, outputs)
+        kernel = structured.blocked(rows, columns, outputs, block)
+    return (kernel + transposed(kernel)) / 2 if x2 is None else kernel

@@ -1,0 +1,118 @@
+"""What memory the default device has left, and how a kernel is cut to fit in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.tree_util import Partial
+
+from ntk_inr.kernels.structured import Trace
+
+# The side of a tile: small enough for a CPU's cache, large enough for an accelerator's cores.
+_SIDE = {"cpu": 512}
+_SIDE_ELSEWHERE = 4096
+# Tiles that are computed ahead while one is written.
+AHEAD = 4
+
+Outputs = Literal["trace", "diagonal", "full"]
+
+
+class Model(NamedTuple):
+    """What a kernel is taken of, checked: ``apply`` as a pytree, coordinates in the parameters' dtype, outputs c.
+
+    ``traced`` says that some of it is a value of a transformation under way.
+    """
+
+    apply: Partial
+    x1: Array
+    x2: Array | None
+    c: int
+    traced: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """How a kernel is cut: tiles of ``block`` by ``block``, the factors of ``panel`` blocks of rows kept."""
+
+    block: int
+    panel: int
+    bytes: int
+
+
+def available() -> int:
+    """Return the bytes that the default device has left (for the CPU, what the system calls available)."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    try:
+        with open("/proc/meminfo") as lines:
+            found = dict(line.split(":", 1) for line in lines)
+        return int(found["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def describe(size: float) -> str:
+    """Return a number of bytes as people read it."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
+
+
+def traced(model: Model, params: Any, outputs: str) -> Trace:
+    """Return the trace of one example, remembered for functions and shapes met before."""
+    leaves, tree = jax.tree.flatten((model.apply, params))
+    avals = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    x64 = bool(jax.config.read("jax_enable_x64"))
+    arguments = (tree, avals, model.x1.shape[1], model.x1.dtype, model.c, outputs, x64)
+    # A function may close over values of a transformation under way, which must not be kept.
+    return _traced.__wrapped__(*arguments) if model.traced else _traced(*arguments)
+
+
+@functools.lru_cache(maxsize=16)
+def _traced(tree: Any, avals: Any, d: int, dtype: Any, c: int, outputs: str, x64: bool) -> Trace:
+    apply, params = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*aval) for aval in avals])
+    return Trace(apply, params, jax.ShapeDtypeStruct((d,), dtype), c, outputs)
+
+
+def entries(c: int, outputs: str) -> int:
+    """Return the numbers that the kernel has for a pair of examples."""
+    return {"trace": 1, "diagonal": c, "full": c * c}[outputs]
+
+
+def cut(trace: Trace, n1: int, n2: int, outputs: str, *, stored: int, limit: int | None, block: int | None) -> Cut:
+    """Choose tiles and panels that fit in ``limit`` bytes beside ``stored`` bytes, or say what the least is."""
+    itemsize = np.dtype(trace.dtype).itemsize
+    # A chunk's factors stand beside the intermediate values they come from.
+    chunk_bytes = 2 * trace.floats * itemsize
+    tile_bytes = (AHEAD + 3) * entries(trace.c, outputs) * itemsize
+    limit = available() if limit is None else limit
+
+    def fixed(rows: int) -> int:
+        return stored + 2 * rows * chunk_bytes + rows * rows * tile_bytes
+
+    longest = max(n1, n2)
+    rows = block or _SIDE.get(jax.default_backend(), _SIDE_ELSEWHERE)
+    rows = min(longest, math.ceil(longest / math.ceil(longest / rows))) if block is None else min(longest, rows)
+    while fixed(rows) > limit and rows > 1 and block is None:
+        rows = math.ceil(rows / 2)
+    if fixed(rows) > limit:
+        raise ValueError(
+            f"the kernel needs at least {describe(fixed(rows))} with blocks of {rows} rows, of which "
+            f"{describe(stored)} for the kernel itself; memory_limit leaves {describe(limit)}. Raise memory_limit, "
+            "pass out=np.memmap(...) to keep the kernel on disk, or use ni.streamed_moments, ni.sampled_moments or "
+            "ni.NTKOperator, which never store it."
+        )
+    panel = 1 + max(0, limit - fixed(rows)) // (rows * chunk_bytes)
+    panel = min(panel, math.ceil(n1 / rows))
+    return Cut(rows, panel, fixed(rows) + (panel - 1) * rows * chunk_bytes)

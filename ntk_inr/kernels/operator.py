@@ -1,0 +1,199 @@
+"""The kernel as a linear operator that is never formed: ``K v = J (J^T v)``, a few examples at a time."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float
+
+from ntk_inr import _checks
+from ntk_inr.kernels import memory, structured
+from ntk_inr.kernels.api import Precision, check_model
+
+# What the intermediate values of one microbatch may take, for each vector.
+_MICROBATCH_BYTES = 32 * 2**20
+
+
+@jax.tree_util.register_pytree_node_class
+class NTKOperator:
+    r"""The empirical NTK of ``apply`` at ``x`` as a symmetric positive semi-definite operator.
+
+    .. math:: K v = \frac1c \sum_o J_o (J_o^\top v) \quad\text{("trace")}, \qquad K v = J (J^\top v)
+        \quad\text{("full", } v \in \mathbb{R}^{nc}\text{)}
+
+    The function is linearised at the parameters in microbatches; one product is one forward and one backward
+    pass over all coordinates (for "trace" c of them), and needs the memory of one microbatch and of the
+    parameters, for each vector. K is never formed. The operator is a pytree, so it passes through ``jit``.
+
+    Args:
+        apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``; examples must not mix.
+        params: pytree of floating point arrays.
+        x: coordinates (n, d).
+        outputs: "trace" for the (n, n) kernel averaged over outputs, or "full" for (n c, n c), where entry
+            ``i * c + o`` of a vector belongs to output o at coordinate i.
+        microbatch: coordinates linearised at a time; None picks by memory.
+        precision: of matrix products, as in :func:`ntk_inr.ntk`.
+
+    Attributes:
+        shape: (n, n), or (n c, n c) for "full".
+        dtype: the parameters' dtype.
+
+    Raises:
+        TypeError: integer coordinates or parameters; ``apply`` not callable.
+        ValueError: as :func:`ntk_inr.ntk`; a vector of the wrong length.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, ntk_inr as ni
+        >>> x = jnp.linspace(-1, 1, 16)[:, None]
+        >>> apply, params = ni.init(ni.CoordinateMLP(features=32, depth=2), jax.random.key(0), x)
+        >>> A, K = ni.NTKOperator(apply, params, x), ni.ntk(apply, params, x)
+        >>> v = jnp.arange(16.0)
+        >>> bool(jnp.allclose(A @ v, K @ v, rtol=1e-4)), bool(jnp.allclose(A.trace(), jnp.trace(K)))
+        (True, True)
+
+        For matfree, hand it ``lambda v: A @ v``; for lineax,
+        ``lineax.FunctionLinearOperator(lambda v: A @ v, v, tags=lineax.positive_semidefinite_tag)``.
+
+    Source: Pearlmutter 1994; T9 of the theory.
+    """
+
+    def __init__(
+        self,
+        apply: Any,
+        params: Any,
+        x: Any,
+        *,
+        outputs: Literal["trace", "full"] = "trace",
+        microbatch: int | None = None,
+        precision: Precision = "highest",
+    ) -> None:
+        _checks.check_choice(outputs, ("trace", "full"), "outputs")
+        model = check_model(apply, params, x)
+        self.apply, self.x, self.c = model.apply, model.x1, model.c
+        self.params = params
+        self.outputs = outputs
+        self.precision = precision
+        self.dtype = jnp.dtype(jnp.result_type(*jax.tree.leaves(params)))
+        n = len(self.x)
+        if microbatch is None:
+            trace = memory.traced(model, params, outputs)
+            microbatch = max(1, _MICROBATCH_BYTES // max(1, trace.floats * self.dtype.itemsize))
+        _checks.check_positive(microbatch, "microbatch", integer=True)
+        batches = -(-n // microbatch)
+        # Evenly, so that little is filled up.
+        self.microbatch = -(-n // batches)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The operator's (rows, columns)."""
+        size = len(self.x) * (self.c if self.outputs == "full" else 1)
+        return size, size
+
+    @property
+    def T(self) -> NTKOperator:
+        """The transpose, which is the operator itself."""
+        return self
+
+    def __matmul__(self, v: Any) -> Float[Array, "..."]:
+        """Return ``K v`` for v (rows,) or, several vectors at once, (rows, k)."""
+        v = jnp.asarray(v, self.dtype) if not hasattr(v, "dtype") else v
+        if v.ndim not in (1, 2) or v.shape[0] != self.shape[0]:
+            raise ValueError(
+                f"the operator is {self.shape} and was multiplied with shape {tuple(v.shape)}; "
+                f"expected ({self.shape[0]},) or ({self.shape[0]}, k)."
+            )
+        return _matmul(self, v.astype(self.dtype))
+
+    def diagonal(self) -> Float[Array, " n"]:
+        """Return the diagonal, exact, from the structured factors: one forward pass and c backward passes."""
+        each = _diagonal(self)
+        return each.reshape(-1) if self.outputs == "full" else each
+
+    def trace(self) -> Float[Array, ""]:
+        """Return the sum of the diagonal."""
+        return self.diagonal().sum()
+
+    def tree_flatten(self) -> tuple[Any, Any]:
+        """Return the arrays and the settings, for JAX."""
+        static = {k: getattr(self, k) for k in ("c", "outputs", "precision", "dtype", "microbatch")}
+        return (self.apply, self.params, self.x), tuple(static.items())
+
+    @classmethod
+    def tree_unflatten(cls, static: Any, children: Any) -> NTKOperator:
+        """Return the operator again, for JAX."""
+        operator = object.__new__(cls)
+        operator.apply, operator.params, operator.x = children
+        for name, value in static:
+            setattr(operator, name, value)
+        return operator
+
+    def _batched(self, array: Array, mode: str) -> Array:
+        """Return rows in microbatches (batches, microbatch, ...), the last one filled up."""
+        batches = -(-len(array) // self.microbatch)
+        rest = batches * self.microbatch - len(array)
+        array = jnp.pad(array, [(0, rest)] + [(0, 0)] * (array.ndim - 1), mode=mode)
+        return array.reshape(batches, self.microbatch, *array.shape[1:])
+
+    def coordinates(self) -> Array:
+        """Return the coordinates in microbatches, filled up with one that ``apply`` is known to take."""
+        return self._batched(self.x, "edge")
+
+    def cotangents(self, array: Array) -> Array:
+        """Return the rows of ``array`` in microbatches, filled up with zeros."""
+        return self._batched(array, "constant")
+
+
+@jax.jit
+def _matmul(operator: NTKOperator, v: Array) -> Array:
+    n, c = len(operator.x), operator.c
+    # (n, o, vectors): for "trace" each vector is a cotangent of one output at a time.
+    vectors = v.reshape(n, c if operator.outputs == "full" else 1, -1)
+    x = operator.coordinates()
+
+    def product(cotangent: Array) -> Array:
+        """Return J J^T of one cotangent (n, c)."""
+
+        def pull(total: Any, batch: tuple[Array, Array]) -> tuple[Any, None]:
+            x_b, cotangent_b = batch
+            _, pullback = jax.vjp(lambda p: operator.apply(p, x_b), operator.params)
+            return jax.tree.map(jnp.add, total, pullback(cotangent_b)[0]), None
+
+        zero = jax.tree.map(jnp.zeros_like, operator.params)
+        gradient, _ = lax.scan(pull, zero, (x, operator.cotangents(cotangent)))
+
+        def push(x_b: Array) -> Array:
+            return jax.jvp(lambda p: operator.apply(p, x_b), (operator.params,), (gradient,))[1]
+
+        return lax.map(push, x).reshape(-1, c)[:n]
+
+    with jax.default_matmul_precision(operator.precision):
+        if operator.outputs == "full":
+            result = jax.vmap(product, in_axes=2, out_axes=2)(vectors)
+        else:
+
+            def one_output(total: Array, o: Array) -> tuple[Array, None]:
+                def single(w: Array) -> Array:
+                    cotangent = jnp.where(jnp.arange(c)[None] == o, w[:, None], 0)
+                    return product(cotangent)[:, o]
+
+                return total + jax.vmap(single, in_axes=1, out_axes=1)(vectors[:, 0]), None
+
+            total, _ = lax.scan(one_output, jnp.zeros((n, vectors.shape[2]), v.dtype), jnp.arange(c))
+            result = total / c
+    return result.reshape(v.shape)
+
+
+@jax.jit
+def _diagonal(operator: NTKOperator) -> Array:
+    outputs = "diagonal" if operator.outputs == "full" else "trace"
+
+    def batch(x_b: Array) -> Array:
+        rows = structured.factors(operator.apply, operator.params, x_b, operator.c, outputs)
+        return structured.diagonal(rows, outputs)
+
+    with jax.default_matmul_precision(operator.precision):
+        each = lax.map(batch, operator.coordinates())
+    return each.reshape(-1, *each.shape[2:])[: len(operator.x)]

@@ -1,0 +1,251 @@
+"""Moments of kernels that are never stored: exact by streaming tiles, or from principal submatrices (9.4)."""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ntk_inr import _checks
+from ntk_inr.kernels import assembly, memory
+from ntk_inr.kernels.api import Precision, check_model
+from ntk_inr.kernels.memory import Model
+from ntk_inr.spectra.moments import Moments
+
+_LEAST_SUBMATRICES = 8
+_MOST_SUBMATRICES = 64
+
+
+class SampledMoments(NamedTuple):
+    """Moments of the eigenvalues estimated from principal submatrices, with standard errors.
+
+    Attributes:
+        mean: estimate of trace / n.
+        variance: unbiased estimate of the population variance of the eigenvalues.
+        cv: ``sqrt(variance) / mean``.
+        effective_rank: ``n / (1 + cv**2)``.
+        mean_stderr: standard error of the mean.
+        variance_stderr: standard error of the variance.
+        submatrices: how many submatrices were drawn; 1 where the whole kernel was taken, and then exact.
+        size: rows of each submatrix.
+    """
+
+    mean: float
+    variance: float
+    cv: float
+    effective_rank: float
+    mean_stderr: float
+    variance_stderr: float
+    submatrices: int
+    size: int
+
+
+class _Sums(NamedTuple):
+    """The sum of squares off the diagonal and the diagonal itself, of one kernel."""
+
+    off_diagonal: float
+    diagonal: np.ndarray
+
+
+def streamed_moments(
+    apply: Any,
+    params: Any,
+    x: Any,
+    *,
+    block: int | None = None,
+    memory_limit: int | None = None,
+    precision: Precision = "highest",
+    progress: Callable[[int, int], None] | None = None,
+) -> Moments:
+    """Return the exact moments of the kernel's eigenvalues, (T1.1) and (T1.2), without storing the kernel.
+
+    Takes the time of :func:`ntk_inr.ntk`, and memory for n (sum of widths) floats; where ``memory_limit``
+    is below that, factors are computed again for each panel of rows, and memory does not grow with n. Sums
+    are taken in float64 on the host.
+
+    Args:
+        apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``; examples must not mix.
+        params: pytree of floating point arrays.
+        x: coordinates (n, d).
+        block: rows and columns of a tile; None picks by memory.
+        memory_limit: bytes to stay within; None is what the device has left.
+        precision: of matrix products, as in :func:`ntk_inr.ntk`.
+        progress: called as ``progress(done, total)`` after each tile.
+
+    Returns:
+        :class:`Moments` of Python floats.
+
+    Raises:
+        TypeError: integer coordinates or parameters; ``apply`` not callable.
+        ValueError: as :func:`ntk_inr.ntk`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpy as np, ntk_inr as ni
+        >>> x = jnp.linspace(-1, 1, 16)[:, None]
+        >>> apply, params = ni.init(ni.CoordinateMLP(features=32, depth=2), jax.random.key(0), x)
+        >>> exact = ni.moments(ni.ntk(apply, params, x))
+        >>> bool(np.allclose(ni.streamed_moments(apply, params, x), exact, rtol=1e-4))
+        True
+    """
+    model = check_model(apply, params, x)
+    sums = _reduced(model, params, model.x1, block, memory_limit, precision, progress)
+    n = len(model.x1)
+    return Moments(*_summary(n, sums.diagonal.mean(), sums.off_diagonal / n + sums.diagonal.var()))
+
+
+def sampled_moments(
+    apply: Any,
+    params: Any,
+    x: Any,
+    *,
+    key: Array,
+    size: int = 2048,
+    submatrices: int | None = None,
+    rtol: float = 0.004,
+    block: int | None = None,
+    memory_limit: int | None = None,
+    precision: Precision = "highest",
+    progress: Callable[[int, int], None] | None = None,
+) -> SampledMoments:
+    r"""Return unbiased estimates of the moments at any number of coordinates, (9.4), with standard errors.
+
+    .. math::
+        \hat v = \frac1S \sum_{\mathcal S} \frac{n - 1}{b (b - 1)} \sum_{i \ne j \in \mathcal S} K_{ij}^2
+        + \widehat{\operatorname{Var}}_i(K_{ii})
+
+    The S disjoint random subsets of b coordinates are drawn without replacement; mean and variance of the
+    diagonal come from all of them. Standard errors are the jackknife's over subsets.
+    Subsets are added until both relative standard errors are under ``rtol``, at least 8, at most 64; a kernel
+    of no more than ``size`` rows is taken whole, and is exact. Costs S b^2 entries of the kernel.
+
+    Args:
+        apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``; examples must not mix.
+        params: pytree of floating point arrays.
+        x: coordinates (n, d).
+        key: a JAX random key.
+        size: coordinates b in each subset.
+        submatrices: number S of subsets, at least 2, in place of stopping by ``rtol``.
+        rtol: the relative standard error to reach.
+        block: rows and columns of a tile; None picks by memory.
+        memory_limit: bytes to stay within; None is what the device has left.
+        precision: of matrix products, as in :func:`ntk_inr.ntk`.
+        progress: called as ``progress(done, most)`` after each submatrix.
+
+    Returns:
+        :class:`SampledMoments` of Python floats.
+
+    Raises:
+        TypeError: integer coordinates or parameters; ``apply`` not callable.
+        ValueError: as :func:`ntk_inr.ntk`; ``submatrices * size`` above n.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, ntk_inr as ni
+        >>> x = jax.random.uniform(jax.random.key(1), (600, 2), minval=-1.0)
+        >>> apply, params = ni.init(ni.CoordinateMLP(features=32, depth=2), jax.random.key(0), x)
+        >>> m = ni.sampled_moments(apply, params, x, key=jax.random.key(2), size=50)
+        >>> exact = ni.streamed_moments(apply, params, x)
+        >>> abs(m.variance - exact.variance) < 5 * m.variance_stderr
+        True
+    """
+    _checks.check_positive(size, "size", integer=True, least=2)
+    _checks.check_positive(rtol, "rtol")
+    model = check_model(apply, params, x)
+    points = np.asarray(model.x1)
+    n = len(points)
+    fit = n // size
+    if submatrices is not None:
+        _checks.check_positive(submatrices, "submatrices", integer=True, least=2)
+        if submatrices > fit:
+            raise ValueError(
+                f"{submatrices} disjoint submatrices of {size} rows need {submatrices * size} coordinates, x has {n}. "
+                "Make them fewer or smaller, or use ni.streamed_moments."
+            )
+    elif fit < _LEAST_SUBMATRICES and n > size:
+        size, fit = n // _LEAST_SUBMATRICES, _LEAST_SUBMATRICES
+    if n <= size or size < 2:
+        sums = _reduced(model, params, points, block, memory_limit, precision, None)
+        return SampledMoments(
+            *_summary(n, sums.diagonal.mean(), sums.off_diagonal / n + sums.diagonal.var()), 0, 0, 1, n
+        )
+    most = submatrices or min(_MOST_SUBMATRICES, fit)
+    order = np.asarray(jax.random.permutation(key, n)[: most * size]).reshape(most, size)
+    found: list[_Sums] = []
+    for done, subset in enumerate(order, 1):
+        found.append(_reduced(model, params, points[subset], block, memory_limit, precision, None))
+        if progress:
+            progress(done, most)
+        if done >= (submatrices or _LEAST_SUBMATRICES):
+            estimate = _estimate(n, size, found)
+            wide = max(estimate.mean_stderr / estimate.mean, estimate.variance_stderr / estimate.variance)
+            if submatrices is None and wide <= rtol:
+                break
+    return estimate
+
+
+def _reduced(model: Model, params: Any, x: Any, block: Any, memory_limit: Any, precision: str, progress: Any) -> _Sums:
+    trace = memory.traced(model, params, "trace")
+    n = len(x)
+    cut = memory.cut(trace, n, n, "trace", stored=0, limit=memory_limit, block=block)
+    parts = assembly.tiles(
+        model.apply, params, x, None, c=model.c, outputs="trace", precision=precision, cut=cut, progress=progress
+    )
+    total, diagonal = 0.0, np.zeros(n)
+    ahead: collections.deque[tuple[slice, slice, Any]] = collections.deque()
+
+    def collect() -> float:
+        rows, columns, (squares, own) = ahead.popleft()
+        if rows != columns:
+            return 2 * float(np.asarray(squares, np.float64).sum())
+        diagonal[rows] = np.asarray(own)[: rows.stop - rows.start]
+        return float(np.asarray(squares, np.float64).sum())
+
+    for rows, columns, tile in parts:
+        extent = rows.stop - rows.start, columns.stop - columns.start
+        ahead.append((rows, columns, _squares(tile, *extent, rows == columns)))
+        if len(ahead) > memory.AHEAD:
+            total += collect()
+    while ahead:
+        total += collect()
+    return _Sums(total, diagonal)
+
+
+@jax.jit
+def _squares(tile: Array, rows: Any, columns: Any, on_diagonal: Any) -> tuple[Array, Array]:
+    # Rows first, then their sums: two short sums round less than a long one.
+    i, j = jnp.arange(tile.shape[0])[:, None], jnp.arange(tile.shape[1])[None]
+    left_out = (i >= rows) | (j >= columns) | (on_diagonal & (i == j))
+    return (jnp.where(left_out, 0, tile) ** 2).sum(axis=1), jnp.diagonal(tile)
+
+
+def _estimate(n: int, size: int, found: list[_Sums]) -> SampledMoments:
+    count = len(found)
+    off = np.array([sums.off_diagonal for sums in found]) * (n - 1) / (size * (size - 1))
+    ones = np.array([sums.diagonal.sum() for sums in found])
+    squares = np.array([((sums.diagonal - found[0].diagonal[0]) ** 2).sum() for sums in found])
+    shift = found[0].diagonal[0]
+
+    def moments(kept: Any) -> tuple[float, float]:
+        drawn = size * np.count_nonzero(kept)
+        mean = ones[kept].sum() / drawn
+        # Unbiased for the population of n, drawn without replacement.
+        spread = (squares[kept].sum() - drawn * (mean - shift) ** 2) / (drawn - 1) * (n - 1) / n
+        return mean, off[kept].mean() + spread
+
+    every = np.ones(count, bool)
+    without = np.array([moments(every & (np.arange(count) != i)) for i in range(count)])
+    mean_stderr, variance_stderr = np.sqrt((count - 1) / count * ((without - without.mean(0)) ** 2).sum(0))
+    mean, variance = moments(every)
+    # Drawing without replacement knows the mean once all are drawn; pairs across subsets stay unseen.
+    mean_stderr *= math.sqrt(1 - count * size / n)
+    return SampledMoments(*_summary(n, mean, variance), float(mean_stderr), float(variance_stderr), count, size)
+
+
+def _summary(n: int, mean: float, variance: float) -> tuple[float, float, float, float]:
+    cv = math.sqrt(variance) / float(mean) if mean else math.nan
+    return float(mean), float(variance), cv, n / (1 + cv**2)
