@@ -11,6 +11,7 @@ from ntk_inr.networks.mlp import CoordinateMLP, Dense
 from ntk_inr.networks.modulation import FourierModulation
 from ntk_inr.networks.normalization import Sphere
 from ntk_inr.networks.variants import variant, variants
+from ntk_inr.spectra.density import Moment, SpectralDensity, spectral_density
 from ntk_inr.spectra.eigen import (
     Alignment,
     Condition,
@@ -20,9 +21,12 @@ from ntk_inr.spectra.eigen import (
     eigensystem,
     eigenvalues,
     max_learning_rate,
+    rounding_floor,
 )
+from ntk_inr.spectra.lanczos import Eigenpairs, top_eigenpairs
 from ntk_inr.spectra.moments import Moments, moments
 from ntk_inr.spectra.sampled import SampledMoments, sampled_moments, streamed_moments
+from ntk_inr.spectra.stochastic import StochasticMoments, stochastic_moments
 from ntk_inr.study.compare import compare
 from ntk_inr.study.record import Study, VariantResult
 from ntk_inr.study.record import load as load_study
@@ -37,11 +41,13 @@ __all__ = [
     "Condition",
     "CoordinateMLP",
     "Dense",
+    "Eigenpairs",
     "Eigensystem",
     "FitResult",
     "FourierModulation",
     "GaussianFourier",
     "ImageTask",
+    "Moment",
     "Moments",
     "NTKOperator",
     "NeRFEncoding",
@@ -50,7 +56,9 @@ __all__ = [
     "ReLU",
     "SampledMoments",
     "Sine",
+    "SpectralDensity",
     "Sphere",
+    "StochasticMoments",
     "Study",
     "Summary",
     "VariantResult",
@@ -70,10 +78,14 @@ __all__ = [
     "moments",
     "ntk",
     "predict_training",
+    "rounding_floor",
     "sampled_moments",
+    "spectral_density",
     "split",
+    "stochastic_moments",
     "streamed_moments",
     "summarize",
+    "top_eigenpairs",
     "variant",
     "variants",
     "write_report",

@@ -26,7 +26,7 @@ _ALIGNMENT = 64
 
 
 @functools.partial(jax.jit, static_argnames=("c", "outputs", "precision"))
-def factors(apply: Partial, params: Any, x: Array, *, c: int, outputs: str, precision: str) -> list[structured.Factor]:
+def factors(apply: Partial, params: Any, x: Any, *, c: int, outputs: str, precision: str) -> list[structured.Factor]:
     """Return the factors of one chunk of examples."""
     with jax.default_matmul_precision(precision):
         return structured.factors(apply, params, x, c, outputs)
@@ -48,8 +48,8 @@ def transposed(kernel: Any) -> Any:
 def tiles(
     apply: Partial,
     params: Any,
-    x1: Array,
-    x2: Array | None,
+    x1: Any,
+    x2: Any,
     *,
     c: int,
     outputs: str,

@@ -126,8 +126,8 @@ def explain(
         >>> x = jnp.linspace(-1, 1, 16)[:, None]
         >>> apply, params = ni.init(ni.CoordinateMLP(features=32, depth=2), jax.random.key(0), x)
         >>> plan = ni.explain(apply, params, x)
-        >>> plan.leaves[0].handling, plan.leaves[1].handling, plan.method
-        ('bias', 'product', 'structured')
+        >>> plan.leaves[3].name, plan.leaves[3].handling, plan.method
+        ("['hidden_1']['kernel']", 'product', 'structured')
     """
     _checks.check_choice(outputs, ("trace", "diagonal", "full"), "outputs")
     model = check_model(apply, params, x1, x2)

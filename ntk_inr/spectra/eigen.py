@@ -42,17 +42,20 @@ class Alignment(NamedTuple):
     energy: Any
 
 
-def eigenvalues(K: Any) -> Any:
+def eigenvalues(K: Any, *, host: bool = False) -> Any:
     """Return the eigenvalues of a symmetric kernel, largest first.
 
     A JAX kernel is decomposed by JAX on its device (works under jit); a NumPy kernel by LAPACK on
-    the host in its own dtype, so ``eigenvalues(numpy.asarray(K, float))`` asks for float64.
+    the host in its own dtype. With ``host`` any kernel is decomposed by LAPACK in float64, which spares
+    the decomposition's rounding and not the kernel's own: :func:`rounding_floor` of a float32 kernel
+    stays float32's.
 
     Args:
         K: symmetric kernel (n, n); only its lower triangle is read.
+        host: copy K to the host, gathered there where it is sharded, and decompose it in float64.
 
     Returns:
-        Eigenvalues (n,), in the library (JAX or NumPy) and dtype of K.
+        Eigenvalues (n,), in the library (JAX or NumPy) and dtype of K; NumPy float64 with ``host``.
 
     Raises:
         ValueError: K is not square.
@@ -63,6 +66,8 @@ def eigenvalues(K: Any) -> Any:
         [3.0, 1.0]
     """
     K = _checks.as_kernel(K)
+    if host:
+        K = np.asarray(K, np.float64)
     if isinstance(K, np.ndarray):
         return scipy.linalg.eigh(K, eigvals_only=True, driver="evd", check_finite=False)[::-1]
     return jnp.linalg.eigvalsh(K, symmetrize_input=False)[::-1]
@@ -97,15 +102,43 @@ def eigensystem(K: Any) -> Eigensystem:
     return Eigensystem(values[::-1], vectors[:, ::-1])
 
 
-def condition_number(K: Any, *, dtype: Any = None) -> Condition:
+def rounding_floor(K: Any, *, dtype: Any = None, host: bool = False) -> Any:
+    r"""Return the size below which eigenvalues are rounding noise, :math:`\epsilon\, n\, \lambda_{\max}`.
+
+    Args:
+        K: kernel (n, n), its eigenvalues (n,), or its :class:`Eigensystem`.
+        dtype: arithmetic the kernel was computed in, which epsilon belongs to; None is the dtype of K. Eigenvalues
+            of a float32 kernel that were taken in float64 need it: nothing about them tells.
+        host: take the eigenvalues of a kernel in float64, as in :func:`eigenvalues`; epsilon stays that of K.
+
+    Returns:
+        The floor, a scalar in the units of the kernel.
+
+    Raises:
+        ValueError: K is neither square nor one-dimensional.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np, ntk_inr as ni
+        >>> K = jnp.diag(jnp.array([1.0, 4.0], jnp.float32))
+        >>> float(ni.rounding_floor(K, host=True)) == 8 * float(np.finfo(np.float32).eps)
+        True
+        >>> bool(ni.rounding_floor(ni.eigenvalues(K, host=True), dtype=K.dtype) == ni.rounding_floor(K, host=True))
+        True
+    """
+    values, relative = _spectrum_and_floor(K, dtype, host)
+    return relative * values.max()
+
+
+def condition_number(K: Any, *, dtype: Any = None, host: bool = False) -> Condition:
     r"""Return lambda_max / lambda_min, or the largest value that rounding lets one assert.
 
-    Eigenvalues below :math:`\epsilon\, n\, \lambda_{\max}` are rounding noise; where the smallest one is
-    there, ``value`` is :math:`1 / (\epsilon n)`, a lower bound, and ``resolved`` is False.
+    Eigenvalues below :func:`rounding_floor` are rounding noise; where the smallest one is there, ``value``
+    is :math:`1 / (\epsilon n)`, a lower bound, and ``resolved`` is False.
 
     Args:
         K: kernel (n, n), its eigenvalues (n,), or its :class:`Eigensystem`.
         dtype: arithmetic the kernel was computed in, if coarser than the dtype of K.
+        host: take the eigenvalues of a kernel in float64, as in :func:`eigenvalues`; the floor stays that of K.
 
     Returns:
         :class:`Condition`.
@@ -118,9 +151,8 @@ def condition_number(K: Any, *, dtype: Any = None) -> Condition:
         >>> [float(v) for v in ni.condition_number(jnp.diag(jnp.array([1.0, 4.0])))]
         [4.0, 1.0]
     """
-    values = spectrum(K)
+    values, floor = _spectrum_and_floor(K, dtype, host)
     xp = np if isinstance(values, np.ndarray) else jnp
-    floor = float(jnp.finfo(dtype or values.dtype).eps) * values.shape[0]
     largest, smallest = values.max(), values.min()
     resolved = smallest > floor * largest
     return Condition(xp.where(resolved, largest / xp.where(resolved, smallest, 1), 1 / floor), resolved)
@@ -191,8 +223,16 @@ def as_eigensystem(K: Any) -> Eigensystem:
     return K if isinstance(K, Eigensystem) else eigensystem(K)
 
 
-def spectrum(K: Any) -> Any:
+def spectrum(K: Any, host: bool = False) -> Any:
     """Return eigenvalues (n,) from a kernel, an eigensystem, or eigenvalues."""
     if isinstance(K, Eigensystem):
         return K.values
-    return K if getattr(K, "ndim", 2) == 1 else eigenvalues(K)
+    return K if getattr(K, "ndim", 2) == 1 else eigenvalues(K, host=host)
+
+
+def _spectrum_and_floor(K: Any, dtype: Any, host: bool) -> tuple[Any, float]:
+    """Return the eigenvalues (n,) and eps n, with eps of ``dtype``, else of K as it was handed in."""
+    values = spectrum(K, host)
+    given = getattr(K, "dtype", values.dtype)
+    dtype = dtype or (given if jnp.issubdtype(given, jnp.floating) else values.dtype)
+    return values, float(jnp.finfo(dtype).eps) * values.shape[0]

@@ -1,0 +1,278 @@
+"""How fast and how small is the structured kernel, and what limits it?
+
+    python -m benchmarks.kernel_speed            # all of it, about 10 minutes on 2 cores
+    python -m benchmarks.kernel_speed --quick    # small sizes, nothing kept
+
+Writes benchmarks/results/kernel_speed/<device>/: results.json and growth.png. Width 256, depth 4, two inputs, ReLU,
+float32 and full precision unless said; medians of calls by turns in one process, compile time apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import ntk_inr as ni
+from benchmarks import timing
+from ntk_inr.kernels import structured
+from ntk_inr.study.record import write_json
+from ntk_inr.study.style import FAST, MEASURED, figure_style, pyplot
+
+RESULTS = Path(__file__).parent / "results" / "kernel_speed"
+WIDTH, DEPTH = 256, 4
+
+
+def model(n: int, width: int = WIDTH, depth: int = DEPTH, c: int = 1, variant: str = "relu") -> tuple[Any, Any, Any]:
+    """Return a network, its parameters and n scattered coordinates in the plane."""
+    x = jax.random.uniform(jax.random.key(1), (n, 2), minval=-1.0)
+    return *ni.init(ni.variant(variant, features=width, depth=depth, out=c), jax.random.key(0), x[:1]), x
+
+
+def against_neural_tangents(quick: bool) -> list[dict[str, Any]]:
+    """Against neural-tangents' Jacobian contraction, with the distance of both to float64."""
+    rows = []
+    for c in (1, 3):
+        apply, params, x = model(128 if quick else 1024, c=c)
+        found = timing.compare(
+            {
+                "structured": lambda a=apply, p=params, x=x: ni.ntk(a, p, x),
+                "neural_tangents": lambda a=apply, p=params, x=x: ni.ntk(a, p, x, method="neural-tangents"),
+            },
+            repeats=2 if quick else 5,
+        )
+        ratio = found["neural_tangents"]["median_s"] / found["structured"]["median_s"]
+        rows.append({"n": len(x), "c": c, **found, "ratio": ratio, **_distances(apply, params, x)})
+    return rows
+
+
+def _distances(apply: Any, params: Any, x: Any) -> dict[str, float]:
+    """Return the relative distances to contracted Jacobians in float64, at most 256 coordinates."""
+    x = x[:256]
+    single = np.asarray(ni.ntk(apply, params, x), float)
+    with jax.enable_x64(True):
+        exact = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), (apply, params, x))
+        reference = np.asarray(ni.ntk(*exact, method="jacobian"))
+        double = np.asarray(ni.ntk(*exact))
+    scale = np.linalg.norm(reference)
+    return {
+        "relative_difference_float32": float(np.linalg.norm(single - reference) / scale),
+        "relative_difference_float64": float(np.linalg.norm(double - reference) / scale),
+    }
+
+
+def against_gram_products(quick: bool) -> dict[str, Any]:
+    """Against the full Gram products that the formula is made of, each on its own and already given its factors."""
+    apply, params, x = model(1024 if quick else 4096)
+    rows = jax.jit(lambda a, p, x: structured.factors(a, p, x, 1, "trace"))(apply, params, x)
+    matrices = [m.reshape(len(x), -1) for row in rows for m in (row.h, row.delta) if m is not None]
+    gram = jax.jit(lambda m: jnp.dot(m, m.T, precision="highest"))
+
+    def grams() -> None:
+        for matrix in matrices:
+            gram(matrix).block_until_ready()
+
+    found = timing.compare({"structured": lambda: ni.ntk(apply, params, x), "grams": grams}, 3 if quick else 9)
+    flops = 2 * len(x) ** 2 * sum(m.shape[1] for m in matrices)
+    square = jax.random.normal(jax.random.key(0), (2048, 2048))
+    product = jax.jit(lambda m: jnp.dot(m, m, precision="highest"))
+    rate = 2 * 2048**3 / timing.compare({"p": lambda: product(square)}, 5)["p"]["median_s"]
+    return {
+        "n": len(x),
+        **found,
+        "ratio": found["structured"]["median_s"] / found["grams"]["median_s"],
+        "gram_flops": flops,
+        "gram_rate_flops_s": flops / found["grams"]["median_s"],
+        "matrix_product_2048_rate_flops_s": rate,
+        "structured_rate_flops_s": ni.explain(apply, params, x).costs[0].flops / found["structured"]["median_s"],
+    }
+
+
+def measure_extra_memory(n: int) -> dict[str, Any]:
+    """Return the peak beyond K and the factors, in this process; its programs are compiled at a smaller n first."""
+    apply, params, x = model(n)
+    jax.block_until_ready(ni.ntk(apply, params, x[: n // 4]))
+    before = timing.resident_bytes()
+    kernel = jax.block_until_ready(ni.ntk(apply, params, x))
+    kept = kernel.nbytes + n * 4 * sum(leaf.floats for leaf in ni.explain(apply, params, x).leaves)
+    extra = timing.peak_bytes() - before - kept
+    return {"n": n, "kernel_bytes": kernel.nbytes, "extra_bytes": extra, "extra_per_kernel": extra / kernel.nbytes}
+
+
+def measure_streamed(n: int) -> dict[str, Any]:
+    """Return the peak memory of this process for the moments of a kernel that is never stored."""
+    apply, params, x = model(n)
+    found = timing.compare({"s": lambda: ni.streamed_moments(apply, params, x)}, 1)["s"]
+    return {"n": n, **found, "kernel_bytes": 4 * n * n, "peak_process_bytes": timing.peak_bytes()}
+
+
+def sampled(quick: bool) -> list[dict[str, Any]]:
+    """Mean and variance at the coordinates of a large image."""
+    side = 128 if quick else 1024
+    axis = jnp.linspace(-1, 1, side)
+    x = jnp.stack(jnp.meshgrid(axis, axis), -1).reshape(-1, 2)
+    rows = []
+    for variant in ("relu", "pe", "pe+hadamard", "siren"):
+        apply, params, _ = model(1, variant=variant)
+        last: list[Any] = []
+
+        def run(a: Any = apply, p: Any = params, last: list[Any] = last) -> None:
+            last[:] = [ni.sampled_moments(a, p, x, key=jax.random.key(2))]
+
+        found = timing.compare({"s": run}, 1 if quick else 3)["s"]
+        m = last[0]
+        rows.append(
+            {
+                "n": len(x),
+                "variant": variant,
+                **found,
+                "mean_stderr_relative": m.mean_stderr / m.mean,
+                "variance_stderr_relative": m.variance_stderr / m.variance,
+                "submatrices": m.submatrices,
+                "size": m.size,
+                "cv": m.cv,
+            }
+        )
+    return rows
+
+
+SWEEPS: dict[str, list[int]] = {
+    "n": [512, 1024, 2048, 4096, 8192, 16384],
+    "width": [64, 128, 256, 512, 1024],
+    "depth": [2, 4, 6, 8],
+    "c": [1, 3, 10],
+}
+
+
+def growth(quick: bool) -> list[dict[str, Any]]:
+    """Time against each size, the others at n 4096, width 256, depth 4, c 1, beside the flops of the plan."""
+    rows = []
+    for name, values in SWEEPS.items():
+        for value in values[:2] if quick else values:
+            sizes = {"n": 512 if quick else 4096, "width": WIDTH, "depth": DEPTH, "c": 1, name: value}
+            apply, params, x = model(**sizes)
+            found = timing.compare({"s": lambda a=apply, p=params, x=x: ni.ntk(a, p, x)}, 1 if value > 8192 else 3)["s"]
+            flops = ni.explain(apply, params, x).costs[0].flops
+            rows.append({"sweep": name, **sizes, **found, "flops": flops, "rate_flops_s": flops / found["median_s"]})
+    return rows
+
+
+def large_on_accelerator() -> dict[str, Any]:
+    """N = 32768 on an accelerator, against the rate of matrix products measured at the same precision."""
+    apply, params, x = model(32768)
+    square = jax.random.normal(jax.random.key(0), (8192, 8192))
+    result: dict[str, Any] = {"n": len(x)}
+    for precision in ("highest", "tensorfloat32"):
+        product = jax.jit(lambda m, precision=precision: jnp.dot(m, m, precision=precision))
+        found = timing.compare(
+            {
+                "structured": lambda precision=precision: ni.ntk(apply, params, x, precision=precision),
+                "product": lambda product=product: product(square),
+            },
+            5,
+        )
+        rate = ni.explain(apply, params, x).costs[0].flops / found["structured"]["median_s"]
+        best = 2 * len(square) ** 3 / found["product"]["median_s"]
+        result[precision] = {**found, "rate_flops_s": rate, "product_rate_flops_s": best, "fraction": rate / best}
+    return result
+
+
+def plot(rows: list[dict[str, Any]], path: Path, device: str) -> None:
+    """Draw time against each size, with the time that the flops would take at the best rate reached."""
+    plt = pyplot()
+    best = max(row["rate_flops_s"] for row in rows)
+    with figure_style():
+        figure, axes = plt.subplots(1, len(SWEEPS), figsize=(11, 3), sharey=True)
+        for axis, name in zip(axes, SWEEPS, strict=True):
+            swept = [row for row in rows if row["sweep"] == name]
+            values = [row[name] for row in swept]
+            axis.loglog(values, [row["median_s"] for row in swept], "o-", color=MEASURED, label="measured")
+            model_s = [row["flops"] / best for row in swept]
+            axis.loglog(values, model_s, "--", color=FAST, label=f"flops at {best / 1e9:.0f} GFLOP/s")
+            axis.set_xlabel({"n": "coordinates n", "width": "width", "depth": "hidden layers", "c": "outputs c"}[name])
+            axis.set_xticks(values, [str(v) for v in values], rotation=45 if name == "n" else 0)
+            axis.minorticks_off()
+        axes[0].set_ylabel("seconds")
+        axes[0].legend()
+        figure.suptitle(f"Structured NTK, n 4096, width 256, depth 4, c 1 where not swept; {device}", fontsize=9)
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def main() -> None:
+    """Measure, print the table, and keep the JSON and the plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", choices=["extra_memory", "streamed"], help=argparse.SUPPRESS)
+    parser.add_argument("--n", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.only:
+        print(
+            json.dumps(
+                {"extra_memory": measure_extra_memory, "streamed": measure_streamed}[arguments.only](arguments.n)
+            )
+        )
+        return
+    quick, accelerator = arguments.quick, jax.default_backend() != "cpu"
+    own = "benchmarks.kernel_speed"
+    results: dict[str, Any] = {
+        "schema": "ntk_inr.kernel_speed v1",
+        "environment": timing.environment(),
+        "settings": {"width": WIDTH, "depth": DEPTH, "inputs": 2, "activation": "relu", "dtype": "float32"},
+        "neural_tangents": against_neural_tangents(quick),
+        "gram_products": against_gram_products(quick),
+        "sampled_moments": sampled(quick),
+        "growth": growth(quick),
+    }
+    if accelerator:
+        results["large"] = large_on_accelerator()
+    else:
+        results["extra_memory"] = timing.in_own_process(own, "--only=extra_memory", f"--n={2048 if quick else 8192}")
+        results["streamed_moments"] = timing.in_own_process(own, "--only=streamed", f"--n={2048 if quick else 16384}")
+    report(results)
+    if not quick:
+        device = results["environment"]["device"]
+        folder = RESULTS / "".join(ch if ch.isalnum() else "_" for ch in device.lower())
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "results.json", results)
+        plot(results["growth"], folder / "growth.png", f"{device}, {results['environment']['cores']} cores")
+        print("wrote", folder)
+
+
+def report(results: dict[str, Any]) -> None:
+    """Print one line for each number."""
+    for row in results["neural_tangents"]:
+        print(
+            f"n={row['n']} c={row['c']}: {row['ratio']:.0f} times faster than neural-tangents' Jacobian contraction; "
+            f"relative difference {row['relative_difference_float32']:.1e} in float32, "
+            f"{row['relative_difference_float64']:.1e} in float64"
+        )
+    row = results["gram_products"]
+    print(
+        f"n={row['n']}: {row['ratio']:.2f} of the sum of the Gram products, which run at "
+        f"{row['gram_rate_flops_s'] / 1e9:.0f} GFLOP/s (a 2048 product: "
+        f"{row['matrix_product_2048_rate_flops_s'] / 1e9:.0f}, structured: {row['structured_rate_flops_s'] / 1e9:.0f})"
+    )
+    for row in results["sampled_moments"]:
+        worst = max(row["mean_stderr_relative"], row["variance_stderr_relative"])
+        print(f"sampled, n={row['n']}, {row['variant']}: {row['median_s']:.1f} s, standard error {100 * worst:.2f} %")
+    if "extra_memory" in results:
+        row = results["extra_memory"]
+        print(f"n={row['n']}: {row['extra_per_kernel']:.2f} K beyond K and the factors")
+        row = results["streamed_moments"]
+        print(f"streamed, n={row['n']}: {row['median_s']:.1f} s, peak {row['peak_process_bytes'] / 1e9:.2f} GB")
+    for precision in ("highest", "tensorfloat32"):
+        if "large" in results:
+            row = results["large"][precision]
+            print(f"n={results['large']['n']}, {precision}: {row['fraction']:.2f} of the matrix product's rate")
+    rates = [row["rate_flops_s"] / 1e9 for row in results["growth"]]
+    print(f"growth: {min(rates):.0f} to {max(rates):.0f} GFLOP/s over {len(rates)} sizes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,299 @@
+"""Moments of the eigenvalues from products with random vectors alone, with standard errors (T9)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ntk_inr import _checks
+
+Method = Literal["auto", "probes", "deflated"]
+
+# Vectors multiplied at a time: the memory of a product grows with it.
+BLOCK = 16
+# Relative standard error of the variance above which "auto" deflates.
+_SPIKY = 0.01
+# Fewer products than this can't spare the pilot that "auto" decides by.
+_LEAST_FOR_PILOT = 12
+# With fewer probes the slope of the control variate is noisier than what it removes.
+_LEAST_FOR_CONTROL = 8
+
+
+class StochasticMoments(NamedTuple):
+    """Moments of the eigenvalues estimated from matrix-vector products.
+
+    Attributes:
+        mean: unbiased estimate of trace / n; exact where the operator has ``diagonal()``.
+        variance: unbiased estimate of the population variance of the eigenvalues; noise can take it below 0.
+        mean_stderr: standard error of the mean; 0 where it is exact.
+        variance_stderr: standard error of the variance; 0 where it is exact.
+        method: "probes" or "deflated".
+        reason: why that method, with the numbers.
+        matvecs: products with single vectors spent.
+        size: the dimension n.
+    """
+
+    mean: float
+    variance: float
+    mean_stderr: float
+    variance_stderr: float
+    method: str
+    reason: str
+    matvecs: int
+    size: int
+
+    @property
+    def cv(self) -> float:
+        """``sqrt(variance) / mean``, and 0 where noise took the variance below 0."""
+        return math.sqrt(max(self.variance, 0.0)) / self.mean if self.mean else math.nan
+
+    @property
+    def effective_rank(self) -> float:
+        """``n / (1 + cv**2)``, between 1 and n."""
+        return self.size / (1 + self.cv**2)
+
+
+class _Forms(NamedTuple):
+    """What is kept of products with unit vectors u, on the host in float64.
+
+    Attributes:
+        quotients: ``u.B u``, (k,), for B the operator less its centre.
+        spreads: ``norm(B u - (u.B u) u)**2``, (k,): taken on the device, where the difference doesn't cancel.
+    """
+
+    quotients: np.ndarray
+    spreads: np.ndarray
+
+
+class _Problem(NamedTuple):
+    """The operator, and the diagonal that is taken off it: its own where known, else zeros."""
+
+    A: Any
+    centre: Array
+    diagonal_known: bool
+
+
+def stochastic_moments(A: Any, *, key: Array, probes: int = 64, method: Method = "auto") -> StochasticMoments:
+    r"""Return unbiased estimates of the moments of the eigenvalues from ``probes`` products, with standard errors.
+
+    .. math::
+        \hat\mu = \frac{\bar q}{n}, \qquad \hat v = \frac1{nK}\sum_k \lVert A z_k\rVert^2
+        - \frac1{n^2}\frac{(\sum_k q_k)^2 - \sum_k q_k^2}{K(K-1)}, \qquad q_k = z_k^\top A z_k, \;
+        \lVert z_k\rVert^2 = n
+
+    That is "probes", (9.2). Its relative standard error of v is :math:`\sqrt{2(k_4-1)/((n+2)K)}`, (9.3), with k4
+    the kurtosis of the eigenvalues: good where they are alike, up to :math:`\sqrt{2/K}` where a few dominate.
+
+    "deflated" first takes an orthonormal basis Q of the products with 3/8 of the vectors, accounts for Q exactly with
+    another 3/8, and draws the rest from the complement of Q (Hutch++, for the trace and for
+    :math:`\lVert A\rVert_F^2`). Given Q that is an average over independent vectors, so it stays unbiased.
+
+    "auto" spends 1/8 of the vectors, at least 4, on a pilot. Where they put the relative standard error of v that
+    "probes" would reach above 1%, it deflates, with the pilot's products as part of the basis; else the pilot only
+    chooses, since an estimate that used it again would be biased by the choice. From ``probes`` at or above n on,
+    "auto" and "deflated" multiply with the n unit vectors in place of random ones, and are exact.
+
+    An operator with ``diagonal()``, and any dense kernel, gives its mean exactly, and of v only the part off the
+    diagonal is sampled. The known trace also serves as control variate: what :math:`q_k` errs by predicts what
+    :math:`\lVert A z_k\rVert^2` errs by, which divides the error by 3 to 4 for kernels with few dominant
+    eigenvalues. Its slope is fitted for each probe on all others, so that it introduces no bias.
+
+    Costs ``probes`` products with single vectors (n where that is less, under "auto" and "deflated"), 16 at a time,
+    one diagonal, and for "deflated" 3 n probes / 4 floats. Products run on the device, in the operator's dtype,
+    and aren't compiled again for another key; sums over probes run on the host in float64, so the function
+    itself isn't for use inside ``jit``. For a dense kernel :func:`ntk_inr.moments` is exact, and faster.
+
+    Args:
+        A: symmetric operator with ``shape`` (n, n), ``dtype`` and ``A @ v`` for v (n, k), registered as a pytree,
+            such as :class:`NTKOperator`; or a dense kernel (n, n), sharded or not. A NumPy kernel goes to the device.
+        key: a JAX random key.
+        probes: number of products K, at least 2, and at least 4 for "deflated".
+        method: "auto", "probes" or "deflated".
+
+    Returns:
+        :class:`StochasticMoments` of Python floats.
+
+    Raises:
+        TypeError: A can't be multiplied with, or is no pytree; ``probes`` is no integer.
+        ValueError: A is not square, too few probes, or an unknown method.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, ntk_inr as ni
+        >>> K = jnp.diag(jnp.linspace(1.0, 3.0, 500)).at[0, 1].set(2.0).at[1, 0].set(2.0)
+        >>> m, exact = ni.stochastic_moments(K, key=jax.random.key(0)), ni.moments(K)
+        >>> m.method, m.mean_stderr, bool(abs(m.variance - exact.variance) < 5 * m.variance_stderr)
+        ('probes', 0.0, True)
+
+    Source: T9; Hutch++ by Meyer, Musco, Musco and Woodruff 2021; vectors spread over the whole complement by
+    Epperly, Tropp and Webber 2024.
+    """
+    A, n = as_operator(A)
+    _checks.check_choice(method, ("auto", "probes", "deflated"), "method")
+    _checks.check_positive(probes, "probes", integer=True, least=4 if method == "deflated" else 2)
+    known = callable(getattr(A, "diagonal", None))
+    problem = _Problem(A, _diagonal(A) if known else jnp.zeros(n, A.dtype), known)
+    pilot_key, sketch_key, probe_key = jax.random.split(key, 3)
+    if method != "probes" and probes >= n:
+        reason = f"{probes} products cover all {n} dimensions, so the moments are exact"
+        return _summary(problem, _accounted(problem, jnp.eye(n, dtype=A.dtype)), None, "deflated", reason, n)
+    if method == "auto" and probes < _LEAST_FOR_PILOT:
+        method, reason = "probes", f"{probes} probes are too few to choose by: a pilot needs {_LEAST_FOR_PILOT}"
+    else:
+        reason = "asked for"
+    pilot = max(4, probes // 8) if method == "auto" else 0
+    columns: list[Array] = []
+    if method == "auto":
+        forms, columns = _sampled(problem, pilot_key, pilot, keep=True)
+        method, reason = _chosen(problem, forms, probes - pilot)
+    if method == "probes":
+        forms, _ = _sampled(problem, probe_key, probes - pilot)
+        return _summary(problem, None, forms, method, reason, probes)
+    rank = 3 * probes // 8
+    columns += _sampled(problem, sketch_key, rank - pilot, keep=True)[1]
+    basis = _orthonormal(jnp.concatenate(columns, axis=1))
+    inside = _accounted(problem, basis)
+    outside, _ = _sampled(problem, probe_key, probes - 2 * rank, basis=basis)
+    return _summary(problem, inside, outside, method, f"{reason}: {rank} directions taken out", probes)
+
+
+def as_operator(A: Any, name: str = "A") -> tuple[Any, int]:
+    """Return a dense kernel as a floating JAX array, an operator as it came, and the dimension n."""
+    if isinstance(A, np.ndarray | Array) or not hasattr(A, "shape"):
+        A = jnp.asarray(_checks.as_kernel(A, name))
+        return (A if jnp.issubdtype(A.dtype, jnp.floating) else A.astype(float)), A.shape[0]
+    if not hasattr(A, "__matmul__") or jax.tree_util.all_leaves([A]):
+        raise TypeError(
+            f"{name} is {type(A).__name__}; expected a dense kernel, or an operator with A @ v that is registered as "
+            "a JAX pytree, such as ni.NTKOperator(apply, params, x)."
+        )
+    if len(A.shape) != 2 or A.shape[0] != A.shape[1]:
+        raise ValueError(f"{name} has shape {tuple(A.shape)}; expected a square operator (n, n).")
+    return A, A.shape[0]
+
+
+def _chosen(problem: _Problem, pilot: _Forms, probes: int) -> tuple[Literal["probes", "deflated"], str]:
+    """Return the method that the pilot suggests for ``probes`` further vectors, and why."""
+    found = _summary(problem, None, pilot, "probes", "", 0)
+    if found.variance <= (np.finfo(problem.centre.dtype).eps * found.mean) ** 2:
+        return "probes", f"a pilot of {len(pilot.spreads)} found eigenvalues that are equal to rounding"
+    reached = found.variance_stderr / found.variance * math.sqrt(len(pilot.spreads) / probes)
+    said = f"a pilot of {len(pilot.spreads)} puts the relative standard error of {probes} probes at {reached:.1%}"
+    if reached > _SPIKY:
+        return "deflated", f"{said}, above {_SPIKY:.0%}"
+    return "probes", f"{said}, within {_SPIKY:.0%}"
+
+
+def _summary(
+    problem: _Problem, inside: _Forms | None, outside: _Forms | None, method: str, reason: str, matvecs: int
+) -> StochasticMoments:
+    """Put together the directions accounted for exactly and the sampled ones, for B = A - centre."""
+    centre = np.asarray(problem.centre, np.float64)
+    n = len(centre)
+    none = _Forms(np.zeros(0), np.zeros(0))
+    inside, outside = inside or none, outside or none
+    count, rest = len(outside.spreads), n - len(inside.spreads)
+    # (9.2) is the same for A and A - shift, and doesn't cancel near the right shift.
+    shift = 0.0 if problem.diagonal_known else float(np.mean(np.concatenate([inside.quotients, outside.quotients])))
+    trace_in = float((inside.quotients - shift).sum())
+    square_in = float((inside.spreads + (inside.quotients - shift) ** 2).sum())
+    trace_out = rest * (outside.quotients - shift)
+    square_out = rest * (outside.spreads + (outside.quotients - shift) ** 2)
+    mean, mean_stderr = float(centre.mean()) + shift, 0.0
+    if not count:
+        off = 0.0 if problem.diagonal_known else trace_in / n
+        variance = float(centre.var()) + square_in / n - off**2
+        return StochasticMoments(mean + off, variance, 0.0, 0.0, method, reason, matvecs, n)
+    if problem.diagonal_known:
+        # tr B = 0, so the complement's trace is -trace_in.
+        square_out = _controlled(square_out, trace_out + trace_in)
+        variance = float(centre.var()) + (square_in + square_out.mean()) / n
+        terms = square_out
+    else:
+        trace = trace_in + trace_out
+        mean += trace.mean() / n
+        mean_stderr = trace.std(ddof=1) / (n * math.sqrt(count))
+        pairs = (trace.sum() ** 2 - (trace**2).sum()) / (count * (count - 1))
+        variance = (square_in + square_out.mean()) / n - pairs / n**2
+        # The jackknife's terms to first order: those of v about the estimated mean.
+        terms = square_out - 2 * trace.mean() / n * trace
+    variance_stderr = terms.std(ddof=1) / (n * math.sqrt(count))
+    return StochasticMoments(
+        float(mean), float(variance), float(mean_stderr), float(variance_stderr), method, reason, matvecs, n
+    )
+
+
+def _controlled(values: np.ndarray, control: np.ndarray) -> np.ndarray:
+    """Return ``values`` less what ``control``, of mean zero, explains; each with the slope of all the others."""
+    count = len(values)
+    if count < _LEAST_FOR_CONTROL:
+        return values
+    others = count - 1
+    value_mean, control_mean = (values.sum() - values) / others, (control.sum() - control) / others
+    square = (control**2).sum() - control**2 - others * control_mean**2
+    product = (control * values).sum() - control * values - others * control_mean * value_mean
+    return values - np.divide(product, square, out=np.zeros(count), where=square > 0) * control
+
+
+def _sampled(
+    problem: _Problem, key: Array, count: int, basis: Array | None = None, keep: bool = False
+) -> tuple[_Forms, list[Array]]:
+    """Return the forms of ``count`` random unit vectors outside ``basis``, and on demand their products with A."""
+    found, columns = [], []
+    n = len(problem.centre)
+    for start in range(0, count, BLOCK):
+        size = min(BLOCK, count - start)
+        vectors = unit_vectors(jax.random.fold_in(key, start), n, size, problem.centre.dtype, basis)
+        product, *forms = _rayleigh(problem.A, problem.centre, vectors)
+        found.append(forms)
+        if keep:
+            columns.append(product)
+    return _host(found), columns
+
+
+def _accounted(problem: _Problem, vectors: Array) -> _Forms:
+    """Return the forms of the unit columns of ``vectors``."""
+    parts = [vectors[:, i : i + BLOCK] for i in range(0, vectors.shape[1], BLOCK)]
+    return _host([_rayleigh(problem.A, problem.centre, part)[1:] for part in parts])
+
+
+def _host(forms: list[Any]) -> _Forms:
+    """Gather what the device was asked for: only here does the host wait for it."""
+    each = [np.concatenate([np.zeros(0), *(np.asarray(form[i], np.float64) for form in forms)]) for i in (0, 1)]
+    return _Forms(*each)
+
+
+@jax.jit
+def _diagonal(A: Any) -> Array:
+    return A.diagonal()
+
+
+@jax.jit
+def _rayleigh(A: Any, centre: Array, vectors: Array) -> tuple[Array, Array, Array]:
+    """Return A u, u.B u and norm(B u - (u.B u) u)**2 for unit columns u (n, k)."""
+    with jax.default_matmul_precision("highest"):
+        product = A @ vectors
+    centred = product - centre[:, None] * vectors
+    quotients = (vectors * centred).sum(axis=0)
+    return product, quotients, ((centred - quotients[None, :] * vectors) ** 2).sum(axis=0)
+
+
+@jax.jit(static_argnames=("n", "count", "dtype"))
+def unit_vectors(key: Array, n: int, count: int, dtype: Any, basis: Array | None = None) -> Array:
+    """Return random unit vectors (n, count), uniform on the sphere, in the complement of an orthonormal ``basis``."""
+    vectors = jax.random.normal(key, (n, count), dtype)
+    if basis is not None:
+        with jax.default_matmul_precision("highest"):
+            for _ in range(2):  # Twice is enough for orthogonality to rounding.
+                vectors = vectors - basis @ (basis.T @ vectors)
+    return vectors / jnp.linalg.norm(vectors, axis=0, keepdims=True)
+
+
+@jax.jit
+def _orthonormal(vectors: Array) -> Array:
+    with jax.default_matmul_precision("highest"):
+        return jnp.linalg.qr(vectors)[0]

@@ -1,0 +1,113 @@
+"""The matrix-free operator against the dense kernel."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ntk_inr as ni
+from tests.conftest import in_float64, small
+
+
+def flat(full):
+    n, _, c, _ = full.shape
+    return full.transpose(0, 2, 1, 3).reshape(n * c, n * c)
+
+
+@pytest.mark.parametrize("outputs", ["trace", "full"])
+@pytest.mark.parametrize("microbatch", [None, 1, 7, 23, 100])
+def test_equals_the_dense_kernel(outputs, microbatch, key, x, x64):
+    apply, params = in_float64(small("pe", key, x, out=2))
+    x = x.astype(jnp.float64)
+    dense = ni.ntk(apply, params, x, outputs=outputs)
+    dense = flat(dense) if outputs == "full" else dense
+    A = ni.NTKOperator(apply, params, x, outputs=outputs, microbatch=microbatch)
+    assert A.shape == dense.shape
+    vectors = jax.random.normal(key, (A.shape[0], 3), jnp.float64)
+    np.testing.assert_allclose(A @ vectors, dense @ vectors, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(A @ vectors[:, 0], dense @ vectors[:, 0], rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(A.diagonal(), jnp.diagonal(dense), rtol=1e-12)
+    np.testing.assert_allclose(A.trace(), jnp.trace(dense), rtol=1e-12)
+    assert A.T is A
+
+
+def test_the_last_microbatch_is_filled_with_a_known_coordinate(key):
+    """At zero, which padding might bring in, this function is not finite."""
+    x = jax.random.uniform(key, (5, 2), minval=0.5)
+    params = jax.random.normal(key, (2, 1))
+
+    def apply(p, x):
+        return (1 / x) @ p
+
+    A = ni.NTKOperator(apply, params, x, microbatch=2)
+    v = jnp.arange(5.0)
+    np.testing.assert_allclose(A @ v, ni.ntk(apply, params, x) @ v, rtol=1e-5)
+
+
+def test_is_a_pytree_and_compiles_once(key, x):
+    @chex.assert_max_traces(n=12)
+    def apply(params, x):
+        return jnp.tanh(x @ params["a"]) @ params["b"]
+
+    params = {"a": jnp.ones((2, 8)), "b": jnp.ones((8, 1))}
+    A = ni.NTKOperator(apply, params, x)
+    expected = A @ jnp.ones(23)
+    for _ in range(3):
+        A = ni.NTKOperator(apply, params, x)
+        np.testing.assert_array_equal(A @ jnp.ones(23), expected)
+    np.testing.assert_allclose(jax.jit(lambda A, v: A @ v)(A, jnp.ones(23)), expected, rtol=1e-6)
+
+
+def test_gradient_through_the_operator(key, x, x64):
+    params = {"w": jnp.ones((2, 4)), "out": jnp.ones((4, 1))}
+
+    def energy(scale):
+        def apply(p, x):
+            return jnp.sin(scale * (x @ p["w"])) @ p["out"]
+
+        A = ni.NTKOperator(apply, params, x.astype(jnp.float64))
+        return (A @ jnp.ones(23)).sum()
+
+    numeric = (energy(2.0 + 1e-5) - energy(2.0 - 1e-5)) / 2e-5
+    np.testing.assert_allclose(jax.grad(energy)(2.0), numeric, rtol=1e-6)
+
+
+def test_with_matfree(key, x, x64):
+    decomp = pytest.importorskip("matfree.decomp")
+    apply, params = in_float64(small("pe", key, x))
+    x = x.astype(jnp.float64)
+    A = ni.NTKOperator(apply, params, x)
+    found = decomp.tridiag_sym(6, reortho="full", materialize=True)(lambda v: A @ v, jnp.ones(23, jnp.float64))
+    basis, tridiagonal = found.Q_tall, found.J_small
+    np.testing.assert_allclose(basis @ ni.ntk(apply, params, x) @ basis.T, tridiagonal, atol=1e-8)
+
+
+def test_with_lineax(key, x, x64):
+    lineax = pytest.importorskip("lineax")
+    apply, params = in_float64(small("pe", key, x))
+    x = x.astype(jnp.float64)
+    A = ni.NTKOperator(apply, params, x)
+    y = jnp.sin(3 * x[:, 0])
+    operator = lineax.FunctionLinearOperator(lambda v: A @ v + v, y, tags=lineax.positive_semidefinite_tag)
+    solution = lineax.linear_solve(operator, y, lineax.CG(rtol=1e-10, atol=1e-10, max_steps=300)).value
+    expected = jnp.linalg.solve(ni.ntk(apply, params, x) + jnp.eye(23), y)
+    np.testing.assert_allclose(solution, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"outputs": "diagonal"}, "unknown outputs 'diagonal'; known: trace, full"),
+        ({"microbatch": 0}, "microbatch is 0"),
+    ],
+)
+def test_bad_input(unchecked, change, message, key, x):
+    with pytest.raises(ValueError, match=message):
+        ni.NTKOperator(*small("relu", key, x), x, **change)
+
+
+def test_a_vector_of_the_wrong_length(key, x):
+    A = ni.NTKOperator(*small("relu", key, x), x)
+    with pytest.raises(ValueError, match=r"is \(23, 23\) and was multiplied with shape \(7,\); expected \(23,\)"):
+        A @ jnp.ones(7)
