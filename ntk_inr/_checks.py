@@ -50,8 +50,14 @@ def as_kernel(kernel: Any, name: str = "K") -> Any:
 
 def check_finite_tree(tree: Any, name: str) -> None:
     """Raise ``ValueError`` naming the first leaf of ``tree`` that holds NaN or infinity."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        _check_finite(jnp.asarray(leaf), f"{name}{jax.tree_util.keystr(path)}")
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)) or not _all_finite(tree):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            _check_finite(jnp.asarray(leaf), f"{name}{jax.tree_util.keystr(path)}")
+
+
+@jax.jit
+def _all_finite(tree: Any) -> Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def as_partial(apply: Any) -> Partial:

@@ -32,12 +32,33 @@ def factors(apply: Partial, params: Any, x: Any, *, c: int, outputs: str, precis
         return structured.factors(apply, params, x, c, outputs)
 
 
-@functools.partial(jax.jit, static_argnames=("outputs", "precision", "mirrored"))
-def _tile(rows: Any, columns: Any, *, outputs: str, precision: str, mirrored: bool) -> Array:
+@functools.partial(jax.jit, static_argnames=("outputs", "precision"))
+def _tile(rows: Any, columns: Any, *, outputs: str, precision: str) -> Array:
     with jax.default_matmul_precision(precision):
-        tile = structured.tile(rows, columns, outputs)
-    # Products of a matrix with itself may round differently above and below the diagonal.
-    return (tile + transposed(tile)) / 2 if mirrored else tile
+        return structured.tile(rows, columns, outputs, in_turn=True)
+
+
+@functools.partial(jax.jit, static_argnames=("outputs", "precision"))
+def _halves(rows: Any, *, outputs: str, precision: str) -> tuple[Array, Array]:
+    """Return the upper half of the rows of a tile on the diagonal, and the lower right quarter."""
+    half = len(rows[0].delta) // 2
+
+    def part(span: slice) -> list[structured.Factor]:
+        return [row._replace(h=None if row.h is None else row.h[span], delta=row.delta[span]) for row in rows]
+
+    with jax.default_matmul_precision(precision):
+        upper = structured.tile(part(slice(half)), rows, outputs, in_turn=True)
+        lower = structured.tile(part(slice(half, None)), part(slice(half, None)), outputs, in_turn=True)
+    return upper, lower
+
+
+@jax.jit
+def _mirrored(upper: Array, lower: Array) -> Array:
+    # In a program of its own: fused with the products it would walk through each of them across its rows. Products
+    # of a matrix with itself may round differently above and below the diagonal, so both sides are averaged.
+    left, right = upper[:, : len(upper)], upper[:, len(upper) :]
+    left, lower = (left + transposed(left)) / 2, (lower + transposed(lower)) / 2
+    return jnp.concatenate([jnp.concatenate([left, right], 1), jnp.concatenate([transposed(right), lower], 1)])
 
 
 def transposed(kernel: Any) -> Any:
@@ -78,8 +99,10 @@ def tiles(
             for i in panel:
                 if x2 is None and i > j:
                     break
-                mirrored = x2 is None and i == j
-                tile = _tile(kept[i], column, outputs=outputs, precision=precision, mirrored=mirrored)
+                if x2 is None and i == j:
+                    tile = _mirrored(*_halves(column, outputs=outputs, precision=precision))
+                else:
+                    tile = _tile(kept[i], column, outputs=outputs, precision=precision)
                 ahead.append((_span(i, cut.block, down), _span(j, cut.block, across), tile))
                 if len(ahead) > AHEAD:
                     yield ahead.popleft()

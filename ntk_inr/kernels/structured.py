@@ -127,9 +127,18 @@ def factors(apply: Partial, params: Any, x: Array, c: int, outputs: str) -> list
     return [Factor(*parts) for parts in zip(inputs, deltas, trace.offsets(), strict=True)]
 
 
-def tile(rows: list[Factor], columns: list[Factor], outputs: str) -> Array:
-    """Return the kernel between the examples of ``rows`` and of ``columns``."""
-    return functools.reduce(operator.add, (_term(a, b, outputs) for a, b in zip(rows, columns, strict=True)))
+def tile(rows: list[Factor], columns: list[Factor], outputs: str, *, in_turn: bool = False) -> Array:
+    """Return the kernel between the examples of ``rows`` and of ``columns``.
+
+    ``in_turn`` adds one term after the other, so that three arrays of the tile's size are alive, not two for each
+    term: the compiler would otherwise make all products first.
+    """
+    total = _term(rows[0], columns[0], outputs)
+    for a, b in zip(rows[1:], columns[1:], strict=True):
+        if in_turn:
+            total, a, b = lax.optimization_barrier((total, a, b))
+        total = total + _term(a, b, outputs)
+    return total
 
 
 def blocked(rows: list[Factor], columns: list[Factor], outputs: str, block: int) -> Array:
