@@ -62,6 +62,9 @@ def check_uses(K, expected, mesh):
     check_rows(K @ v, expected @ v, mesh)
     check_rows(K @ jnp.asarray(v), expected @ v, mesh)
 
+    top = ni.top_eigenpairs(K, 2, key=jax.random.key(0))
+    np.testing.assert_allclose(top.values, np.linalg.eigvalsh(expected)[:-3:-1], rtol=1e-5)
+
     program = jax.jit(ni.moments).lower(K).compile().as_text()
     assert "all-reduce" in program
     for moves in ("all-gather", "all-to-all", "collective-permute"):

@@ -41,7 +41,7 @@ def _tile(rows: Any, columns: Any, *, outputs: str, precision: str) -> Array:
 @functools.partial(jax.jit, static_argnames=("outputs", "precision"))
 def _halves(rows: Any, *, outputs: str, precision: str) -> tuple[Array, Array]:
     """Return the upper half of the rows of a tile on the diagonal, and the lower right quarter."""
-    half = len(rows[0].delta) // 2
+    half = (len(rows[0].delta) + 1) // 2
 
     def part(span: slice) -> list[structured.Factor]:
         return [row._replace(h=None if row.h is None else row.h[span], delta=row.delta[span]) for row in rows]

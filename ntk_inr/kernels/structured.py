@@ -182,7 +182,8 @@ def _term(a: Factor, b: Factor, outputs: str) -> Array:
         left, right = a.delta[:, :, g, t], b.delta[:, :, g, s]
         if outputs == "trace":
             c = left.shape[1]
-            backward = left.reshape(len(left), -1) @ right.reshape(len(right), -1).T
+            width = c * left.shape[2]
+            backward = left.reshape(len(left), width) @ right.reshape(len(right), width).T
             backward = backward / c if c > 1 else backward
         else:
             backward = jnp.einsum(_CONTRACTION[outputs], left, right)
