@@ -20,7 +20,7 @@ from ntk_inr.kernels.structured import Trace
 _SIDE = {"cpu": 512}
 _SIDE_ELSEWHERE = 4096
 # Tiles that are computed ahead while one is written.
-AHEAD = 2
+AHEAD = 4
 
 Outputs = Literal["trace", "diagonal", "full"]
 

@@ -17,6 +17,7 @@ from ntk_inr.kernels.program import Program
 from ntk_inr.kernels.sites import Site, Sites, find_sites
 
 _UNROLLED_PAIRS = 16
+_FEW = 4
 _FACTORS_AT_ONCE = 4096
 
 
@@ -173,6 +174,14 @@ def diagonal(rows: list[Factor], outputs: str) -> Array:
 _CONTRACTION = {"diagonal": "icm,jcm->ijc", "full": "icm,jem->ijce"}
 
 
+def _gram(a: Array, b: Array) -> Array:
+    """Return the inner products of the rows of a (n1, m) and of b (n2, m)."""
+    if a.shape[1] > _FEW:
+        return a @ b.T
+    # XLA's CPU products of so few columns take longer than this sum, which fuses with what comes after it.
+    return functools.reduce(operator.add, (a[:, k, None] * b[None, :, k] for k in range(a.shape[1])))
+
+
 def _term(a: Factor, b: Factor, outputs: str) -> Array:
     """Return one factor's share of the kernel between two sets of examples."""
     batch, tokens = a.delta.shape[2:4]
@@ -183,13 +192,13 @@ def _term(a: Factor, b: Factor, outputs: str) -> Array:
         if outputs == "trace":
             c = left.shape[1]
             width = c * left.shape[2]
-            backward = left.reshape(len(left), width) @ right.reshape(len(right), width).T
+            backward = _gram(left.reshape(len(left), width), right.reshape(len(right), width))
             backward = backward / c if c > 1 else backward
         else:
             backward = jnp.einsum(_CONTRACTION[outputs], left, right)
         if a.h is None or b.h is None:
             return backward
-        forward = a.h[:, g, t] @ b.h[:, g, s].T + a.offset[t, s]
+        forward = _gram(a.h[:, g, t], b.h[:, g, s]) + a.offset[t, s]
         return backward * forward.reshape(forward.shape + (1,) * (backward.ndim - 2))
 
     pairs = list(itertools.product(range(batch), range(tokens), range(tokens)))
