@@ -66,9 +66,9 @@ def _distances(apply: Any, params: Any, x: Any) -> dict[str, float]:
     }
 
 
-def against_gram_products(quick: bool) -> dict[str, Any]:
+def against_gram_products(n: int) -> dict[str, Any]:
     """Against the full Gram products that the formula is made of, each on its own and already given its factors."""
-    apply, params, x = model(1024 if quick else 4096)
+    apply, params, x = model(n)
     rows = jax.jit(lambda a, p, x: structured.factors(a, p, x, 1, "trace"))(apply, params, x)
     matrices = [m.reshape(len(x), -1) for row in rows for m in (row.h, row.delta) if m is not None]
     gram = jax.jit(lambda m: jnp.dot(m, m.T, precision="highest"))
@@ -77,7 +77,7 @@ def against_gram_products(quick: bool) -> dict[str, Any]:
         for matrix in matrices:
             gram(matrix).block_until_ready()
 
-    found = timing.compare({"structured": lambda: ni.ntk(apply, params, x), "grams": grams}, 3 if quick else 21)
+    found = timing.compare({"structured": lambda: ni.ntk(apply, params, x), "grams": grams}, 31)
     flops = 2 * len(x) ** 2 * sum(m.shape[1] for m in matrices)
     square = jax.random.normal(jax.random.key(0), (2048, 2048))
     product = jax.jit(lambda m: jnp.dot(m, m, precision="highest"))
@@ -208,7 +208,7 @@ def main() -> None:
     """Measure, print the table, and keep the JSON and the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", choices=["extra_memory", "streamed"], help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=["grams", "extra_memory", "streamed"], help=argparse.SUPPRESS)
     parser.add_argument("--n", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
@@ -225,7 +225,7 @@ def main() -> None:
         "environment": timing.environment(),
         "settings": {"width": WIDTH, "depth": DEPTH, "inputs": 2, "activation": "relu", "dtype": "float32"},
         "neural_tangents": against_neural_tangents(quick),
-        "gram_products": against_gram_products(quick),
+        "gram_products": timing.in_own_process(own, "--only=grams", f"--n={1024 if quick else 4096}"),
         "sampled_moments": sampled(quick),
         "growth": growth(quick),
     }

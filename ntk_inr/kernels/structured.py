@@ -74,7 +74,7 @@ class Trace:
         return sum(how.flops for how in self.sites.handling)
 
     def factors(self, apply: Partial, params: Any, x_i: Array) -> tuple[list[Array | None], list[Array]]:
-        """Return each factor's h and delta at one coordinate (d,)."""
+        """Return each factor's h and, for each output, delta at one coordinate (d,), flat."""
         sites = [site for group in self.sites.groups for site in group.sites]
         scales = [atom for site in sites for atom, _ in site.scales]
         wanted = [site.h for site in sites] + [site.delta for site in sites] + scales
@@ -90,12 +90,12 @@ class Trace:
             inputs: list[Array | None] = []
             deltas = []
             for group in self.sites.groups:
-                inputs.append(stack([self._input(site, values) for site in group.sites]))
-                deltas.append(stack([self._delta(site, values) for site in group.sites]))
+                inputs.append(stack([self._input(site, values) for site in group.sites]).reshape(-1))
+                deltas.append(stack([self._delta(site, values) for site in group.sites]).reshape(-1))
             own = [values[self.program.outputs[leaf]].reshape(-1).astype(self.dtype) for leaf in self.sites.own]
             if own:
                 inputs.append(None)
-                deltas.append(jnp.concatenate(own)[None, None])
+                deltas.append(jnp.concatenate(own))
             return inputs, deltas
 
         basis = jnp.eye(math.prod(self._out.shape), dtype=self._out.dtype)
@@ -125,7 +125,15 @@ def factors(apply: Partial, params: Any, x: Array, c: int, outputs: str) -> list
     inputs, deltas = (
         jax.vmap(single)(x) if len(x) <= _FACTORS_AT_ONCE else lax.map(single, x, batch_size=_FACTORS_AT_ONCE)
     )
-    return [Factor(*parts) for parts in zip(inputs, deltas, trace.offsets(), strict=True)]
+    # Between them and their shapes, or XLA would compute them twice for layouts that differ in axes of length 1 only.
+    inputs, deltas = lax.optimization_barrier((inputs, deltas))
+    # The last factor may be the parameters' own Jacobians.
+    lengths = [(group.sites[0].batch, group.tokens) for group in trace.sites.groups] + [(1, 1)]
+    found = []
+    for h, delta, offset, (batch, tokens) in zip(inputs, deltas, trace.offsets(), lengths, strict=False):
+        h = h if h is None else h.reshape(len(x), batch, tokens, h.shape[1] // (batch * tokens))
+        found.append(Factor(h, delta.reshape(len(x), c, batch, tokens, delta.shape[2] // (batch * tokens)), offset))
+    return found
 
 
 def tile(rows: list[Factor], columns: list[Factor], outputs: str, *, in_turn: bool = False) -> Array:
