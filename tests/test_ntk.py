@@ -197,8 +197,8 @@ def test_blocks_change_nothing_but_rounding(key, x, method, block):
 
 
 def test_symmetric_to_the_bit_and_positive_semidefinite(key, x):
-    for name in ("relu", "siren"):
-        kernel = np.asarray(ni.ntk(*small(name, key, x), x))
+    for name, method in (("relu", "structured"), ("siren", "structured"), ("siren", "jacobian")):
+        kernel = np.asarray(ni.ntk(*small(name, key, x), x, method=method))
         np.testing.assert_array_equal(kernel, kernel.T)
         values = np.linalg.eigvalsh(kernel.astype(float))
         assert values[0] > -len(x) * np.finfo(np.float32).eps * values[-1]

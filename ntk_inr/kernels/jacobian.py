@@ -13,6 +13,8 @@ import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
+from ntk_inr.kernels.assembly import transposed
+
 _CONTRACTION = {"trace": "icp,jcp->ij", "diagonal": "icp,jcp->ijc", "full": "icp,jep->ijce"}
 
 
@@ -78,6 +80,8 @@ def tiles(
             left_start, left = i, part(left_x, i)
         columns = left if x2 is None and i == j else part(right, j)
         tile = contract(left, columns, outputs=outputs, precision=precision)
+        if x2 is None and i == j:
+            tile = (tile + transposed(tile)) / 2
         yield slice(i, min(i + block, len(x1))), slice(j, min(j + block, len(right))), tile
         if progress:
             progress(done, len(corners))
