@@ -21,6 +21,7 @@ import numpy as np
 import ntk_inr as ni
 from benchmarks import timing
 from ntk_inr.kernels import structured
+from ntk_inr.study.environment import environment
 from ntk_inr.study.record import write_json
 from ntk_inr.study.style import FAST, MEASURED, figure_style, pyplot
 
@@ -222,7 +223,7 @@ def main() -> None:
     grams = against_gram_products(n) if accelerator else timing.in_own_process(own, "--only=grams", f"--n={n}")
     results: dict[str, Any] = {
         "schema": "ntk_inr.kernel_speed v1",
-        "environment": timing.environment(),
+        "environment": environment(),
         "settings": {"width": WIDTH, "depth": DEPTH, "inputs": 2, "activation": "relu", "dtype": "float32"},
         "neural_tangents": against_neural_tangents(quick),
         "gram_products": grams,
@@ -236,7 +237,7 @@ def main() -> None:
         results["streamed_moments"] = timing.in_own_process(own, "--only=streamed", f"--n={2048 if quick else 16384}")
     report(results)
     if not quick:
-        device = results["environment"]["device"]
+        device = jax.local_devices()[0].device_kind
         folder = RESULTS / "".join(ch if ch.isalnum() else "_" for ch in device.lower())
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "results.json", results)

@@ -1,11 +1,10 @@
-"""What every benchmark shares: interleaved timing with compile time apart, peak memory, the environment."""
+"""What every benchmark shares: interleaved timing with compile time apart, peak memory."""
 
 from __future__ import annotations
 
 import gc
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -14,22 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-
-import ntk_inr
-
-
-def environment() -> dict[str, Any]:
-    """Return versions and device, for the JSON."""
-    device = jax.devices()[0]
-    return {
-        "ntk_inr": ntk_inr.__version__,
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-        "backend": jax.default_backend(),
-        "device": device.device_kind,
-        "devices": jax.device_count(),
-        "cores": len(os.sched_getaffinity(0)),
-    }
 
 
 def compare(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:

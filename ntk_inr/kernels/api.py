@@ -138,7 +138,7 @@ def ntk(
             apply, params, x1, x2, c=c, outputs=outputs, precision=precision, cut=cut, progress=progress
         )
     else:
-        rows = _jacobian_rows(params, c, dtype.itemsize, stored, memory_limit) if block is None else block
+        rows = jacobian_rows(params, c, dtype.itemsize, stored, memory_limit) if block is None else block
         rows = min(rows, max(shape[:2]))
         parts = jacobian.tiles(
             apply, params, x1, x2, outputs=outputs, precision=precision, block=rows, coupled=coupled, progress=progress
@@ -150,7 +150,7 @@ def ntk(
     return kernel
 
 
-def _jacobian_rows(params: Any, c: int, itemsize: int, stored: int, limit: int | None) -> int:
+def jacobian_rows(params: Any, c: int, itemsize: int, stored: int = 0, limit: int | None = None) -> int:
     """Return how many examples' Jacobians fit twice, or say what the least is."""
     each = 2 * c * itemsize * sum(leaf.size for leaf in jax.tree.leaves(params))
     if limit is None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from ntk_inr.kernels import structured
 from ntk_inr.kernels.memory import AHEAD, Cut
 
 Progress = Callable[[int, int], None]
+T = TypeVar("T")
 # Zero-copy from NumPy to JAX needs this alignment.
 _ALIGNMENT = 64
 
@@ -63,7 +64,26 @@ def _mirrored(upper: Array, lower: Array) -> Array:
 
 def transposed(kernel: Any) -> Any:
     """Return the kernel with the two examples of each entry exchanged."""
-    return kernel.transpose((1, 0, 3, 2)[: kernel.ndim] if kernel.ndim != 3 else (1, 0, 2))
+    kernel = kernel.swapaxes(0, 1)
+    return kernel.swapaxes(2, 3) if kernel.ndim == 4 else kernel
+
+
+def held_back(items: Iterable[T]) -> Iterator[T]:
+    """Yield each item only once a few more have been started, so that the device is never without work."""
+    waiting: collections.deque[T] = collections.deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > AHEAD:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def reported(parts: Iterable[T], total: int, progress: Progress | None) -> Iterator[T]:
+    """Yield ``parts``, and tell ``progress`` of each that the consumer is done with."""
+    for done, part in enumerate(parts, 1):
+        yield part
+        if progress:
+            progress(done, total)
 
 
 def tiles(
@@ -84,44 +104,49 @@ def tiles(
     """
     # Sliced by NumPy: each slice of a JAX array would be a program of its own.
     left = np.asarray(x1)
-    right = left if x2 is None else np.asarray(x2)
-    chunk = functools.partial(_chunk, apply, params, block=cut.block, c=c, outputs=outputs, precision=precision)
-    across, down = len(right), len(left)
-    columns, rows = -(-across // cut.block), -(-down // cut.block)
-    total = rows * (rows + 1) // 2 if x2 is None else rows * columns
-    ahead: collections.deque[tuple[slice, slice, Array]] = collections.deque()
-    done = 0
+    right = None if x2 is None else np.asarray(x2)
+    rows, columns = (-(-len(x) // cut.block) for x in (left, left if right is None else right))
+    total = rows * (rows + 1) // 2 if right is None else rows * columns
+    options = {"c": c, "outputs": outputs, "precision": precision}
+    parts = _dispatched(apply, params, left, right, rows, columns, cut, options)
+    return reported(held_back(parts), total, progress)
+
+
+def _dispatched(
+    apply: Partial,
+    params: Any,
+    left: np.ndarray,
+    right: np.ndarray | None,
+    rows: int,
+    columns: int,
+    cut: Cut,
+    options: dict[str, Any],
+) -> Iterator[tuple[slice, slice, Array]]:
+    """Start one tile after the other, without waiting for any."""
+
+    def chunk(x: np.ndarray, index: int) -> Any:
+        return factors(apply, params, _filled(x[index * cut.block : (index + 1) * cut.block], cut.block), **options)
+
+    products = {name: options[name] for name in ("outputs", "precision")}
+    other = left if right is None else right
     for start in range(0, rows, cut.panel):
         panel = range(start, min(rows, start + cut.panel))
         kept = {i: chunk(left, i) for i in panel}
-        for j in range(start if x2 is None else 0, columns):
-            column = kept[j] if x2 is None and j in kept else chunk(right, j)
+        for j in range(start if right is None else 0, columns):
+            column = kept[j] if right is None and j in kept else chunk(other, j)
             for i in panel:
-                if x2 is None and i > j:
+                if right is None and i > j:
                     break
-                if x2 is None and i == j:
-                    tile = _mirrored(*_halves(column, outputs=outputs, precision=precision))
+                if right is None and i == j:
+                    tile = _mirrored(*_halves(column, **products))
                 else:
-                    tile = _tile(kept[i], column, outputs=outputs, precision=precision)
-                ahead.append((_span(i, cut.block, down), _span(j, cut.block, across), tile))
-                if len(ahead) > AHEAD:
-                    yield ahead.popleft()
-                    done += 1
-                    if progress:
-                        progress(done, total)
-    while ahead:
-        yield ahead.popleft()
-        done += 1
-        if progress:
-            progress(done, total)
+                    tile = _tile(kept[i], column, **products)
+                yield _span(i, cut.block, len(left)), _span(j, cut.block, len(other)), tile
 
 
-def _chunk(apply: Partial, params: Any, x: np.ndarray, index: int, *, block: int, **options: Any) -> Any:
-    part = x[index * block : (index + 1) * block]
-    if len(part) < block:
-        # Filled up with a coordinate that the function is known to take, so that one program serves all chunks.
-        part = np.concatenate([part, np.broadcast_to(part[:1], (block - len(part), part.shape[1]))])
-    return factors(apply, params, part, **options)
+def _filled(part: np.ndarray, block: int) -> np.ndarray:
+    # Filled up with a coordinate that the function is known to take, so that one program serves all chunks.
+    return np.concatenate([part, np.broadcast_to(part[:1], (block - len(part), part.shape[1]))])
 
 
 def _span(index: int, block: int, n: int) -> slice:

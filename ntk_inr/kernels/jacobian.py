@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
-from ntk_inr.kernels.assembly import transposed
+from ntk_inr.kernels.assembly import Progress, reported, transposed
 
 _CONTRACTION = {"trace": "icp,jcp->ij", "diagonal": "icp,jcp->ijc", "full": "icp,jep->ijce"}
 
@@ -61,7 +61,7 @@ def tiles(
     precision: str,
     block: int,
     coupled: bool,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> Iterator[tuple[slice, slice, Array]]:
     """Yield (rows, columns, tile); two Jacobians of ``block`` examples are alive at a time."""
 
@@ -71,17 +71,24 @@ def tiles(
             return coupled_rows(apply, params, x, start, count=count, precision=precision)
         return rows(apply, params, x[start : start + block], precision=precision)
 
-    left_x = x1 if isinstance(x1, jax.core.Tracer) else np.asarray(x1)
-    right = left_x if x2 is None else x2 if isinstance(x2, jax.core.Tracer) else np.asarray(x2)
-    corners = [(i, j) for i in range(0, len(x1), block) for j in range(i if x2 is None else 0, len(right), block)]
-    left_start, left = -1, []
-    for done, (i, j) in enumerate(corners, 1):
-        if i != left_start:
-            left_start, left = i, part(left_x, i)
-        columns = left if x2 is None and i == j else part(right, j)
-        tile = contract(left, columns, outputs=outputs, precision=precision)
-        if x2 is None and i == j:
-            tile = (tile + transposed(tile)) / 2
-        yield slice(i, min(i + block, len(x1))), slice(j, min(j + block, len(right))), tile
-        if progress:
-            progress(done, len(corners))
+    left = _sliceable(x1)
+    right = left if x2 is None else _sliceable(x2)
+    corners = [(i, j) for i in range(0, len(left), block) for j in range(i if x2 is None else 0, len(right), block)]
+
+    def contracted() -> Iterator[tuple[slice, slice, Array]]:
+        start, own = -1, []
+        for i, j in corners:
+            if i != start:
+                start, own = i, part(left, i)
+            columns = own if x2 is None and i == j else part(right, j)
+            tile = contract(own, columns, outputs=outputs, precision=precision)
+            if x2 is None and i == j:
+                tile = (tile + transposed(tile)) / 2
+            yield slice(i, min(i + block, len(left))), slice(j, min(j + block, len(right))), tile
+
+    return reported(contracted(), len(corners), progress)
+
+
+def _sliceable(x: Any) -> Any:
+    # Sliced by NumPy where it can be: each slice of a JAX array would be a program of its own.
+    return x if isinstance(x, jax.core.Tracer) else np.asarray(x)

@@ -9,7 +9,7 @@ import jax
 
 from ntk_inr import _checks
 from ntk_inr.kernels import memory
-from ntk_inr.kernels.api import check_model
+from ntk_inr.kernels.api import check_model, jacobian_rows
 from ntk_inr.kernels.memory import Outputs, describe
 
 
@@ -148,9 +148,10 @@ def explain(
     else:
         pairs = n1 * n2
     size = sum(leaf.size for _, leaf in leaves)
+    rows = min(jacobian_rows(params, c, itemsize), max(n1, n2))
     backward = c * c if outputs == "full" else c
     costs = [
         MethodCost("structured", float(pairs) * trace.flops, cut.bytes - stored),
-        MethodCost("jacobian", 2.0 * pairs * backward * size, 2.0 * min(n1, n2) * c * size * itemsize),
+        MethodCost("jacobian", 2.0 * pairs * backward * size, 2.0 * rows * c * size * itemsize),
     ]
     return Plan(plans, costs, "structured", cut.block, cut.panel, stored, pairs)

@@ -109,13 +109,16 @@ class Program:
         equation = Equation(kind, params, inputs, outputs, evaluate)
         self._equations.append(equation)
         self.producer.update(dict.fromkeys(outputs, equation))
-        if not self.active.isdisjoint(atom for atom in inputs if isinstance(atom, Name)):
+        if self.any_active(inputs):
             self.active.update(outputs)
         return list(outputs)
 
+    def any_active(self, atoms: Sequence[Atom]) -> bool:
+        """Return whether any of these depends on the cotangent of the output."""
+        return any(isinstance(atom, Name) and atom in self.active for atom in atoms)
+
     def _worth_unrolling(self, eqn: Any, atoms: Sequence[Atom]) -> bool:
-        active = not self.active.isdisjoint(atom for atom in atoms if isinstance(atom, Name))
-        return active and 0 < eqn.params["length"] * len(_inner(eqn)[0].eqns) <= _UNROLLED_EQUATIONS
+        return self.any_active(atoms) and 0 < eqn.params["length"] * len(_inner(eqn)[0].eqns) <= _UNROLLED_EQUATIONS
 
     def _unroll(self, eqn: Any, atoms: list[Atom]) -> list[Atom]:
         body, consts = _inner(eqn)

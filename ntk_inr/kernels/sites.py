@@ -25,7 +25,6 @@ from ntk_inr.kernels.program import Atom, Equation, Name, Program
 
 # What one pass over a tile of the kernel costs, in units of a product's multiply and add.
 _PASS = 16
-_RESHAPES = ("reshape", "expand_dims")
 _SAME = ("convert_element_type", "copy", "copy_p")
 
 Indices = NDArray[np.int64]
@@ -76,7 +75,7 @@ class Group:
     @property
     def tokens(self) -> int:
         """How many outer products the leaf's gradient sums, over all sites."""
-        return sum(site.tokens for site in self.sites)
+        return len(self.offset)
 
     def flops(self, backward: int) -> int:
         """Flops for one pair of examples; ``backward`` is c, or c * c where all output pairs are kept."""
@@ -183,13 +182,9 @@ def _steps(program: Program, value: Name, index: Indices) -> list[tuple[Atom, In
     first, shape = inputs[0], _shape(inputs[0])
     if kind == "transpose":
         return [(first, index.transpose(np.argsort(params["permutation"])), 1.0, ())]
-    if kind in _RESHAPES and params.get("dimensions") is not None:
+    if kind == "reshape" and params["dimensions"] is not None:
         return None
-    if kind in _RESHAPES or (kind == "broadcast_in_dim" and index.size == math.prod(shape)):
-        return (
-            [(first, index.reshape(shape), 1.0, ())] if params.get("dimensions") is None or kind != "reshape" else None
-        )
-    if kind == "squeeze":
+    if kind in ("reshape", "squeeze") or (kind == "broadcast_in_dim" and index.size == math.prod(shape)):
         return [(first, index.reshape(shape), 1.0, ())]
     if kind in _SAME:
         return [(first, index, 1.0, ())]
@@ -200,6 +195,8 @@ def _steps(program: Program, value: Name, index: Indices) -> list[tuple[Atom, In
     if kind in ("mul", "div"):
         return _scaled(program, equation, index)
     if kind == "pad" and all(low >= 0 and high >= 0 for low, high, _ in params["padding_config"]):
+        if program.any_active(inputs[1:]):
+            return None
         places = zip(params["padding_config"], index.shape, strict=True)
         return [(first, index[tuple(slice(lo, n - hi, gap + 1) for (lo, hi, gap), n in places)], 1.0, ())]
     if kind == "reduce_sum":
@@ -245,10 +242,8 @@ def _grouped(program: Program, leaf: int, ends: list[_End], size: int) -> tuple[
     hits = sum(np.bincount(index.ravel(), minlength=size) for index, _ in groups)
     if np.max(hits) > 1:
         return [], "its uses overlap in different arrangements"
-    made = [Group(leaf, sites, np.zeros(())) for _, sites in groups]
-    for group in made:
-        group.offset = np.zeros((group.tokens, group.tokens))
-    return made, ""
+    tokens = [sum(site.tokens for site in sites) for _, sites in groups]
+    return [Group(leaf, sites, np.zeros((t, t))) for (_, sites), t in zip(groups, tokens, strict=True)], ""
 
 
 def _site(program: Program, equation: Equation, end: _End) -> tuple[Site, Indices]:

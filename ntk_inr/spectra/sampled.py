@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -52,6 +51,11 @@ class _Sums(NamedTuple):
     off_diagonal: float
     diagonal: np.ndarray
 
+    def moments(self) -> Moments:
+        """Return the moments of that kernel, exact."""
+        n = len(self.diagonal)
+        return _moments(n, self.diagonal.mean(), self.off_diagonal / n + self.diagonal.var())
+
 
 def streamed_moments(
     apply: Any,
@@ -94,9 +98,7 @@ def streamed_moments(
         True
     """
     model = check_model(apply, params, x)
-    sums = _reduced(model, params, model.x1, block, memory_limit, precision, progress)
-    n = len(model.x1)
-    return Moments(*_summary(n, sums.diagonal.mean(), sums.off_diagonal / n + sums.diagonal.var()))
+    return _reduced(model, params, model.x1, block, memory_limit, precision, progress).moments()
 
 
 def sampled_moments(
@@ -169,10 +171,8 @@ def sampled_moments(
     elif fit < _LEAST_SUBMATRICES and n > size:
         size, fit = n // _LEAST_SUBMATRICES, _LEAST_SUBMATRICES
     if n <= size or size < 2:
-        sums = _reduced(model, params, points, block, memory_limit, precision, None)
-        return SampledMoments(
-            *_summary(n, sums.diagonal.mean(), sums.off_diagonal / n + sums.diagonal.var()), 0, 0, 1, n
-        )
+        whole = _reduced(model, params, points, block, memory_limit, precision, None)
+        return SampledMoments(*whole.moments(), mean_stderr=0.0, variance_stderr=0.0, submatrices=1, size=n)
     most = submatrices or min(_MOST_SUBMATRICES, fit)
     order = np.asarray(jax.random.permutation(key, n)[: most * size]).reshape(most, size)
     found: list[_Sums] = []
@@ -195,23 +195,16 @@ def _reduced(model: Model, params: Any, x: Any, block: Any, memory_limit: Any, p
     parts = assembly.tiles(
         model.apply, params, x, None, c=model.c, outputs="trace", precision=precision, cut=cut, progress=progress
     )
+    started = (
+        (rows, columns, _squares(tile, rows.stop - rows.start, columns.stop - columns.start, rows == columns))
+        for rows, columns, tile in parts
+    )
     total, diagonal = 0.0, np.zeros(n)
-    ahead: collections.deque[tuple[slice, slice, Any]] = collections.deque()
-
-    def collect() -> float:
-        rows, columns, (squares, own) = ahead.popleft()
-        if rows != columns:
-            return 2 * float(np.asarray(squares, np.float64).sum())
-        diagonal[rows] = np.asarray(own)[: rows.stop - rows.start]
-        return float(np.asarray(squares, np.float64).sum())
-
-    for rows, columns, tile in parts:
-        extent = rows.stop - rows.start, columns.stop - columns.start
-        ahead.append((rows, columns, _squares(tile, *extent, rows == columns)))
-        if len(ahead) > memory.AHEAD:
-            total += collect()
-    while ahead:
-        total += collect()
+    for rows, columns, (squares, own) in assembly.held_back(started):
+        once = float(np.asarray(squares, np.float64).sum())
+        total += once if rows == columns else 2 * once
+        if rows == columns:
+            diagonal[rows] = np.asarray(own)[: rows.stop - rows.start]
     return _Sums(total, diagonal)
 
 
@@ -227,8 +220,8 @@ def _estimate(n: int, size: int, found: list[_Sums]) -> SampledMoments:
     count = len(found)
     off = np.array([sums.off_diagonal for sums in found]) * (n - 1) / (size * (size - 1))
     ones = np.array([sums.diagonal.sum() for sums in found])
-    squares = np.array([((sums.diagonal - found[0].diagonal[0]) ** 2).sum() for sums in found])
     shift = found[0].diagonal[0]
+    squares = np.array([((sums.diagonal - shift) ** 2).sum() for sums in found])
 
     def moments(kept: Any) -> tuple[float, float]:
         drawn = size * np.count_nonzero(kept)
@@ -243,9 +236,9 @@ def _estimate(n: int, size: int, found: list[_Sums]) -> SampledMoments:
     mean, variance = moments(every)
     # Drawing without replacement knows the mean once all are drawn; pairs across subsets stay unseen.
     mean_stderr *= math.sqrt(1 - count * size / n)
-    return SampledMoments(*_summary(n, mean, variance), float(mean_stderr), float(variance_stderr), count, size)
+    return SampledMoments(*_moments(n, mean, variance), float(mean_stderr), float(variance_stderr), count, size)
 
 
-def _summary(n: int, mean: float, variance: float) -> tuple[float, float, float, float]:
+def _moments(n: int, mean: float, variance: float) -> Moments:
     cv = math.sqrt(variance) / float(mean) if mean else math.nan
-    return float(mean), float(variance), cv, n / (1 + cv**2)
+    return Moments(float(mean), float(variance), cv, n / (1 + cv**2))

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
-import importlib.metadata
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from ntk_inr.networks.variants import variant
 from ntk_inr.spectra.eigen import condition_number, eigenvalues, max_learning_rate
 from ntk_inr.spectra.moments import moments
 from ntk_inr.study import record
+from ntk_inr.study.environment import environment
 from ntk_inr.study.record import Study, VariantResult
 from ntk_inr.tasks.image import ImageTask
 from ntk_inr.training.dynamics import predict_training
@@ -103,7 +101,7 @@ def compare(
         "features": features, "depth": depth, "steps": steps, "seeds": seeds, "learning_rate": learning_rate,
         "seed": seed, "kernel_points": kernel_points,
     }  # fmt: skip
-    study = Study(_describe_task(task), settings, _environment(), task.image, [])
+    study = Study(_describe_task(task), settings, environment(), task.image, [])
     folder = None
     if out is not None:
         folder = record.prepare_folder(out, overwrite=overwrite, resume=resume)
@@ -287,19 +285,6 @@ def _describe_task(task: ImageTask) -> dict[str, Any]:
         "digest": task.digest,
         "pixels": len(task.train),
         "trained_pixels": int(task.train.sum()),
-    }
-
-
-def _environment() -> dict[str, Any]:
-    packages = ("ntk_inr", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
-    device = jax.local_devices()[0]
-    return {
-        **{name: importlib.metadata.version(name) for name in packages},
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "device": f"{device.platform}: {device.device_kind}",
-        "devices": jax.local_device_count(),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
