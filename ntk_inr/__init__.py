@@ -5,11 +5,12 @@ from ntk_inr.kernels.adapters import init, split
 from ntk_inr.kernels.api import ntk
 from ntk_inr.kernels.operator import NTKOperator
 from ntk_inr.kernels.planning import Plan, explain
-from ntk_inr.networks.activations import ReLU, Sine
+from ntk_inr.networks.activations import Erf, Gabor, Gauss, ReLU, Sine
 from ntk_inr.networks.encodings import GaussianFourier, NeRFEncoding
 from ntk_inr.networks.mlp import CoordinateMLP, Dense
 from ntk_inr.networks.modulation import FourierModulation
-from ntk_inr.networks.normalization import Sphere
+from ntk_inr.networks.normalization import LayerNorm, Sphere
+from ntk_inr.networks.sparsity import TopK
 from ntk_inr.networks.variants import variant, variants
 from ntk_inr.spectra.density import Moment, SpectralDensity, spectral_density
 from ntk_inr.spectra.eigen import (
@@ -43,10 +44,14 @@ __all__ = [
     "Dense",
     "Eigenpairs",
     "Eigensystem",
+    "Erf",
     "FitResult",
     "FourierModulation",
+    "Gabor",
+    "Gauss",
     "GaussianFourier",
     "ImageTask",
+    "LayerNorm",
     "Moment",
     "Moments",
     "NTKOperator",
@@ -61,6 +66,7 @@ __all__ = [
     "StochasticMoments",
     "Study",
     "Summary",
+    "TopK",
     "VariantResult",
     "__version__",
     "alignment",

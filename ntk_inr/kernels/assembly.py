@@ -110,40 +110,46 @@ def tiles(
     rows, columns = (-(-len(x) // cut.block) for x in (left, left if right is None else right))
     total = rows * (rows + 1) // 2 if right is None else rows * columns
     options = {"c": c, "outputs": outputs, "precision": precision}
-    parts = _dispatched(apply, params, left, right, rows, columns, cut, options)
+    parts = _dispatched(apply, params, left, right, cut, options)
     return reported(held_back(parts), total, progress)
 
 
 def _dispatched(
-    apply: Partial,
-    params: Any,
-    left: np.ndarray,
-    right: np.ndarray | None,
-    rows: int,
-    columns: int,
-    cut: Cut,
-    options: dict[str, Any],
+    apply: Partial, params: Any, left: np.ndarray, right: np.ndarray | None, cut: Cut, options: dict[str, Any]
 ) -> Iterator[tuple[slice, slice, Array]]:
     """Start one tile after the other, without waiting for any."""
-
-    def chunk(x: np.ndarray, index: int) -> Any:
-        return factors(apply, params, _filled(x[index * cut.block : (index + 1) * cut.block], cut.block), **options)
-
     products = {name: options[name] for name in ("outputs", "precision")}
+    for rows, columns, above, beside in pairs(left, right, cut, lambda x: factors(apply, params, x, **options)):
+        if right is None and rows == columns:
+            tile = _mirrored(*_halves(above, **products))
+        else:
+            tile = _tile(above, beside, **products)
+        yield rows, columns, tile
+
+
+def pairs(
+    left: np.ndarray, right: np.ndarray | None, cut: Cut, chunk: Callable[[np.ndarray], T]
+) -> Iterator[tuple[slice, slice, T, T]]:
+    """Yield (rows, columns, chunk of the rows, chunk of the columns) for each tile.
+
+    Where ``right`` is None it is ``left``, and only the upper half is yielded. ``chunk`` is given ``cut.block``
+    coordinates, the last ones filled up; what it returns for ``cut.panel`` blocks of rows is kept at a time.
+    """
     other = left if right is None else right
+    rows, columns = (-(-len(x) // cut.block) for x in (left, other))
+
+    def made(x: np.ndarray, index: int) -> T:
+        return chunk(_filled(x[index * cut.block : (index + 1) * cut.block], cut.block))
+
     for start in range(0, rows, cut.panel):
         panel = range(start, min(rows, start + cut.panel))
-        kept = {i: chunk(left, i) for i in panel}
+        kept = {i: made(left, i) for i in panel}
         for j in range(start if right is None else 0, columns):
-            column = kept[j] if right is None and j in kept else chunk(other, j)
+            beside = kept[j] if right is None and j in kept else made(other, j)
             for i in panel:
                 if right is None and i > j:
                     break
-                if right is None and i == j:
-                    tile = _mirrored(*_halves(column, **products))
-                else:
-                    tile = _tile(kept[i], column, **products)
-                yield _span(i, cut.block, len(left)), _span(j, cut.block, len(other)), tile
+                yield _span(i, cut.block, len(left)), _span(j, cut.block, len(other)), kept[i], beside
 
 
 def _filled(part: np.ndarray, block: int) -> np.ndarray:
@@ -165,8 +171,9 @@ def fill(out: np.ndarray, parts: Iterator[tuple[slice, slice, Array]], symmetric
         values = np.asarray(tile)[_extent(rows, columns)]
         out[rows, columns] = values
         if symmetric and rows != columns:
+            below = out[columns, rows]
             for i in range(0, len(values), _STRIP):
-                out[columns, rows.start + i : rows.start + i + _STRIP] = transposed(values[i : i + _STRIP])
+                below[:, i : i + _STRIP] = transposed(values[i : i + _STRIP])
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

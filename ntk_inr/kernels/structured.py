@@ -142,11 +142,11 @@ def tile(rows: list[Factor], columns: list[Factor], outputs: str, *, in_turn: bo
     ``in_turn`` adds one term after the other, so that three arrays of the tile's size are alive, not two for each
     term: the compiler would otherwise make all products first.
     """
-    total = _term(rows[0], columns[0], outputs)
+    total = term(rows[0], columns[0], outputs)
     for a, b in zip(rows[1:], columns[1:], strict=True):
         if in_turn:
             total, a, b = lax.optimization_barrier((total, a, b))
-        total = total + _term(a, b, outputs)
+        total = total + term(a, b, outputs)
     return total
 
 
@@ -190,23 +190,33 @@ def _gram(a: Array, b: Array) -> Array:
     return functools.reduce(operator.add, (a[:, k, None] * b[None, :, k] for k in range(a.shape[1])))
 
 
-def _term(a: Factor, b: Factor, outputs: str) -> Array:
+def grams(a: Factor, b: Factor, outputs: str, at: Any = (0, 0, 0)) -> tuple[Array | None, Array]:
+    """Return the Gram matrices F (None stands for 1) and B of (T8.1), whose product entry by entry is a term.
+
+    ``at`` is the entry of the batch and the two tokens that the term is of.
+    """
+    g, t, s = at
+    left, right = a.delta[:, :, g, t], b.delta[:, :, g, s]
+    if outputs == "trace":
+        c = left.shape[1]
+        width = c * left.shape[2]
+        backward = _gram(left.reshape(len(left), width), right.reshape(len(right), width))
+        backward = backward / c if c > 1 else backward
+    else:
+        backward = jnp.einsum(_CONTRACTION[outputs], left, right)
+    if a.h is None or b.h is None:
+        return None, backward
+    return _gram(a.h[:, g, t], b.h[:, g, s]) + a.offset[t, s], backward
+
+
+def term(a: Factor, b: Factor, outputs: str) -> Array:
     """Return one factor's share of the kernel between two sets of examples."""
     batch, tokens = a.delta.shape[2:4]
 
     def pair(at: Any) -> Array:
-        g, t, s = at
-        left, right = a.delta[:, :, g, t], b.delta[:, :, g, s]
-        if outputs == "trace":
-            c = left.shape[1]
-            width = c * left.shape[2]
-            backward = _gram(left.reshape(len(left), width), right.reshape(len(right), width))
-            backward = backward / c if c > 1 else backward
-        else:
-            backward = jnp.einsum(_CONTRACTION[outputs], left, right)
-        if a.h is None or b.h is None:
+        forward, backward = grams(a, b, outputs, at)
+        if forward is None:
             return backward
-        forward = _gram(a.h[:, g, t], b.h[:, g, s]) + a.offset[t, s]
         return backward * forward.reshape(forward.shape + (1,) * (backward.ndim - 2))
 
     pairs = list(itertools.product(range(batch), range(tokens), range(tokens)))

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from jax import Array
 
 from ntk_inr import _checks
@@ -48,12 +50,13 @@ class ReLU:
 
 @dataclasses.dataclass(frozen=True)
 class Sine:
-    """SIREN's ``sin(omega * u)`` (Sitzmann et al. 2020, arXiv 2006.09661).
+    """SIREN's ``sin(omega * u + phase)`` (Sitzmann et al. 2020, arXiv 2006.09661); phase pi/2 is the cosine.
 
     Weights follow section 3.2 there: U(±1/d) in the first layer, then U(±sqrt(6/n)/omega).
 
     Args:
         omega: angular frequency inside the sine; 30 suits images scaled to [-1, 1].
+        phase: added inside the sine, in radians.
 
     Raises:
         ValueError: omega is not a finite number above 0.
@@ -65,17 +68,117 @@ class Sine:
     """
 
     omega: float = 30.0
+    phase: float = 0.0
 
     def __post_init__(self) -> None:
         _checks.check_positive(self.omega, "omega")
 
     def __call__(self, u: Array, /) -> Array:
         """Return the activation of each entry."""
-        return trig.sin(self.omega * u)
+        return trig.sin(self.omega * u + self.phase)
 
     def law(self, *, first: bool, readout: bool) -> FanIn:
         """Return U(±1/d) for the first layer, U(±sqrt(6/n)/omega) for the others."""
         return initializers.siren_first() if first else initializers.siren_hidden(self.omega)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gauss:
+    r"""The bump :math:`e^{-u^2/(2s^2)}`, with PyTorch's default weights U(±1/sqrt(n)), as its authors use.
+
+    Args:
+        width: s.
+
+    Raises:
+        ValueError: width is not a finite number above 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> round(float(Gauss(width=0.5)(jnp.float32(0.5))), 4)
+        0.6065
+
+    Source: Ramasinghe and Lucey 2022, arXiv 2111.15135.
+    """
+
+    width: float = 0.1
+
+    def __post_init__(self) -> None:
+        _checks.check_positive(self.width, "width")
+
+    def __call__(self, u: Array, /) -> Array:
+        """Return the activation of each entry."""
+        return jnp.exp(-((u / self.width) ** 2) / 2)
+
+    def law(self, *, first: bool, readout: bool) -> FanIn:
+        """Return U(±1/sqrt(n))."""
+        return initializers.BIAS_UNIFORM
+
+
+@dataclasses.dataclass(frozen=True)
+class Gabor:
+    r"""WIRE's wavelet, real part: :math:`e^{-s^2u^2}\cos(\omega u + \varphi)`, with weights U(±1/sqrt(n)).
+
+    Args:
+        scale: s, the inverse width of the window.
+        omega: angular frequency of the wave.
+        phase: :math:`\varphi`, in radians.
+
+    Raises:
+        ValueError: scale or omega is not a finite number above 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(Gabor()(jnp.float32(0.0)))
+        1.0
+
+    Source: Saragadam et al. 2023, arXiv 2301.05187.
+    """
+
+    scale: float = 10.0
+    omega: float = 20.0
+    phase: float = 0.0
+
+    def __post_init__(self) -> None:
+        _checks.check_positive(self.scale, "scale")
+        _checks.check_positive(self.omega, "omega")
+
+    def __call__(self, u: Array, /) -> Array:
+        """Return the activation of each entry."""
+        return jnp.exp(-((self.scale * u) ** 2)) * trig.cos(self.omega * u + self.phase)
+
+    def law(self, *, first: bool, readout: bool) -> FanIn:
+        """Return U(±1/sqrt(n))."""
+        return initializers.BIAS_UNIFORM
+
+
+@dataclasses.dataclass(frozen=True)
+class Erf:
+    """``erf(w u)``, a sigmoid whose infinite-width kernel is closed, with LeCun-normal weights.
+
+    Args:
+        slope: w.
+
+    Raises:
+        ValueError: slope is not a finite number above 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> round(float(Erf()(jnp.float32(1.0))), 4)
+        0.8427
+    """
+
+    slope: float = 1.0
+
+    def __post_init__(self) -> None:
+        _checks.check_positive(self.slope, "slope")
+
+    def __call__(self, u: Array, /) -> Array:
+        """Return the activation of each entry."""
+        return jax.scipy.special.erf(self.slope * u)
+
+    def law(self, *, first: bool, readout: bool) -> FanIn:
+        """Return LeCun-normal."""
+        return initializers.LECUN_NORMAL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +199,9 @@ class Elementwise:
 ACTIVATIONS: dict[str, Activation] = {
     "relu": ReLU(),
     "sine": Sine(),
+    "gauss": Gauss(),
+    "gabor": Gabor(),
+    "erf": Erf(),
 }
 
 

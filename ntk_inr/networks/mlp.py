@@ -14,7 +14,8 @@ from ntk_inr import _checks
 from ntk_inr.networks import activations, initializers
 from ntk_inr.networks.initializers import FanIn
 from ntk_inr.networks.modulation import FourierModulation
-from ntk_inr.networks.normalization import Sphere
+from ntk_inr.networks.normalization import NORMALIZATIONS, LayerNorm, Sphere
+from ntk_inr.networks.sparsity import TopK
 
 PARAMETERIZATIONS = ("standard", "ntk")
 
@@ -25,12 +26,13 @@ class Dense(nn.Module):
     .. math:: u = \alpha W^\top h + \beta b
 
     "standard": alpha = beta = 1 and W is drawn with variance gain / fan_in. "ntk": W and b are
-    drawn with unit variance, alpha = sqrt(gain / fan_in) and beta = 1 / sqrt(3 fan_in), so the
+    drawn with unit variance, and alpha and beta are the standard deviations instead, so the
     function has the same law at initialisation while its kernel stays bounded as the width grows.
 
     Attributes:
         features: number of outputs.
-        law: law of the weights; biases follow U(±1/sqrt(fan_in)).
+        law: law of the weights.
+        bias_law: law of the biases; None leaves them out.
         parameterization: "standard" or "ntk".
 
     Example:
@@ -42,6 +44,7 @@ class Dense(nn.Module):
 
     features: int
     law: FanIn = initializers.LECUN_NORMAL
+    bias_law: FanIn | None = initializers.BIAS_UNIFORM
     parameterization: Literal["standard", "ntk"] = "standard"
     param_dtype: Any = jnp.float32
 
@@ -49,26 +52,29 @@ class Dense(nn.Module):
     def __call__(self, h: Float[Array, "n fan_in"]) -> Float[Array, "n features"]:
         """Return the affine map of each row."""
         fan_in = h.shape[-1]
-        bias_law = initializers.BIAS_UNIFORM
         stored = self.parameterization == "standard"
-        alpha, beta = self.law.std(fan_in), bias_law.std(fan_in)
 
-        def init(law: FanIn, scale: float, shape: tuple[int, ...]) -> Callable[[Array], Array]:
-            return lambda key: (scale if stored else 1.0) * law.draw(key, shape, self.param_dtype)
+        def entered(name: str, law: FanIn, shape: tuple[int, ...]) -> tuple[Array, float]:
+            """Return the parameter, and what it is multiplied by in the forward pass."""
+            scale = law.std(fan_in)
+            drawn = self.param(name, lambda key: (scale if stored else 1.0) * law.draw(key, shape, self.param_dtype))
+            return drawn, 1.0 if stored else scale
 
-        kernel = self.param("kernel", init(self.law, alpha, (fan_in, self.features)))
-        bias = self.param("bias", init(bias_law, beta, (self.features,)))
-        h, kernel, bias = nn.dtypes.promote_dtype(h, kernel, bias, dtype=None)
-        if stored:
-            return h @ kernel + bias[None, :]
-        return (alpha * h) @ kernel + beta * bias[None, :]
+        kernel, alpha = entered("kernel", self.law, (fan_in, self.features))
+        h, kernel = nn.dtypes.promote_dtype(h, kernel, dtype=None)
+        u = (h if stored else alpha * h) @ kernel
+        if self.bias_law is None:
+            return u
+        bias, beta = entered("bias", self.bias_law, (self.features,))
+        u, bias = nn.dtypes.promote_dtype(u, bias, dtype=None)
+        return u + (bias if stored else beta * bias)[None, :]
 
 
 class CoordinateMLP(nn.Module):
     """A multilayer perceptron from coordinates (n, d) to values (n, out).
 
-    Each hidden layer is dense, activation, modulation, normalization, in that order (a "hidden_pre"
-    sphere stands before the activation). The readout is dense.
+    Each hidden layer is dense, activation, sparsity, modulation, normalization, in that order ("hidden_pre"
+    normalization stands before the activation). The readout is dense.
 
     Attributes:
         features: width of each hidden layer.
@@ -76,8 +82,11 @@ class CoordinateMLP(nn.Module):
         out: number of outputs c.
         encoding: a module (n, d) -> (n, k), such as :class:`NeRFEncoding`; None feeds raw coordinates.
         activation: a name ("relu", "sine"), or any elementwise callable.
-        normalization: a :class:`Sphere`, "sphere" for its defaults, or None.
+        normalization: a :class:`Sphere` or :class:`LayerNorm`, "sphere" or "layer" for their defaults, or None.
         modulation: a :class:`FourierModulation`, independent factors for each hidden layer, or None.
+        sparsity: a :class:`TopK` on the activations of each hidden layer, or None.
+        residual: add what enters each hidden layer but the first to what leaves it.
+        bias_law: law of the biases; None leaves them out.
         parameterization: "standard" or "ntk"; see :class:`Dense`.
         param_dtype: dtype that parameters are drawn in.
 
@@ -97,8 +106,11 @@ class CoordinateMLP(nn.Module):
     out: int = 1
     encoding: nn.Module | None = None
     activation: str | Callable[[Array], Array] = "relu"
-    normalization: Sphere | str | None = None
+    normalization: Sphere | LayerNorm | str | None = None
     modulation: FourierModulation | None = None
+    sparsity: TopK | None = None
+    residual: bool = False
+    bias_law: FanIn | None = initializers.BIAS_UNIFORM
     parameterization: Literal["standard", "ntk"] = "standard"
     param_dtype: Any = jnp.float32
 
@@ -107,7 +119,7 @@ class CoordinateMLP(nn.Module):
             _checks.check_positive(getattr(self, name), name, integer=True)
         activations.resolve(self.activation)
         if isinstance(self.normalization, str):
-            _checks.check_choice(self.normalization, ["sphere"], "normalization")
+            _checks.check_choice(self.normalization, NORMALIZATIONS, "normalization")
         _checks.check_choice(self.parameterization, PARAMETERIZATIONS, "parameterization")
         super().__post_init__()
 
@@ -115,22 +127,29 @@ class CoordinateMLP(nn.Module):
     def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n out"]:
         """Return the network's values at coordinates ``x``, shape (n, out)."""
         activation = activations.resolve(self.activation)
-        sphere = Sphere() if isinstance(self.normalization, str) else self.normalization
+        normalization = self.normalization
+        if isinstance(normalization, str):
+            normalization = NORMALIZATIONS[normalization]
 
         def normalized(h: Array, at: str) -> Array:
-            return h if sphere is None or sphere.placement != at else sphere(h)
+            return h if normalization is None or normalization.placement != at else normalization(h)
 
         def dense(features: int, name: str, **layer: bool) -> Dense:
             law = activation.law(**layer)
-            return Dense(features, law, self.parameterization, self.param_dtype, name=name)
+            return Dense(features, law, self.bias_law, self.parameterization, self.param_dtype, name=name)
 
         h = normalized(x if self.encoding is None else self.encoding(x), "input")
         if self.modulation is not None:
             factors = jnp.split(self.modulation(x, self.features * self.depth), self.depth, axis=-1)
         for layer in range(self.depth):
+            entered = h
             u = dense(self.features, f"hidden_{layer}", first=layer == 0, readout=False)(h)
             h = activation(normalized(u, "hidden_pre"))
+            if self.sparsity is not None:
+                h = self.sparsity(h)
             if self.modulation is not None:
                 h = h * factors[layer]
             h = normalized(h, "hidden_post")
+            if self.residual and layer > 0:
+                h = entered + h
         return dense(self.out, "readout", first=False, readout=True)(h)

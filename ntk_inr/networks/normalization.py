@@ -1,4 +1,4 @@
-"""Spherical normalization (T5 of the theory)."""
+"""Normalization of each example: to a sphere (T5 of the theory), or to mean zero and variance one."""
 
 from __future__ import annotations
 
@@ -59,3 +59,43 @@ class Sphere:
         radius = m**0.5 if self.radius is None else self.radius
         mean_square = jnp.mean(h * h, axis=-1, keepdims=True) + self.epsilon
         return h * (radius / m**0.5 / jnp.sqrt(mean_square))
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerNorm:
+    r"""Each row shifted to mean zero and scaled to variance one, with nothing trained.
+
+    .. math:: z = (h - \bar h) / \sqrt{\mathrm{Var}(h) + \epsilon}
+
+    At infinite width this is the sphere of radius sqrt(m) where h has mean zero, as pre-activations do.
+
+    Args:
+        placement: as of :class:`Sphere`.
+        epsilon: added to the variance.
+
+    Raises:
+        ValueError: unknown placement, or epsilon not above 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> z = LayerNorm()(jnp.array([[1.0, 3.0]]))
+        >>> [round(float(v), 3) for v in z[0]]
+        [-1.0, 1.0]
+
+    Source: Ba et al. 2016, arXiv 1607.06450, without gain and bias.
+    """
+
+    placement: Literal["input", "hidden_post", "hidden_pre"] = "hidden_pre"
+    epsilon: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _checks.check_choice(self.placement, PLACEMENTS, "placement")
+        _checks.check_positive(self.epsilon, "epsilon")
+
+    def __call__(self, h: Float[Array, "*batch m"]) -> Float[Array, "*batch m"]:
+        """Return ``h`` with each last-axis row standardised."""
+        centred = h - jnp.mean(h, axis=-1, keepdims=True)
+        return centred / jnp.sqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.epsilon)
+
+
+NORMALIZATIONS: dict[str, Sphere | LayerNorm] = {"sphere": Sphere(), "layer": LayerNorm()}

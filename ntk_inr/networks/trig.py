@@ -69,3 +69,8 @@ def _sincos_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[tuple[Ar
 def sin(x: Array) -> Array:
     """Return ``sin(x)`` through :func:`sincos`."""
     return sincos(x)[0]
+
+
+def cos(x: Array) -> Array:
+    """Return ``cos(x)`` through :func:`sincos`."""
+    return sincos(x)[1]
