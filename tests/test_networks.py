@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 import ntk_inr as ni
 from ntk_inr.networks import initializers
@@ -77,6 +78,42 @@ def test_sphere_placements(key, x, placement):
     z = nn.relu(sphere(u) if placement == "hidden_pre" else u)
     z = sphere(z) if placement == "hidden_post" else z
     np.testing.assert_allclose(apply(params, x), z @ last["kernel"] + last["bias"][None, :], atol=1e-5)
+
+
+def test_layer_norm_standardises_rows(key):
+    z = ni.LayerNorm(epsilon=1e-12)(3 + jax.random.normal(key, (7, 16)))
+    np.testing.assert_allclose(z.mean(axis=1), 0, atol=1e-6)
+    np.testing.assert_allclose(z.std(axis=1), 1, rtol=1e-5)
+
+
+def test_residual_layers_add_what_enters_them(key, x):
+    apply, params = small("relu", key, x, residual=True)
+    h = nn.relu(x @ params["hidden_0"]["kernel"] + params["hidden_0"]["bias"][None, :])
+    h = h + nn.relu(h @ params["hidden_1"]["kernel"] + params["hidden_1"]["bias"][None, :])
+    out = h @ params["readout"]["kernel"] + params["readout"]["bias"][None, :]
+    np.testing.assert_allclose(apply(params, x), out, rtol=1e-5, atol=1e-5)
+
+
+def test_biases_follow_their_law_or_are_left_out(key, x):
+    _, params = small("relu", key, x, bias_law=None)
+    assert set(params["hidden_0"]) == {"kernel"}
+    _, params = ni.init(ni.CoordinateMLP(features=20_000, depth=1, bias_law=initializers.FanIn(3.0)), key, x)
+    # Normal of variance 3 / 2; five standard errors of a variance from 20000 draws.
+    np.testing.assert_allclose(params["hidden_0"]["bias"].var(), 1.5, rtol=5 * np.sqrt(2 / 20_000))
+
+
+@pytest.mark.parametrize(
+    ("activation", "formula"),
+    [
+        (ni.Sine(omega=3.0, phase=0.5), lambda u: np.sin(3 * u + 0.5)),
+        (ni.Gauss(width=0.3), lambda u: np.exp(-(u**2) / 0.18)),
+        (ni.Gabor(scale=2.0, omega=5.0, phase=0.2), lambda u: np.exp(-4 * u**2) * np.cos(5 * u + 0.2)),
+        (ni.Erf(slope=0.7), lambda u: scipy.special.erf(0.7 * u)),
+    ],
+)
+def test_activations_are_their_formulas(activation, formula):
+    u = jnp.linspace(-2, 2, 41)
+    np.testing.assert_allclose(activation(u), formula(np.asarray(u, np.float64)), atol=2e-6)
 
 
 def test_siren_weights_follow_section_3_2(key, x):
