@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -40,6 +41,11 @@ def as_kernel(kernel: Any, name: str = "K") -> Any:
     """Return a square (n, n) kernel as it came (JAX or NumPy), or say what is wrong with it."""
     if not hasattr(kernel, "shape"):
         kernel = np.asarray(kernel)
+    if not hasattr(kernel, "ndim"):
+        raise TypeError(
+            f"{name} is {type(kernel).__name__}; expected a kernel (n, n) that is an array. For an operator take "
+            "ni.stochastic_moments, ni.top_eigenpairs or ni.spectral_density."
+        )
     if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1]:
         raise ValueError(
             f"{name} has shape {tuple(kernel.shape)}; expected a square kernel (n, n). "
@@ -49,15 +55,20 @@ def as_kernel(kernel: Any, name: str = "K") -> Any:
 
 
 def check_finite_tree(tree: Any, name: str) -> None:
-    """Raise ``ValueError`` naming the first leaf of ``tree`` that holds NaN or infinity."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)) or not _all_finite(tree):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            _check_finite(jnp.asarray(leaf), f"{name}{jax.tree_util.keystr(path)}")
+    """Raise ``ValueError`` naming the first leaf of ``tree`` that holds NaN or infinity; traced ones can't be seen."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    seen = {path: leaf for path, leaf in leaves if not isinstance(leaf, jax.core.Tracer)}
+    # Eager inside a transformation too, where parameters that the function closes over are values.
+    with jax.ensure_compile_time_eval():
+        if not seen or _all_finite(list(seen.values())):
+            return
+    for path, leaf in seen.items():
+        _check_finite(jnp.asarray(leaf), f"{name}{jax.tree_util.keystr(path)}")
 
 
 @jax.jit
-def _all_finite(tree: Any) -> Array:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+def _all_finite(leaves: list[Any]) -> Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
 def as_partial(apply: Any) -> Partial:
@@ -98,6 +109,10 @@ def check_positive(value: Any, name: str, *, integer: bool = False, least: float
 
 
 def _as_real_matrix(array: Any, name: str, expected: str) -> Array:
+    if array is None or isinstance(array, str | bytes | os.PathLike):
+        raise TypeError(
+            f"{name} is {array!r}; expected an array {expected}. Load a file first, with np.load or skimage."
+        )
     if not hasattr(array, "dtype"):
         array = np.asarray(array)
     if array.ndim != 2:

@@ -228,6 +228,16 @@ MODELS = {
     "product of two parameters": plain(
         lambda p, x: (x[:, 0] * (p["a"] @ p["b"])[0, 0])[:, None], {"a": (1, 3), "b": (3, 1)}
     ),
+    "complex product": plain(
+        lambda p, x: (
+            (jnp.exp(1j * x) @ p["w"].astype(jnp.result_type(p["w"], 1j))).imag.sum(1, keepdims=True)
+            + jnp.abs(jnp.exp(1j * (x @ p["w"]))).sum(1, keepdims=True)
+        ),
+        {"w": (2, W)},
+    ),
+    "complex activation": plain(
+        lambda p, x: jnp.exp((0.3 + 1j) * (x @ p["w"])).real @ p["out"], {"w": (2, W), "out": (W, 2)}
+    ),
     "unused": plain(lambda p, x: jnp.sin(x @ p["w"]) @ p["out"], {"idle": (3,), "w": (2, W), "out": (W, 1)}),
     "linear in a vector": plain(lambda p, x: (x @ p)[:, None], (2,)),
 }

@@ -1,5 +1,7 @@
 """The kernel by every method against whole Jacobians in float64, for many kinds of function."""
 
+import functools
+
 import chex
 import hypothesis
 import jax
@@ -214,9 +216,9 @@ def _drawn(shapes):
 
 
 def test_a_second_call_does_not_trace_again(key, x):
-    # For the shape of its output, whether it mixes examples (three calls), the plan, and the factors (twice each:
+    # For the shape of its output, whether it mixes examples (five calls), the plan, and the factors (twice each:
     # JAX asks for the shape of the output apart).
-    @chex.assert_max_traces(n=8)
+    @chex.assert_max_traces(n=10)
     def apply(params, x):
         return jnp.tanh(x @ params["w"]) @ params["out"]
 
@@ -284,7 +286,7 @@ def test_gradients_by_parameters_and_coordinates(key, x, x64):
         ({"params": {}}, ValueError, "params holds no arrays"),
         ({"params": {"w": np.ones((2, 1)), "n": np.arange(3)}}, TypeError, r"params\['n'\] has dtype int"),
         ({"params": {"w": np.full((2, 1), np.nan)}}, ValueError, r"params\['w'\] holds 2 NaN"),
-        ({"apply": lambda p, x: (x @ p["w"])[:, 0]}, ValueError, r"gave shape \(4,\).*jax.vmap"),
+        ({"apply": lambda p, x: (x @ p["w"])[:, 0]}, ValueError, r"gave shape \(4,\).*\[:, None\]"),
         ({"apply": lambda p, x: (x @ p["w"])[None]}, ValueError, r"expected \(4, c\)"),
         ({"apply": lambda p, x: {"a": x}}, ValueError, "gave dict"),
         ({"apply": lambda p, x: x @ p["w"] > 0}, TypeError, "gave dtype bool"),
@@ -299,12 +301,51 @@ def test_gradients_by_parameters_and_coordinates(key, x, x64):
         ({"out": np.zeros((4, 3), np.float32)}, ValueError, r"out has shape \(4, 3\).*np.memmap"),
         ({"out": [0]}, TypeError, "out is list"),
         ({"apply": lambda p, x: x @ p["w"] + x.mean()}, ValueError, "mixes examples.*coupled=True"),
+        ({"apply": lambda p, x: jnp.sort(x @ p["w"], 0)}, ValueError, "mixes examples"),
+        ({"apply": lambda p, x: x @ p["w"] * jnp.arange(len(x))[:, None]}, ValueError, "mixes examples"),
+        ({"apply": lambda p, x: x @ p["w"] / jnp.std(x @ p["w"])}, ValueError, "NaN or infinity.*coupled=True"),
+        (
+            {"x2": np.eye(4, 2) + 1, "x1": np.eye(1, 2), "apply": lambda p, x: x @ p["w"] + x.mean()},
+            ValueError,
+            "mixes",
+        ),
+        ({"x1": "photo.png"}, TypeError, "x1 is 'photo.png'; expected an array"),
+        ({"params": {"w": "relu"}}, TypeError, r"params\['w'\] is 'relu'"),
     ],
 )
 def test_bad_input_says_what_is_expected(unchecked, change, error, message):
     call = {"apply": lambda p, x: x @ p["w"], "params": {"w": np.ones((2, 1))}, "x1": np.eye(4, 2), **change}
     with pytest.raises(error, match=message):
         ni.ntk(**call)
+
+
+def test_rounding_is_not_taken_for_mixing(key, x, x64):
+    """Neither where the function computes in float32 nor where it magnifies each digit."""
+    apply, params = small("siren", key, x.astype(jnp.float32))
+    singly = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    kernel = ni.ntk(
+        lambda p, x: apply(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), p), x), in_float64(params), x
+    )
+    assert distance(kernel, ni.ntk(apply, singly, x.astype(jnp.float32))) < tolerance(jnp.float32)
+
+    def chaotic(weights, x):
+        return functools.reduce(lambda h, w: jnp.sin(4 * h @ w), weights, x)[:, :1]
+
+    weights = [jax.random.normal(jax.random.key(i), (32 if i else 2, 32), jnp.float32) for i in range(16)]
+    assert np.isfinite(ni.ntk(chaotic, weights, x.astype(jnp.float32))).all()
+
+
+@pytest.mark.parametrize("method", ["structured", "jacobian"])
+def test_an_output_that_owes_nothing_to_parameters_has_a_kernel_of_zeros(x, method):
+    kernel = ni.ntk(lambda p, x: jnp.sign(x @ p), jnp.ones((2, 1)), x, method=method)
+    np.testing.assert_array_equal(kernel, np.zeros((23, 23)))
+
+
+def test_parameters_may_be_closed_over(key, x):
+    apply, params = small("pe", key, x)
+    kernel = ni.ntk(apply, params, x)
+    np.testing.assert_allclose(jax.jit(lambda x: ni.ntk(apply, params, x))(x), kernel, rtol=1e-4, atol=1e-3)
+    assert jax.jit(lambda v: ni.NTKOperator(apply, params, x) @ v)(x[:, 0]).shape == (23,)
 
 
 def test_one_coordinate_is_enough(key, x):

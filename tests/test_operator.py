@@ -111,3 +111,29 @@ def test_a_vector_of_the_wrong_length(key, x):
     A = ni.NTKOperator(*small("relu", key, x), x)
     with pytest.raises(ValueError, match=r"is \(23, 23\) and was multiplied with shape \(7,\); expected \(23,\)"):
         A @ jnp.ones(7)
+
+
+def test_functions_with_rules_for_backward_mode_only(x):
+    @jax.custom_vjp
+    def layer(w, x):
+        return jnp.sin(x @ w)
+
+    def backward(saved, cotangent):
+        w, x = saved
+        delta = cotangent * jnp.cos(x @ w)
+        return x.T @ delta, delta @ w.T
+
+    layer.defvjp(lambda w, x: (layer(w, x), (w, x)), backward)
+    model = (lambda w, x: layer(w, x).sum(1, keepdims=True), jnp.ones((2, 8)))
+    np.testing.assert_allclose(ni.NTKOperator(*model, x) @ jnp.eye(23), ni.ntk(*model, x), rtol=1e-4, atol=1e-3)
+
+
+def test_only_real_arrays_are_multiplied(key, x):
+    A = ni.NTKOperator(*small("relu", key, x), x)
+    assert repr(A) == "NTKOperator(shape=(23, 23), outputs='trace', dtype=float32)"
+    with pytest.raises(TypeError, match=r"A @ \(A @ v\)"):
+        A @ A
+    with pytest.raises(TypeError, match="is real and was multiplied with complex64"):
+        A @ jnp.ones(23, jnp.complex64)
+    with pytest.raises(TypeError, match=r"K is NTKOperator.*ni.stochastic_moments"):
+        ni.moments(A)

@@ -73,3 +73,9 @@ def test_stops_by_tolerance_and_takes_small_kernels_whole(key, points):
 def test_bad_input(unchecked, change, message, key, points):
     with pytest.raises(ValueError, match=message):
         ni.sampled_moments(*small("relu", key, points), points, key=key, **change)
+
+
+def test_says_that_it_is_driven_from_the_host(key, x):
+    apply, params = small("relu", key, x)
+    with pytest.raises(ValueError, match="streamed_moments drives tiles from the host"):
+        jax.jit(lambda p: ni.streamed_moments(apply, p, x).mean)(params)

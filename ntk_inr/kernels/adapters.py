@@ -117,8 +117,8 @@ def split(
     compilation. ``apply`` is pure: what a call would write in the model is dropped.
 
     A module that needs further arguments in its call goes into one that gives them. A plain function
-    ``apply(params, x)`` needs no split. BatchNorm in training mode mixes the rows of a batch, for which a
-    kernel of rows isn't defined: take kernels in inference mode.
+    ``apply(params, x)`` needs no split. BatchNorm in training mode mixes the rows of a batch: pass
+    ``mutable="batch_stats"`` here and ``coupled=True`` to :func:`ntk_inr.ntk`, or take the kernel in inference mode.
 
     Args:
         model: one of

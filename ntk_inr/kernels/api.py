@@ -22,6 +22,8 @@ Method = Literal["auto", "structured", "jacobian", "neural-tangents"]
 Precision = Literal["highest", "high", "default", "float32", "tensorfloat32", "bfloat16"]
 _JACOBIAN_BYTES = 512 * 2**20
 _PANEL_BYTES = 64 * 2**20
+# How many times the last digit of x may be felt in outputs that are evaluated in another batch.
+_MAGNIFIED = 100
 
 
 def ntk(
@@ -54,13 +56,15 @@ def ntk(
         reference, and what ``coupled`` uses.
         "neural-tangents" calls that package's Jacobian contraction, for comparison (an extra to install).
 
-    Inside ``jit``, ``vmap`` or ``grad`` the structured kernel is one traced program that computes all of K;
+    Inside ``jit``, ``vmap`` or ``grad`` the structured kernel is one traced program that computes all of K, values
+    can't be checked (NaN, examples that mix), and ``memory_limit`` and ``progress`` have no effect;
     outside, tiles of the upper half are driven from the host, and no new size of x recompiles them once n
     is a multiple of their side.
 
     Args:
         apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``; examples must not mix, unless
-            ``coupled``.
+            ``coupled``. It is compiled once for each function object and set of shapes, so what it reads beside
+            its arguments must not change.
         params: pytree of floating point arrays; K is computed in their dtype.
         x1: coordinates (n1, d).
         x2: coordinates (n2, d); None is x1, and K is then symmetric to the bit (on a mesh: to rounding).
@@ -68,7 +72,8 @@ def ntk(
             (n1, n2, c); "full" gives (n1, n2, c, c).
         method: see above.
         coupled: take each batch as one function, as batch normalization in training mode needs; K then has
-            what one example's output owes to all others. n c backward passes over the whole batch.
+            what one example's output owes to all others. n c backward passes over the whole batch. ``x1`` and
+            ``x2`` are two batches, each on its own.
         block: rows and columns of a tile; None picks by memory. It changes memory and time, not K.
         memory_limit: bytes to stay within, K included where it is kept in memory; None is what the device
             has left.
@@ -175,26 +180,44 @@ def check_model(apply: Any, params: Any, x1: Any, x2: Any = None, *, coupled: bo
                 f"x2 has {x2.shape[1]} coordinates a row but x1 has {x1.shape[1]}; both come from one domain."
             )
     c = check_apply(apply, params, x1)
-    moved, size = _influence(apply, params, x1[jnp.asarray([0, len(x1) // 2])])
+    both = x1 if x2 is None else jnp.concatenate([x1[:1], x2])
+    pair = both[jnp.asarray([0, len(both) // 2])]
+    moved, size, wobble = _influence(apply, params, pair)
     # A function may also close over traced values, which shows only in what it returns.
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in (moved, x2))
-    # Batches of different sizes round differently; half the digits leave room for deep and high-frequency networks.
-    if not coupled and not traced and len(x1) > 1 and moved > jnp.finfo(dtype).eps ** 0.5 * size:
+    if coupled or traced:
+        return Model(apply, x1, x2, c, traced)
+    if not np.isfinite(moved):
         raise ValueError(
-            f"apply mixes examples: evaluating two of them together moves their outputs by {moved:.2g} (they are of "
-            f"size {size:.2g}), as batch normalization in training mode does. Pass coupled=True for the kernel of the "
-            "whole batch, or use the running statistics."
+            f"apply gives NaN or infinity at {pair.tolist()}, evaluated together and one by one; its kernel is not "
+            "defined there. If it takes statistics of a batch, pass coupled=True to ni.ntk."
+        )
+    # Batches of different sizes round differently, deep networks of high frequency magnify that, and a function may
+    # compute in float32 whatever the parameters are.
+    if moved > max(float(jnp.finfo(jnp.float32).eps) ** 0.5 * size, _MAGNIFIED * wobble):
+        raise ValueError(
+            f"apply mixes examples: evaluating two of them together, or in another order, moves their outputs by "
+            f"{moved:.2g} (they are of size {size:.2g}), as batch normalization in training mode does. Pass "
+            "coupled=True to ni.ntk for the kernel of the whole batch, or use the running statistics."
         )
     return Model(apply, x1, x2, c, traced)
 
 
+def check_concrete(model: Model, name: str) -> None:
+    """Raise where a value of a transformation is asked for what is driven from the host."""
+    if model.traced:
+        raise ValueError(f"{name} drives tiles from the host, so it can't be used inside jit, vmap or grad.")
+
+
 @jax.jit
-def _influence(apply: Partial, params: Any, pair: Array) -> tuple[Array, Array]:
-    """Return how far the outputs at two examples move when they are evaluated together, and their size."""
+def _influence(apply: Partial, params: Any, pair: Array) -> tuple[Array, Array, Array]:
+    """Return how far outputs at two examples move when evaluated together, their size, and what rounding does."""
     with jax.default_matmul_precision("highest"):
-        together = apply(params, pair)
         apart = jnp.concatenate([apply(params, pair[:1]), apply(params, pair[1:])])
-    return jnp.abs(together - apart).max(), jnp.abs(apart).max()
+        together, turned = apply(params, pair), apply(params, pair[::-1])[::-1]
+        nudged = apply(params, pair * (1 + jnp.finfo(jnp.float32).eps))
+    moved = jnp.maximum(jnp.abs(together - apart).max(), jnp.abs(turned - apart).max())
+    return moved, jnp.abs(apart).max(), jnp.abs(nudged - together).max()
 
 
 def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -231,6 +254,11 @@ def check_params(params: Any) -> jnp.dtype:
     if not leaves:
         raise ValueError("params holds no arrays; pass the parameters, the second result of ni.init(net, key, x).")
     for path, leaf in leaves:
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, float | int | complex):
+            raise TypeError(
+                f"params{jax.tree_util.keystr(path)} is {leaf!r}; expected an array. Keep only arrays in params and "
+                "close over the rest."
+            )
         kind = jnp.result_type(leaf)
         if not jnp.issubdtype(kind, jnp.floating):
             raise TypeError(
@@ -247,10 +275,12 @@ def check_apply(apply: Partial, params: Any, x: Array) -> int:
     shape = getattr(out, "shape", None)
     if shape is None or len(shape) != 2 or shape[0] != len(x):
         got = f"shape {shape}" if shape is not None else type(out).__name__
-        raise ValueError(
-            f"apply(params, x) gave {got} for x of shape {x.shape}; expected ({len(x)}, c). "
-            "A function of one example can be batched with jax.vmap(f, in_axes=(None, 0))."
+        fix = (
+            "Add the axis of outputs with [:, None]."
+            if shape == (len(x),)
+            else "A function of one example can be batched with jax.vmap(f, in_axes=(None, 0))."
         )
+        raise ValueError(f"apply(params, x) gave {got} for x of shape {x.shape}; expected ({len(x)}, c). {fix}")
     if not jnp.issubdtype(out.dtype, jnp.floating):
         raise TypeError(f"apply(params, x) gave dtype {out.dtype}; expected a real floating point output.")
     return shape[1]

@@ -99,7 +99,11 @@ class NTKOperator:
 
     def __matmul__(self, v: Any) -> Float[Array, "..."]:
         """Return ``K v`` for v (rows,) or, several vectors at once, (rows, k)."""
+        if isinstance(v, NTKOperator):
+            raise TypeError("operators multiply arrays, not each other; write A @ (A @ v).")
         v = jnp.asarray(v, self.dtype) if not hasattr(v, "dtype") else v
+        if jnp.issubdtype(v.dtype, jnp.complexfloating):
+            raise TypeError(f"the operator is real and was multiplied with {v.dtype}; multiply v.real and v.imag.")
         if v.ndim not in (1, 2) or v.shape[0] != self.shape[0]:
             raise ValueError(
                 f"the operator is {self.shape} and was multiplied with shape {tuple(v.shape)}; "
@@ -115,6 +119,9 @@ class NTKOperator:
     def trace(self) -> Float[Array, ""]:
         """Return the sum of the diagonal."""
         return self.diagonal().sum()
+
+    def __repr__(self) -> str:
+        return f"NTKOperator(shape={self.shape}, outputs={self.outputs!r}, dtype={self.dtype})"
 
     def tree_flatten(self) -> tuple[Any, Any]:
         """Return the arrays and the settings, for JAX."""
@@ -165,7 +172,9 @@ def _matmul(operator: NTKOperator, v: Array) -> Array:
         gradient, _ = lax.scan(pull, zero, (x, operator.cotangents(cotangent)))
 
         def push(x_b: Array) -> Array:
-            return jax.jvp(lambda p: operator.apply(p, x_b), (operator.params,), (gradient,))[1]
+            # The transpose of the pullback, as forward mode would refuse functions with rules for backward mode only.
+            out, pullback = jax.vjp(lambda p: operator.apply(p, x_b), operator.params)
+            return jax.linear_transpose(pullback, out)((gradient,))[0]
 
         return lax.map(push, x).reshape(-1, c)[:n]
 

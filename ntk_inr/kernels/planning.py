@@ -103,7 +103,7 @@ def explain(
 ) -> Plan:
     """Return how :func:`ntk_inr.ntk` would compute this kernel, and why; ``print`` it to read it.
 
-    Nothing is computed: ``apply`` is traced on one example.
+    No part of the kernel is computed: ``apply`` is checked as by :func:`ntk_inr.ntk`, and traced on one example.
 
     Args:
         apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``.

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.extend.core as jex
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -147,6 +148,10 @@ def find_sites(
             carriers = _carry(bases, _follow(program, cotangent, place, bases), place.size)
             if carriers:
                 handling[leaf] = Handling("bias", "added to the product of", carrier=carriers[0].leaf)
+    if all(how.kind == "unused" for how in handling):
+        # So that there is something to make a kernel of zeros from.
+        size = places[0].size
+        handling[0] = Handling("jacobian", "the output depends on no parameter", 2 * backward * size, c * size)
     own = [leaf for leaf, how in enumerate(handling) if how.kind == "jacobian"]
     return Sites(groups, own, handling)
 
@@ -180,6 +185,9 @@ def _steps(program: Program, value: Name, index: Indices) -> list[tuple[Atom, In
     equation = program.producer[value]
     kind, params, inputs = equation.kind, equation.params, equation.inputs
     first, shape = inputs[0], _shape(inputs[0])
+    # The real part of a complex product is no product of real factors.
+    if any(jnp.issubdtype(atom.aval.dtype, jnp.complexfloating) for atom in inputs):
+        return None
     if kind == "transpose":
         return [(first, index.transpose(np.argsort(params["permutation"])), 1.0, ())]
     if kind == "reshape" and params["dimensions"] is not None:
@@ -232,6 +240,8 @@ def _grouped(program: Program, leaf: int, ends: list[_End], size: int) -> tuple[
         equation = program.producer.get(end.value)
         if equation is None or equation.kind != "dot_general":
             return [], f"its gradient comes from {equation.kind if equation else 'the output itself'}"
+        if jnp.issubdtype(end.value.aval.dtype, jnp.complexfloating):
+            return [], "its gradient comes from a complex product"
         site, index = _site(program, equation, end)
         for known, sites in groups:
             if np.array_equal(known, index):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +99,7 @@ def soft_threshold(z: Float[Array, "*batch m"], k: int) -> Float[Array, "*batch 
     shift = jnp.asarray(math.log((m - k) / k), z.dtype)
     low, high = z.min(-1, keepdims=True) + shift, z.max(-1, keepdims=True) + shift
 
-    def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
         middle = (low + high) / 2
         above = jax.nn.sigmoid(z - middle).sum(-1, keepdims=True) > k

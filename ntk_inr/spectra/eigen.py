@@ -65,7 +65,7 @@ def eigenvalues(K: Any, *, host: bool = False) -> Any:
         >>> [round(float(v), 3) for v in ni.eigenvalues(jnp.array([[2.0, 1.0], [1.0, 2.0]]))]
         [3.0, 1.0]
     """
-    K = _checks.as_kernel(K)
+    K = _solvable(_checks.as_kernel(K))
     if host:
         K = np.asarray(K, np.float64)
     if isinstance(K, np.ndarray):
@@ -94,12 +94,17 @@ def eigensystem(K: Any) -> Eigensystem:
         >>> float(values[0]), abs(float(vectors[1, 0]))
         (3.0, 1.0)
     """
-    K = _checks.as_kernel(K)
+    K = _solvable(_checks.as_kernel(K))
     if isinstance(K, np.ndarray):
         values, vectors = scipy.linalg.eigh(K, driver="evd", check_finite=False)
     else:
         values, vectors = jnp.linalg.eigh(K, symmetrize_input=False)
     return Eigensystem(values[::-1], vectors[:, ::-1])
+
+
+def _solvable(K: Any) -> Any:
+    # There are no eigensolvers of half precision.
+    return K.astype(np.float32) if K.dtype.itemsize < 4 else K
 
 
 def rounding_floor(K: Any, *, dtype: Any = None, host: bool = False) -> Any:

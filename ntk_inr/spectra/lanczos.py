@@ -167,7 +167,8 @@ def _round(
 
         basis, images, _ = lax.fori_loop(0, depth, extend, (jnp.pad(vectors, empty), jnp.pad(products, empty), ahead))
         small = basis.T @ images
-        values, mix = jnp.linalg.eigh((small + small.T) / 2)
+        small = small.astype(jnp.promote_types(small.dtype, jnp.float32))  # no solver of half precision
+        values, mix = (part.astype(basis.dtype) for part in jnp.linalg.eigh((small + small.T) / 2))
         values, mix = values[::-1][:block], mix[:, ::-1][:, :block]
         vectors, products = basis @ mix, images @ mix
     ahead = products - values[None, :] * vectors

@@ -13,7 +13,7 @@ from jax import Array
 
 from ntk_inr import _checks
 from ntk_inr.kernels import assembly, memory
-from ntk_inr.kernels.api import Precision, check_model
+from ntk_inr.kernels.api import Precision, check_concrete, check_model
 from ntk_inr.kernels.memory import Model
 from ntk_inr.spectra.moments import Moments
 
@@ -98,6 +98,7 @@ def streamed_moments(
         True
     """
     model = check_model(apply, params, x)
+    check_concrete(model, "streamed_moments")
     return _reduced(model, params, model.x1, block, memory_limit, precision, progress).moments()
 
 
@@ -123,15 +124,16 @@ def sampled_moments(
 
     The S disjoint random subsets of b coordinates are drawn without replacement; mean and variance of the
     diagonal come from all of them. Standard errors are the jackknife's over subsets.
-    Subsets are added until both relative standard errors are under ``rtol``, at least 8, at most 64; a kernel
-    of no more than ``size`` rows is taken whole, and is exact. Costs S b^2 entries of the kernel.
+    Subsets are added until both relative standard errors are under ``rtol``, at least 8, at most 64 or what fits,
+    so ``rtol`` may not be met: read the standard errors. A kernel of no more than ``size`` rows is taken whole, and
+    is exact. Costs S b^2 entries of the kernel.
 
     Args:
         apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``; examples must not mix.
         params: pytree of floating point arrays.
         x: coordinates (n, d).
         key: a JAX random key.
-        size: coordinates b in each subset.
+        size: coordinates b in each subset; smaller where 8 of them don't fit in n.
         submatrices: number S of subsets, at least 2, in place of stopping by ``rtol``.
         rtol: the relative standard error to reach.
         block: rows and columns of a tile; None picks by memory.
@@ -158,6 +160,7 @@ def sampled_moments(
     _checks.check_positive(size, "size", integer=True, least=2)
     _checks.check_positive(rtol, "rtol")
     model = check_model(apply, params, x)
+    check_concrete(model, "sampled_moments")
     points = np.asarray(model.x1)
     n = len(points)
     fit = n // size
