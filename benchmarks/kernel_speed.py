@@ -23,7 +23,7 @@ from benchmarks import timing
 from ntk_inr.kernels import structured
 from ntk_inr.study.environment import environment
 from ntk_inr.study.record import write_json
-from ntk_inr.study.style import FAST, MEASURED, figure_style, pyplot
+from ntk_inr.style import FAST, MEASURED, figure_style, pyplot
 
 RESULTS = Path(__file__).parent / "results" / "kernel_speed"
 WIDTH, DEPTH = 256, 4

@@ -31,7 +31,7 @@ import optax
 from matplotlib import pyplot as plt
 
 import ntk_inr as ni
-from ntk_inr.study.style import ERROR, MARKERS, MEASURED, PALETTE, PREDICTED, SEQUENTIAL, figure_style
+from ntk_inr.style import ERROR, MARKERS, MEASURED, PALETTE, PREDICTED, SEQUENTIAL, figure_style
 
 # %% [markdown]
 # ## The signal

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ntk_inr.study import style
+from ntk_inr import style
 from ntk_inr.study.record import Study, VariantResult
 from ntk_inr.study.summary import Summary
 

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ntk_inr.study import figures, style
+from ntk_inr import style
+from ntk_inr.study import figures
 from ntk_inr.study.record import Study, write_atomically, write_json
 from ntk_inr.study.summary import GROUPS, Summary, summarize
 

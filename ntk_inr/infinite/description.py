@@ -1,0 +1,187 @@
+"""What an infinite-width kernel has to know of a :class:`ntk_inr.CoordinateMLP`: its parts, laws and features."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ntk_inr.infinite import maps
+from ntk_inr.infinite.duals import Dual, Wavelet
+from ntk_inr.infinite.gating import HardGate
+from ntk_inr.infinite.maps import State
+from ntk_inr.infinite.resolve import dual_of
+from ntk_inr.networks import activations
+from ntk_inr.networks.encodings import CONSTANTS, GaussianFourier, NeRFEncoding
+from ntk_inr.networks.mlp import CoordinateMLP
+from ntk_inr.networks.normalization import NORMALIZATIONS, LayerNorm, Sphere
+
+_PARTS = ("encoding", "activation", "normalization", "modulation", "sparsity")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """The laws of a dense layer, as :func:`ntk_inr.infinite.maps.dense` takes them.
+
+    Attributes:
+        weights: law of the weights.
+        fan_in: number of inputs m.
+        gain: m times the weights' variance.
+        bias: variance of the biases that count as normal.
+        uniform: half-width of the biases that count as uniform; None for none.
+        gradient: what the weights' and biases' own gradients weigh.
+    """
+
+    weights: Literal["normal", "uniform"]
+    fan_in: int
+    gain: Any
+    bias: Any
+    uniform: Any
+    gradient: tuple[Any, Any]
+
+    def apply(self, state: State) -> State:
+        """Return the state after the layer, its weights counted as normal."""
+        return maps.dense(state, self.gain, self.bias, gradient=self.gradient, uniform=self.uniform)
+
+    @property
+    def half_width(self) -> Any:
+        """Of the weights where they are uniform."""
+        return (3 * self.gain / self.fan_in) ** 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """A network and the fixed matrices that belong to it.
+
+    Attributes:
+        net: the network.
+        constants: its variables, or their "constants", or None.
+        order: nodes of Gauss-Hermite.
+    """
+
+    net: CoordinateMLP
+    constants: Mapping[str, Any] | None
+    order: int
+
+    @functools.cached_property
+    def parts(self) -> dict[str, Any]:
+        """The parts that have settings, by name, with names resolved."""
+        parts = {name: getattr(self.net, name) for name in _PARTS}
+        parts["activation"] = activations.resolve(parts["activation"])
+        if isinstance(parts["normalization"], str):
+            parts["normalization"] = NORMALIZATIONS[parts["normalization"]]
+        return parts
+
+    @functools.cached_property
+    def hyper(self) -> list[str]:
+        """The names of the parts' real settings, such as "activation.omega"."""
+        return [
+            f"{name}.{field.name}"
+            for name, part in self.parts.items()
+            if dataclasses.is_dataclass(part) and (name != "encoding" or isinstance(part, GaussianFourier))
+            for field in dataclasses.fields(part)
+            if "float" in str(field.type) and getattr(part, field.name) is not None
+        ]
+
+    def replaced(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the parts with settings replaced; traced ones can't pass the checks that their classes make."""
+        parts = {name: copy.copy(part) for name, part in self.parts.items()}
+        for name, value in hyper.items():
+            part, field = name.split(".")
+            object.__setattr__(parts[part], field, value)
+        return parts
+
+    def check(self) -> None:
+        """Raise where the limit of a part is not known."""
+        gated = isinstance(self.dual(self.parts), HardGate)
+        if gated and self.layer(self.parts, 1, first=True).weights == "uniform":
+            raise ValueError(
+                "sparsity is a hard gate after a first layer of uniform weights, whose threshold is not known here; "
+                "use an activation whose law is normal in the first layer."
+            )
+
+    def dual(self, parts: Mapping[str, Any]) -> Dual:
+        """Return the dual of the activation with the sparsity that follows it."""
+        return dual_of(parts["activation"], parts["sparsity"], units=self.net.features, order=self.order)
+
+    def layer(self, parts: Mapping[str, Any], fan_in: int, *, first: bool = False, readout: bool = False) -> Layer:
+        """Return the laws of a dense layer."""
+        law, bias_law = parts["activation"].law(first=first, readout=readout), self.net.bias_law
+        gain = law.gain / fan_in ** (law.power - 1)
+        variance = 0.0 if bias_law is None else bias_law.gain / fan_in**bias_law.power
+        # The spread of a hidden bias that falls with the width leaves the sum of weights normal.
+        exact = bias_law is not None and bias_law.distribution == "uniform" and (first or bias_law.power == 0)
+        uniform = (3 * variance) ** 0.5 if exact and not readout else None
+        scaled = self.net.parameterization == "ntk"
+        gradient = (gain, variance) if scaled else (float(fan_in), float(bias_law is not None))
+        return Layer(law.distribution, fan_in, gain, 0.0 if uniform is not None else variance, uniform, gradient)
+
+    def terms(self, layer: Layer, *, pre: bool) -> int:
+        """Return how many Fourier terms a wavelet needs of a layer's pre-activations, inputs in [-1, 1].
+
+        ``pre``: they are normalised.
+        """
+        dual = self.dual(self.parts)
+        assert isinstance(dual, Wavelet)
+        widths = min((3 * layer.fan_in) ** 0.5, 7.0) if layer.weights == "uniform" else 7.0
+        reach = widths * (1.0 if pre else layer.gain**0.5) + (layer.uniform or 0.0) + 7 * layer.bias**0.5
+        return Wavelet.count(float(dual.scale), float(dual.omega), float(reach))
+
+    def features(self, parts: Mapping[str, Any], x: Array) -> Array | None:
+        """Return what enters the first layer, (n, f); None for the features of infinitely many random frequencies."""
+        encoding = self.net.encoding
+        if encoding is None:
+            return x
+        given = self.constants or {}
+        own = given.get(CONSTANTS, given).get("encoding")
+        if isinstance(encoding, GaussianFourier):
+            if own is None:
+                return None
+            # The frequencies were drawn at the network's own scale.
+            scale = parts["encoding"].scale / encoding.scale
+            return encoding.apply({CONSTANTS: {"frequencies": scale * own["frequencies"]}}, x)
+        if isinstance(encoding, NeRFEncoding):
+            return encoding.apply({}, x)
+        needed = set(jax.eval_shape(encoding.init, jax.random.key(0), x))
+        name = type(encoding).__name__
+        if "params" in needed:
+            raise ValueError(
+                f"encoding {name} has parameters, whose part of the kernel is not known here; take ni.ntk of a wide "
+                "network, or an encoding that is not trained."
+            )
+        if needed and own is None:
+            raise ValueError(f"encoding {name} has fixed arrays; pass constants=net.init(key, x).")
+        return encoding.apply({CONSTANTS: own} if needed else {}, x)
+
+    def inputs(self, parts: Mapping[str, Any], x1: Array, x2: Array | None) -> tuple[State, tuple | None]:
+        """Return the state of what enters the first layer, and its features (or None) at x1 and x2."""
+        normalization = parts["normalization"]
+        if normalization is not None and normalization.placement != "input":
+            normalization = None
+        h1 = self.features(parts, x1)
+        if h1 is None:
+            encoding, other = parts["encoding"], x1 if x2 is None else x2
+            k = jnp.exp(-2 * (jnp.pi * encoding.scale) ** 2 * maps.squared_distances(x1, other)) / 2
+            halves = (jnp.full_like(x[:, 0], 0.5) for x in (x1, other))
+            state = maps.state_of(k, *halves, same=x2 is None)
+            return normalized(normalization, "input", state, 2 * encoding.features), None
+        h2 = None if x2 is None else self.features(parts, x2)
+        if normalization is not None:
+            h1, h2 = normalization(h1), None if h2 is None else normalization(h2)
+        return maps.inputs(h1, h2), (h1, h2)
+
+
+def normalized(normalization: Sphere | LayerNorm | None, at: str, state: State, units: int) -> State:
+    """Return the state after a normalization, if ``at`` is its place."""
+    if normalization is None or normalization.placement != at:
+        return state
+    if isinstance(normalization, LayerNorm):
+        return maps.normalize(state, 1.0, normalization.epsilon, centred=at == "hidden_post")
+    energy = 1.0 if normalization.radius is None else normalization.radius**2 / units
+    return maps.normalize(state, energy, normalization.epsilon)

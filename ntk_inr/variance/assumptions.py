@@ -1,0 +1,318 @@
+"""What the variance proxy of the theory assumes, measured on a network and its coordinates (T2, T8)."""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ntk_inr import _checks
+from ntk_inr.kernels import assembly, memory, structured
+from ntk_inr.kernels.api import check_model
+from ntk_inr.kernels.memory import Model
+from ntk_inr.kernels.structured import Factor
+from ntk_inr.variance import assumptions_report as report
+from ntk_inr.variance import sums
+from ntk_inr.variance.assumptions_report import AssumptionsReport, Correction, Finding
+
+_tile = jax.jit(structured.tile, static_argnums=2)
+
+
+class _Side(NamedTuple):
+    """One of the matrices whose product entry by entry is a layer's kernel.
+
+    Attributes:
+        name: "F", "B", or "H" for a term that is no product of two.
+        gram: (n, n) in float64, the sum of ``offset`` and of products over units.
+        units: (n, c, m) in float64; None where nothing is known of them.
+        offset: what a bias adds to ``gram``.
+        random: whether the units depend on the parameters.
+    """
+
+    name: str
+    gram: np.ndarray
+    units: np.ndarray | None = None
+    offset: float = 0.0
+    random: bool = False
+
+
+class _Sums(NamedTuple):
+    """The variance of one layer, or their sum over layers, as more and more of it is taken into account."""
+
+    independent: float  # the proxy at the level of independent units
+    proxy: float
+    paired: float  # similarities pair by pair
+    off_diagonal: float  # and norms
+    variance: float  # and the diagonal
+    fluctuating: float  # the part of off_diagonal that comes from finitely many units
+
+
+def check_assumptions(
+    apply: Any,
+    params: Any,
+    x: Any,
+    *,
+    key: Array | None = None,
+    size: int = 1024,
+    tolerance: float = 0.1,
+) -> AssumptionsReport:
+    r"""Measure which assumptions of the variance proxy fail at these coordinates, and what error each causes.
+
+    .. math:: v \approx \sum_l (n - 1)\, R_{F,l}^4 R_{B,l}^4\, \bar\tau_{F,l} \bar\tau_{B,l}, \qquad
+        \tau_{F,ij} = \frac{F_{ij}^2}{F_{ii} F_{jj}}, \qquad R_F^2 = \overline{F_{ii}}
+
+    with F and B the two factors of each layer's kernel (T8.1). What that takes for granted, and what is measured:
+
+    - "constant diagonal" of F, of B and of the kernel K: its relative standard deviation. Threshold ``tolerance``,
+      with which the product of two norms is off by ``sqrt(2) tolerance``. Error: of the mean in its place.
+    - "weak correlation": mean tau over pairs. Threshold: ``1 + tolerance`` times its level if units varied
+      independently over the coordinates, each with the mean and mean square that it has; that is 1/4 for the gates
+      of a two-layer ReLU network, 1/d for centred inputs. Error: of that level in place of tau, which closed forms
+      take and the proxy does not.
+    - "sub-Gaussian units": the kurtosis :math:`E u^4/(E u^2)^2` over units, averaged over coordinates; 3 for Gaussian
+      units, 6 after a ReLU. Threshold: 128/9, the most that goes with tails no heavier than Gaussian ones. Error: of
+      the fluctuation of the Gram matrix that independent Gaussian units would have.
+    - "concentrated Gram": the relative standard error of F and B (root mean square over pairs) from the spread of
+      their terms over units; that is half the relative difference between halves of the units, over all ways to halve
+      them. Threshold ``sqrt(tolerance)``. Error: of leaving out the variance that this adds, as infinite width does;
+      it vanishes as 1/m. Each layer's is that of its own units, given the others.
+    - "independent factors": :math:`\overline{\tau_F \tau_B}/(\bar\tau_F \bar\tau_B)`, within ``1 + tolerance`` of 1.
+    - "independent layers": v over the sum of the layers' own, which leaves out the cross terms of (8.3); likewise.
+
+    Where a term is no product of two factors (a bias alone, the readout of one output, weights used twice), H stands
+    in place of F and B. Units that don't depend on the parameters (coordinates, encodings, the sensitivity of a
+    readout) don't fluctuate, and have no third and fourth finding.
+
+    Args:
+        apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``; examples must not mix.
+        params: pytree of floating point arrays.
+        x: coordinates (n, d), at least 2.
+        key: a JAX random key that draws the subset; None is ``jax.random.key(0)``.
+        size: coordinates to measure on; of more a uniform subset is drawn.
+        tolerance: relative error in the variance that may pass.
+
+    Returns:
+        An :class:`AssumptionsReport`; ``print`` it to read it.
+
+    Raises:
+        TypeError: integer coordinates or parameters; ``apply`` not callable.
+        ValueError: as :func:`ntk_inr.ntk`; fewer than 2 coordinates; a kernel that is zero off its diagonal; inside
+            ``jit``, ``vmap`` or ``grad``.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, ntk_inr as ni
+        >>> from ntk_inr.variance.assumptions import check_assumptions
+        >>> x = jax.random.normal(jax.random.key(1), (64, 2))
+        >>> apply, params = ni.init(ni.CoordinateMLP(features=32, depth=2), jax.random.key(0), x)
+        >>> report = check_assumptions(apply, params, x)
+        >>> "constant diagonal of K" in {finding.assumption for finding in report.failed}
+        True
+        >>> bool(jnp.allclose(report.variance, ni.moments(ni.ntk(apply, params, x)).variance, rtol=1e-4))
+        True
+
+    Source: T2.4 and T8.1 to T8.4 of the theory.
+    """
+    _checks.check_positive(size, "size", integer=True, least=2)
+    _checks.check_positive(tolerance, "tolerance")
+    model = check_model(apply, params, x)
+    if model.traced:
+        raise ValueError("check_assumptions works on the host, so it can't be used inside jit, vmap or grad.")
+    points = np.asarray(model.x1)
+    n = len(points)
+    if n < 2:
+        raise ValueError("x holds one coordinate, and similarities are those of pairs; pass at least 2.")
+    if n > size:
+        key = jax.random.key(0) if key is None else key
+        points = points[np.sort(np.asarray(jax.random.choice(key, n, (size,), replace=False)))]
+
+    K = np.zeros((len(points), len(points)))
+    layers = []
+    for name, sides in _layers(model, params, points):
+        layers.append(_layer(name, sides, n, tolerance))
+        K += _product(sides)
+    total = _Sums(*np.sum([found for found, _ in layers], axis=0).tolist())
+    variance, off_diagonal, findings = _kernel(K, total, n, tolerance)
+    for found, about in layers:
+        findings += [finding._replace(share=found.variance / total.variance) for finding in about]
+    return AssumptionsReport(
+        findings=tuple(findings),
+        corrections=_corrections(total, variance),
+        proxy=total.proxy,
+        independent=total.independent,
+        variance=variance,
+        off_diagonal=off_diagonal / variance,
+        n=n,
+        size=len(points),
+        tolerance=tolerance,
+    )
+
+
+def _layers(model: Model, params: Any, points: np.ndarray) -> list[tuple[str, list[_Side]]]:
+    """Return each term of the kernel, in the order of the forward pass: its name and sides."""
+    terms = sums.terms_of(memory.traced(model, params, "trace"), params)
+
+    def factors(params: Any) -> list[Factor]:
+        found = assembly.factors(model.apply, params, points, c=model.c, outputs="trace", precision="highest")
+        if terms.widths:
+            own = found.pop()
+            parts = np.split(np.asarray(own.delta), np.cumsum(terms.widths)[:-1], axis=-1)
+            found += [own._replace(delta=part) for part in parts]
+        return [found[term] for term in terms.order]
+
+    # Whether units depend on the parameters shows at others of the same scale.
+    pairs = zip(terms.names, factors(params), factors(_redrawn(params)), strict=True)
+    return [(name, _sides(factor, redrawn)) for name, factor, redrawn in pairs]
+
+
+def _redrawn(params: Any) -> Any:
+    """Return other parameters of the same scale."""
+    rng = np.random.default_rng(20251215169)  # a seed that nobody has drawn ``params`` with
+
+    def drawn(leaf: Any) -> np.ndarray:
+        scale = np.sqrt(np.square(np.asarray(leaf, float)).mean()) or 1.0
+        return np.asarray(scale * rng.normal(size=np.shape(leaf)), jnp.result_type(leaf))
+
+    return jax.tree.map(drawn, params)
+
+
+def _sides(factor: Factor, redrawn: Factor) -> list[_Side]:
+    """Return F and B of a term, or H; its units are random where they differ from the ``redrawn`` ones."""
+    if factor.delta.shape[2:4] != (1, 1):
+        with jax.default_matmul_precision("highest"):
+            return [_Side("H", np.asarray(_tile([factor], [factor], "trace"), float))]
+
+    def side(name: str, units: Any, others: Any, offset: float) -> _Side:
+        units, others = np.asarray(units), np.asarray(others)
+        random = not np.array_equal(units, others)
+        units = units.reshape(len(units), -1, units.shape[-1]).astype(float)
+        units /= units.shape[1] ** 0.5  # outputs are averaged over
+        flat = units.reshape(len(units), -1)
+        return _Side(name, flat @ flat.T + offset, units, offset, random)
+
+    if factor.h is None:
+        return [side("H", factor.delta, redrawn.delta, 0.0)]
+    offset = float(factor.offset[0, 0])
+    return [side("F", factor.h, redrawn.h, offset), side("B", factor.delta, redrawn.delta, 0.0)]
+
+
+def _product(sides: list[_Side]) -> np.ndarray:
+    return functools.reduce(operator.mul, (side.gram for side in sides))
+
+
+def _mean(pairs: np.ndarray) -> float:
+    """Return the mean over pairs of different examples."""
+    n = len(pairs)
+    # The diagonal is left out, not subtracted, which would cancel.
+    return float(np.where(np.eye(n, dtype=bool), 0, pairs).sum() / (n * (n - 1)))
+
+
+def _spread(diagonal: np.ndarray, n: int) -> float:
+    """Return the population variance over n coordinates, unbiased where they are a subset."""
+    return float(diagonal.var(ddof=1)) * (n - 1) / n
+
+
+def _similarity(gram: np.ndarray) -> np.ndarray:
+    """Return tau (n, n), 0 where an example has no norm."""
+    inverse = np.diagonal(gram)
+    inverse = np.divide(1, inverse, out=np.zeros_like(inverse), where=inverse > 0)
+    return gram**2 * inverse[:, None] * inverse[None]
+
+
+def _layer(name: str, sides: list[_Side], n: int, tolerance: float) -> tuple[_Sums, list[Finding]]:
+    """Return one layer's sums and what was found about it."""
+    own = _product(sides)
+    spread = _spread(np.diagonal(own), n)
+    energy = _mean(own**2)
+    if not energy:
+        return _Sums(0, 0, 0, 0, spread, 0), []
+    similarities = [_similarity(side.gram) for side in sides]
+    levels = [_mean(tau) for tau in similarities]
+    scales = [np.diagonal(side.gram).mean() ** 2 for side in sides]
+    expected = [_independent_level(side, level) for side, level in zip(sides, levels, strict=True)]
+    off_diagonal = (n - 1) * energy
+    fluctuating = 0.0
+    findings = []
+    for index, side in enumerate(sides):
+        others = sides[1 - index].gram ** 2 if len(sides) > 1 else np.ones_like(own)
+        error = report.percent(scales[index] * _mean(similarities[index] * others), energy)
+        findings.append(report.constant(side.name, name, np.diagonal(side.gram), error, tolerance))
+        if side.units is None:
+            continue
+        findings.append(report.weak(side.name, name, levels[index], expected[index], tolerance))
+        if side.random and side.units.shape[2] > 1:
+            noise, lawful = _fluctuations(side)
+            share = _mean(noise * others) / energy
+            relative = math.sqrt(_mean(noise) / _mean(side.gram**2))
+            findings.append(report.tails(side.name, name, side.units, share - _mean(lawful * others) / energy))
+            findings.append(report.concentrated(side.name, name, relative, share, tolerance))
+            fluctuating += off_diagonal * share
+    scale = (n - 1) * math.prod(scales)
+    proxy, paired = scale * math.prod(levels), scale * _mean(functools.reduce(operator.mul, similarities))
+    if len(sides) > 1:
+        weights = np.diagonal(own)
+        omega = energy / _mean(np.outer(weights, weights))
+        findings.append(report.factors(name, levels, paired / proxy, omega, tolerance))
+    found = _Sums(scale * math.prod(expected), proxy, paired, off_diagonal, off_diagonal + spread, fluctuating)
+    return found, findings
+
+
+def _independent_level(side: _Side, level: float) -> float:
+    """Return mean tau if units varied independently over examples; as measured where there are none."""
+    if side.units is None:
+        return level
+    mean, square = side.units.mean(0), (side.units**2).mean(0)
+    common = (mean**2).sum() + side.offset
+    return float((common**2 + (square**2 - mean**4).sum()) / np.diagonal(side.gram).mean() ** 2)
+
+
+def _fluctuations(side: _Side) -> tuple[np.ndarray, np.ndarray]:
+    """Return Var(gram_ij) from the spread of its terms over units, and if units were independent and Gaussian."""
+    assert side.units is not None
+    _, c, m = side.units.shape
+    gram = side.gram - side.offset
+    squares = np.zeros_like(gram)
+    for o in range(c):
+        products = (side.units[:, o : o + 1] * side.units).reshape(len(gram), -1)
+        squares += products @ products.T
+    norms = np.diagonal(gram)
+    # A variance; rounding can take it below 0.
+    spread = np.maximum(squares - gram**2 / m, 0) * m / (m - 1)
+    return spread, (np.outer(norms, norms) + gram**2) / (c * m)
+
+
+def _kernel(K: np.ndarray, total: _Sums, n: int, tolerance: float) -> tuple[float, float, list[Finding]]:
+    """Return the kernel's variance, its part off the diagonal, and what was found about the kernel."""
+    diagonal = np.diagonal(K)
+    off_diagonal = (n - 1) * _mean(K**2)
+    variance = off_diagonal + _spread(diagonal, n)
+    if not total.proxy:
+        raise ValueError("the kernel is zero off its diagonal here, so there are no similarities to check.")
+    error = report.percent((n - 1) * diagonal.mean() ** 2 * _mean(_similarity(K)), variance)
+    # Cross terms of two layers, whose units differ, hardly fluctuate.
+    share = total.fluctuating / off_diagonal
+    findings = [
+        report.constant("K", report.KERNEL, diagonal, error, tolerance),
+        report.concentrated("K", report.KERNEL, math.sqrt(share), share, tolerance),
+        report.layers(variance / total.variance, tolerance),
+    ]
+    return variance, off_diagonal, findings
+
+
+def _corrections(total: _Sums, variance: float) -> tuple[Correction, ...]:
+    steps = {
+        "independent factors": total.paired,
+        "constant norms": total.off_diagonal,
+        "constant diagonal": total.variance,
+        "independent layers": variance,
+    }
+    predicted = [total.proxy, *steps.values()]
+    return tuple(
+        Correction(name, math.log(after / before), after)
+        for name, before, after in zip(steps, predicted[:-1], predicted[1:], strict=True)
+    )

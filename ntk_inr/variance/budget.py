@@ -1,0 +1,384 @@
+"""The variance budget: which layer makes the variance of the kernel's eigenvalues, and by which factor (T8)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple, get_args
+
+import jax
+import numpy as np
+from jax import Array
+
+from ntk_inr import _checks
+from ntk_inr.kernels import memory
+from ntk_inr.kernels.api import Precision, check_model
+from ntk_inr.variance import budget_report, sums
+from ntk_inr.variance.budget_change import BudgetChange, attributed
+from ntk_inr.variance.sums import Sums
+
+_SIZE = 2048
+_SUBMATRICES = 8
+
+
+class GramMatrices(NamedTuple):
+    """The matrices (L, n, n) of each term, NaN where a term is not one product ``F * B``.
+
+    Attributes:
+        F: inner products of the inputs of each layer.
+        B: inner products of the sensitivities of the output to it, averaged over outputs.
+        tau_F: ``F_ij**2 / (F_ii F_jj)``.
+        tau_B: likewise.
+    """
+
+    F: np.ndarray
+    B: np.ndarray
+    tau_F: np.ndarray
+    tau_B: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class VarianceBudget:
+    r"""The population variance of a kernel's eigenvalues, split over the L terms of the kernel (8.3).
+
+    .. math::
+        \mathcal V_{ll'} = \tfrac1n \sum_{i \ne j} (H_l)_{ij} (H_{l'})_{ij}
+        + \operatorname{Cov}_i((H_l)_{ii}, (H_{l'})_{ii}), \qquad \textstyle\sum_{ll'} \mathcal V_{ll'} = v
+
+    A term is a matrix that enters as ``u = W h`` together with the biases added to u, where the kernel is
+    ``H = F * B`` entry by entry, or another leaf of the parameters. A number that multiplies u inside the
+    network is in F or in B, as the network writes it; their product does not depend on that.
+    ``print`` shows the table.
+
+    Attributes:
+        names: the terms, by the paths of their parameters, in the order of the forward pass.
+        factored: (L,), whether ``H = F * B``. Elsewhere (leaves with their own Jacobian, weights used more than
+            once) what is said of F and B is NaN.
+        n: number of coordinates.
+        off_diagonal: (L, L), the part of ``matrix`` from pairs of different coordinates.
+        diagonal: (L, L), the part from the kernel's diagonal.
+        means: (L,), mean eigenvalue of each term.
+        forward_scale: (L,), mean of F_ii, R_F^2.
+        backward_scale: (L,), mean of B_ii, R_B^2.
+        forward_tau: (L,), mean of ``F_ij**2 / (F_ii F_jj)`` over pairs; pairs with a zero count as zero.
+        backward_tau: (L,), likewise of B.
+        tau: (L,), likewise of H.
+        overlap: (L,), Omega of (8.4), the mean of ``tau`` weighted by H_ii H_jj.
+        mean_stderr: standard error of ``mean``; all of these are 0 where the budget is exact.
+        variance_stderr: of ``variance``.
+        cv_stderr: of ``cv``.
+        matrix_stderr: (L, L), of ``matrix``.
+        shares_stderr: (L,), of ``shares``.
+        submatrices: how many submatrices were drawn; 1 where the whole kernel was taken.
+        size: rows of each submatrix.
+        matrices: :class:`GramMatrices` where they were asked for.
+    """
+
+    names: tuple[str, ...]
+    factored: np.ndarray
+    n: int
+    off_diagonal: np.ndarray
+    diagonal: np.ndarray
+    means: np.ndarray
+    forward_scale: np.ndarray
+    backward_scale: np.ndarray
+    forward_tau: np.ndarray
+    backward_tau: np.ndarray
+    tau: np.ndarray
+    overlap: np.ndarray
+    mean_stderr: float
+    variance_stderr: float
+    cv_stderr: float
+    matrix_stderr: np.ndarray
+    shares_stderr: np.ndarray
+    submatrices: int
+    size: int
+    matrices: GramMatrices | None = None
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The budget (L, L), positive semi-definite; its sum is ``variance``."""
+        return self.off_diagonal + self.diagonal
+
+    @property
+    def mean(self) -> float:
+        """The mean eigenvalue."""
+        return float(self.means.sum())
+
+    @property
+    def variance(self) -> float:
+        """The population variance of the eigenvalues."""
+        return float(self.matrix.sum())
+
+    @property
+    def cv(self) -> float:
+        """``sqrt(variance) / mean``, free of scale."""
+        return math.sqrt(self.variance) / self.mean if self.mean else math.nan
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Each term's part of the variance (L,), with half of what it shares with each other; their sum is 1."""
+        return _ratio(self.matrix.sum(1), self.variance)
+
+    @property
+    def correlations(self) -> np.ndarray:
+        """``V_ll' / sqrt(V_ll V_l'l')`` (L, L)."""
+        own = np.sqrt(np.diagonal(self.matrix))
+        return _ratio(self.matrix, np.outer(own, own))
+
+    def table(self) -> str:
+        """Return the budget as text, a row a term."""
+        return budget_report.table(self)
+
+    __str__ = __repr__ = table
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """Return a figure of what each term has and shares, and of the correlations between terms.
+
+        Args:
+            path: a file to save it to.
+
+        Returns:
+            A ``matplotlib.figure.Figure``.
+
+        Raises:
+            ImportError: matplotlib missing (``pip install "ntk-inr[report]"``).
+        """
+        return budget_report.plot(self, path)
+
+    def compare(self, other: VarianceBudget) -> BudgetChange:
+        """Return which factor of which term changed the variance, the mean and cv from this budget to ``other``.
+
+        Args:
+            other: the budget of the same network later, or of another network. Terms are matched by name; where
+                the names differ and the numbers of terms do not, by position. A term that only one network has is
+                a change of its own.
+
+        Returns:
+            A :class:`BudgetChange`, whose contributions add up.
+
+        Raises:
+            ValueError: the terms can't be matched; a variance is zero.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, ntk_inr as ni
+            >>> from ntk_inr.variance.budget import variance_budget
+            >>> x = jnp.linspace(-1, 1, 32)[:, None]
+            >>> relu, pe = (
+            ...     variance_budget(*ni.init(ni.variant(name, features=32, depth=2), jax.random.key(0), x), x)
+            ...     for name in ("relu", "pe")
+            ... )
+            >>> change = relu.compare(pe)
+            >>> bool(abs(change.cv.sum() - 2 * jnp.log(pe.cv / relu.cv)) < 1e-5)
+            True
+        """
+        return attributed(self, other)
+
+
+def variance_budget(
+    apply: Any,
+    params: Any,
+    x: Any,
+    *,
+    matrices: bool = False,
+    key: Array | None = None,
+    size: int | None = None,
+    submatrices: int | None = None,
+    block: int | None = None,
+    memory_limit: int | None = None,
+    precision: Precision = "highest",
+    progress: Callable[[int, int], None] | None = None,
+) -> VarianceBudget:
+    r"""Return which layer makes the variance of the kernel's eigenvalues, alone and with each other layer (T8).
+
+    .. math:: v = \sum_{ll'} \mathcal V_{ll'}, \qquad
+        \mathcal V_{ll}^{\rm off} = \frac{\Omega_l}n \sum_{i \ne j} F_{ii} F_{jj} B_{ii} B_{jj}
+
+    The kernel is :func:`ntk_inr.ntk`'s, averaged over outputs, so ``variance`` is that of
+    ``moments(ntk(apply, params, x))``. It is streamed in tiles, never stored, in about the time of that function;
+    sums are taken in float64 on the host.
+
+    With ``key`` the budget is estimated from disjoint principal submatrices of ``size`` coordinates (9.4), without
+    bias, and with the jackknife's standard errors over submatrices.
+
+    Args:
+        apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``; examples must not mix.
+        params: pytree of floating point arrays.
+        x: coordinates (n, d), at least 2.
+        matrices: keep F, B, tau_F and tau_B of each term, 4 L n^2 numbers.
+        key: a JAX random key, to draw submatrices; None takes the whole kernel.
+        size: coordinates in each submatrix; None is 2048, or what fits, and the whole kernel up to n = 2048.
+        submatrices: how many are drawn, at least 2; None is 8, or what fits.
+        block: rows and columns of a tile; None picks by memory.
+        memory_limit: bytes to stay within, ``matrices`` apart; None is what the device has left.
+        precision: of matrix products, as in :func:`ntk_inr.ntk`.
+        progress: called as ``progress(done, total)`` after each tile, or each submatrix.
+
+    Returns:
+        :class:`VarianceBudget`.
+
+    Raises:
+        TypeError: integer coordinates or parameters; ``apply`` not callable.
+        ValueError: as :func:`ntk_inr.ntk`; one coordinate only; ``size`` or ``submatrices`` without ``key``, or
+            more of them than coordinates; ``matrices`` with ``key``.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, ntk_inr as ni
+        >>> x = jnp.linspace(-1, 1, 32)[:, None]
+        >>> apply, params = ni.init(ni.CoordinateMLP(features=32, depth=2), jax.random.key(0), x)
+        >>> budget = variance_budget(apply, params, x)
+        >>> budget.names
+        ('hidden_0/kernel (+bias)', 'hidden_1/kernel (+bias)', 'readout/kernel (+bias)')
+        >>> exact = ni.moments(ni.ntk(apply, params, x))
+        >>> bool(jnp.allclose(budget.variance, exact.variance)), budget.matrix.shape
+        (True, (3, 3))
+
+    Source: T8 of the theory.
+    """
+    _checks.check_choice(precision, get_args(Precision), "precision")
+    for name, value in (("block", block), ("memory_limit", memory_limit)):
+        if value is not None:
+            _checks.check_positive(value, name, integer=True)
+    model = check_model(apply, params, x)
+    if model.traced:
+        raise ValueError("variance_budget drives tiles from the host, so it can't be used inside jit, vmap or grad.")
+    n = len(model.x1)
+    if n < 2:
+        raise ValueError("x has 1 coordinate, whose kernel has one eigenvalue and no variance; expected at least 2.")
+    count, size = _plan(n, key, size, submatrices, matrices)
+
+    trace = memory.traced(model, params, "terms")
+    terms = sums.terms_of(trace, params)
+    cut = sums.cut_for(trace, terms, size, limit=memory_limit, block=block)
+    points = np.asarray(model.x1)
+    if key is None or count == 1:
+        grams = np.empty((2, len(terms.names), n, n), points.dtype) if matrices else None
+        whole = sums.reduced(model, params, points, terms, cut, precision=precision, progress=progress, grams=grams)
+        return _budget(terms.names, n, [whole], None if grams is None else _matrices(grams, whole))
+    order = np.asarray(jax.random.permutation(key, n)[: count * size]).reshape(count, size)
+    found = []
+    for done, subset in enumerate(order, 1):
+        found.append(sums.reduced(model, params, points[subset], terms, cut, precision=precision, progress=None))
+        if progress:
+            progress(done, count)
+    return _budget(terms.names, n, found, None)
+
+
+def _plan(n: int, key: Any, size: int | None, submatrices: int | None, matrices: bool) -> tuple[int, int]:
+    """Return how many submatrices of which size are taken, (1, n) for the whole kernel."""
+    for name, value in (("size", size), ("submatrices", submatrices)):
+        if value is not None:
+            _checks.check_positive(value, name, integer=True, least=2)
+            if key is None:
+                raise ValueError(f"{name}={value} is of submatrices that are drawn; pass key=jax.random.key(0) too.")
+    if key is None:
+        return 1, n
+    if matrices:
+        raise ValueError("matrices=True keeps the whole kernel's factors, which submatrices don't have; leave out key.")
+    if submatrices is None and (n == size or (size is None and n <= _SIZE)):
+        return 1, n
+    if size is None:
+        size = max(2, min(_SIZE, n // (submatrices or _SUBMATRICES)))
+    count = submatrices or min(_SUBMATRICES, n // size)
+    if count < 2 or count * size > n:
+        raise ValueError(
+            f"{max(2, count)} disjoint submatrices of {size} rows need {max(2, count) * size} coordinates, x has {n}. "
+            "Make them fewer or smaller, or leave out key for the exact budget."
+        )
+    return count, size
+
+
+class _Numbers(NamedTuple):
+    """What is estimated from the sums of one or several submatrices."""
+
+    off_diagonal: np.ndarray
+    diagonal: np.ndarray
+    means: np.ndarray
+    forward_scale: np.ndarray
+    backward_scale: np.ndarray
+    forward_tau: np.ndarray
+    backward_tau: np.ndarray
+    tau: np.ndarray
+    overlap: np.ndarray
+
+    def summary(self) -> dict[str, Any]:
+        """Return what standard errors are given of."""
+        matrix, mean = self.off_diagonal + self.diagonal, self.means.sum()
+        variance = matrix.sum()
+        cv = _ratio(np.sqrt(variance), mean)
+        return {
+            "mean_stderr": mean,
+            "variance_stderr": variance,
+            "cv_stderr": cv,
+            "matrix_stderr": matrix,
+            "shares_stderr": _ratio(matrix.sum(1), variance),
+        }
+
+
+def _estimate(n: int, found: list[Sums]) -> _Numbers:
+    """Return unbiased estimates for n coordinates (9.4), exact where one kernel has them all."""
+    size = len(found[0].diagonals)
+    pairs = len(found) * size * (size - 1)
+    diagonals = np.concatenate([each.diagonals for each in found])
+    own = diagonals[:, 2]
+    # Unbiased for the population of n, drawn without replacement.
+    centred = own - own.mean(0)
+    covariance = centred.T @ centred / (len(own) - 1) * (n - 1) / n
+    products = np.sum([each.pairs for each in found], axis=0)
+    forward_tau, backward_tau, tau = np.sum([each.similarities for each in found], axis=0) / pairs
+    weights = np.sum([(d * (d.sum(0) - d)).sum(0) for d in (each.diagonals[:, 2] for each in found)], axis=0)
+    forward_scale, backward_scale, means = diagonals.mean(0)
+    return _Numbers(
+        off_diagonal=products * (n - 1) / pairs,
+        diagonal=covariance,
+        means=means,
+        forward_scale=forward_scale,
+        backward_scale=backward_scale,
+        forward_tau=forward_tau,
+        backward_tau=backward_tau,
+        tau=tau,
+        overlap=_ratio(np.diagonal(products), weights),
+    )
+
+
+def _budget(names: tuple[str, ...], n: int, found: list[Sums], matrices: GramMatrices | None) -> VarianceBudget:
+    numbers = _estimate(n, found)
+    count, size = len(found), len(found[0].diagonals)
+    errors: dict[str, Any]
+    if count == 1:
+        errors = {name: 0 * value for name, value in numbers.summary().items()}
+    else:
+        without = [_estimate(n, found[:i] + found[i + 1 :]).summary() for i in range(count)]
+        errors = {name: np.sqrt((count - 1) * np.var([one[name] for one in without], 0)) for name in without[0]}
+        # Drawing without replacement knows the mean once all are drawn; pairs across submatrices stay unseen.
+        errors["mean_stderr"] *= math.sqrt(1 - count * size / n)
+    for name in ("mean_stderr", "variance_stderr", "cv_stderr"):
+        errors[name] = float(errors[name])
+    return VarianceBudget(
+        names=names,
+        factored=~np.isnan(numbers.forward_scale),
+        n=n,
+        **numbers._asdict(),
+        **errors,
+        submatrices=count,
+        size=size,
+        matrices=matrices,
+    )
+
+
+def _matrices(grams: np.ndarray, whole: Sums) -> GramMatrices:
+    """Return the Gram matrices (2, L, n, n) with their similarities."""
+    diagonals = np.moveaxis(whole.diagonals[:, :2], 0, -1)
+    # As in the means over pairs, what is zero is similar to nothing.
+    inverse = np.divide(1, np.sqrt(diagonals), out=np.zeros_like(diagonals), where=diagonals > 0).astype(grams.dtype)
+    similarities = (grams * inverse[..., :, None] * inverse[..., None, :]) ** 2
+    return GramMatrices(grams[0], grams[1], similarities[0], similarities[1])
+
+
+def _ratio(numerator: Any, denominator: Any) -> np.ndarray:
+    """Return the quotient, NaN where the denominator is zero."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = np.asarray(numerator) / np.asarray(denominator)
+    return np.where(np.asarray(denominator) == 0, np.nan, found)

@@ -1,0 +1,97 @@
+"""The factors that the first layer's kernel is a product of, and the proxy made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from ntk_inr.networks.two_layer import TwoLayerNetwork
+from ntk_inr.variance.gates import Threshold
+from ntk_inr.variance.inputs import Modulator, Preactivations
+from ntk_inr.variance.normalised_laws import row_gain
+from ntk_inr.variance.soft_gates import SoftGates
+from ntk_inr.variance.unit_laws import outer, product
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoLayerFactors:
+    r"""The factors of the first layer's kernel at infinite width, :math:`H^2_{ij}/H_{ii}H_{jj} = \tau_x\tau_s\tau_g`.
+
+    Attributes:
+        R_x2: mean squared norm of what enters the first layer, plus 1 where its biases are trained.
+        active_fraction: share of the units whose gate is open.
+        active_units: S, their number; None without a width.
+        scale: s, the mean of the kernel's diagonal, :math:`a^2R_x^2S/m` without hidden normalization.
+        tau_x: (n, n) squared cosines of the inputs.
+        tau_s: (n, n) squared overlaps of the gates over their diagonals.
+        tau_g: (n, n) squared kernel of the modulators; None without any.
+
+    Source: section 0's unified table and (2.4).
+    """
+
+    R_x2: Float[Array, ""]
+    active_fraction: float
+    active_units: float | None
+    scale: Float[Array, ""]
+    tau_x: Float[Array, "n n"]
+    tau_s: Float[Array, "n n"]
+    tau_g: Float[Array, "n n"] | None
+
+    @property
+    def mean_tau_x(self) -> Float[Array, ""]:
+        """Mean of tau_x over pairs of different coordinates."""
+        return _pair_mean(self.tau_x)
+
+    @property
+    def mean_tau_s(self) -> Float[Array, ""]:
+        """Mean of tau_s over pairs of different coordinates."""
+        return _pair_mean(self.tau_s)
+
+    @property
+    def mean_tau_g(self) -> Float[Array, ""] | None:
+        """Mean of tau_g over pairs of different coordinates; None without modulators."""
+        return None if self.tau_g is None else _pair_mean(self.tau_g)
+
+    @property
+    def proxy(self) -> Float[Array, ""]:
+        r"""The variance with equal norms at infinite width, :math:`\frac{s^2}n\sum_{i\ne j}\tau_x\tau_s\tau_g`.
+
+        Without hidden normalization :math:`s = a^2R_x^2S/m`, and this is the paper's proxy, of (2.4).
+        """
+        tau = self.tau_x * self.tau_s * (1.0 if self.tau_g is None else self.tau_g)
+        return self.scale**2 * (tau.shape[0] - 1) * _pair_mean(tau)
+
+
+def two_layer_factors(
+    net: TwoLayerNetwork,
+    gate: Threshold | SoftGates,
+    pre: Preactivations,
+    gradient_square: Float[Array, "n n"],
+    overlap_square: Float[Array, "n n"],
+    modulators: list[Modulator],
+    width: int | None,
+) -> TwoLayerFactors | None:
+    """Return the factors of the kernel of w and b from the squares of two of them; None if neither is trained."""
+    if not {"weights", "bias"} & set(net.trained):
+        return None
+    overlaps = jnp.sqrt(jnp.diagonal(overlap_square))
+    rows = row_gain(net, gate, pre)
+    tau_x = gradient_square / outer(pre.gradient_squares, pre.gradient_squares)
+    return TwoLayerFactors(
+        R_x2=pre.gradient_squares.mean(),
+        active_fraction=gate.fraction,
+        active_units=None if width is None else gate.fraction * width,
+        scale=(net.scale**2 * pre.gradient_squares * overlaps * rows**2).mean(),
+        tau_x=tau_x,
+        tau_s=overlap_square / outer(overlaps, overlaps),
+        tau_g=product((m.kernel**2 for m in modulators), tau_x) if modulators else None,
+    )
+
+
+def _pair_mean(values: Array) -> Array:
+    """Return the mean off the diagonal, 0 for a single coordinate."""
+    n = values.shape[0]
+    return jnp.where(jnp.eye(n, dtype=bool), 0, values).sum() / max(n * (n - 1), 1)

@@ -1,0 +1,153 @@
+"""What the closed forms know of the coordinates: Gram matrices, and how far a random encoding spreads them (T4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float
+
+from ntk_inr import _checks
+from ntk_inr.infinite import arccosine
+from ntk_inr.networks.encodings import GaussianFourier
+from ntk_inr.networks.modulation import FourierModulation
+from ntk_inr.networks.normalization import Sphere
+from ntk_inr.networks.two_layer import TwoLayerNetwork
+
+
+class Pairs(NamedTuple):
+    """The Gram matrix of the encoded coordinates and its diagonal; ``same`` marks pairs of angle exactly 0."""
+
+    gram: Float[Array, "n n"]
+    squares: Float[Array, " n"]
+    same: Bool[Array, "n n"]
+
+
+class Preactivations(NamedTuple):
+    """Standard deviations and correlations of u, and the Gram matrix of its gradient in w and b, (3.1)."""
+
+    std: Float[Array, " n"]
+    c: Float[Array, "n n"]
+    gradient: Float[Array, "n n"]
+    gradient_squares: Float[Array, " n"]
+
+
+class Modulator(NamedTuple):
+    """The kernel k_g of one modulator and, where it is trained, omega² x.x' + 1 of its tangent kernel, (6.5)."""
+
+    kernel: Float[Array, "n n"]
+    tangent: Float[Array, "n n"] | None
+
+
+def encoded(x: Array, encoding: Any, sphere: Sphere | None, key: Any) -> tuple[Pairs, Array | None]:
+    """Return the pairs that enter the first layer and the standard deviations of their Gram matrix, or None.
+
+    Averages over the frequencies of a :class:`GaussianFourier` where there is no key, by (4.2).
+    """
+    same = jnp.eye(x.shape[0], dtype=bool)
+    if isinstance(encoding, GaussianFourier) and key is None:
+        frequencies, scale = encoding.features, jnp.asarray(encoding.scale, x.dtype)
+        similarity = jnp.exp(-2 * math.pi**2 * scale**2 * distances(x))
+        square = jnp.asarray(frequencies, x.dtype)
+        if sphere is not None:
+            features = 2 * frequencies
+            square = square * _gain(square, features, sphere) ** 2
+        spread = square * (1 - similarity**2) / math.sqrt(2 * frequencies)
+        return Pairs(square * similarity, jnp.full(x.shape[0], square), same), spread
+    gamma = x if encoding is None else _applied(encoding, x, key)
+    if sphere is not None:
+        gamma = sphere(gamma)
+    return Pairs(gram(gamma), (gamma**2).sum(axis=1), same), None
+
+
+def _gain(square: Array, features: int, sphere: Sphere) -> Array:
+    radius2 = features if sphere.radius is None else sphere.radius**2
+    return jnp.sqrt(radius2 / (square + sphere.epsilon * features))
+
+
+def _applied(encoding: Any, x: Array, key: Any) -> Array:
+    gamma, variables = encoding.init_with_output(jax.random.key(0) if key is None else key, x)
+    if jax.tree.leaves(variables.get("params", {})):
+        raise ValueError(
+            f"encoding {type(encoding).__name__} has parameters of its own; the closed forms hold for fixed encodings "
+            "(T4). Take ni.ntk and ni.moments of the network instead."
+        )
+    if key is None and jax.tree.leaves(variables):
+        raise ValueError(
+            f"encoding {type(encoding).__name__} draws {', '.join(variables)} at random; pass key=... for one draw. "
+            "Only ni.GaussianFourier is averaged over its draws."
+        )
+    return gamma.astype(x.dtype)
+
+
+def gram(h: Float[Array, "n d"]) -> Float[Array, "n n"]:
+    """Return the inner products of all pairs of rows."""
+    return jnp.matmul(h, h.T, precision="highest")
+
+
+def distances(x: Float[Array, "n d"]) -> Float[Array, "n n"]:
+    """Return the squared distances of all pairs of rows, from differences, so that near pairs keep their digits."""
+    return sum(
+        ((column[:, None] - column[None, :]) ** 2 for column in x.T), start=jnp.zeros((x.shape[0],) * 2, x.dtype)
+    )
+
+
+def preactivations(net: TwoLayerNetwork, pairs: Pairs) -> Preactivations:
+    """Return the law of u for these pairs."""
+    bias = 0.0 if net.bias_std is None else net.bias_std**2
+    squares = net.weight_std**2 * pairs.squares + bias
+    c = arccosine.correlation(net.weight_std**2 * pairs.gram + bias, squares, squares)
+    weights, biases = (float(group in net.trained) for group in ("weights", "bias"))
+    return Preactivations(
+        std=jnp.sqrt(squares),
+        c=jnp.where(pairs.same, 1, c),
+        gradient=weights * pairs.gram + biases,
+        gradient_squares=weights * pairs.squares + biases,
+    )
+
+
+def modulator(factors: FourierModulation, x: Array) -> Modulator:
+    """Return the kernels of these factors at coordinates ``x``, (6.2)."""
+    omega2 = jnp.asarray(factors.omega, x.dtype) ** 2
+    kernel = jnp.exp(-omega2 * distances(x) / 2)
+    return Modulator(kernel, omega2 * gram(x) + 1 if factors.trained else None)
+
+
+def averaged(function: Callable[[Pairs], Any], pairs: Pairs, spread: Array | None) -> Any:
+    r"""Return the mean over a random Gram matrix of a pytree of (n, n) arrays, each an entrywise function of it.
+
+    To second order, :math:`E f(S) \approx f(ES) + \tfrac12 f''(ES)\operatorname{Var}S`, the derivative by
+    automatic differentiation twice.
+    """
+    values = function(pairs)
+    if spread is None:
+        return values
+    # Entries without spread sit at correlation 1, where the derivatives of arccos are infinite.
+    fixed = spread == 0
+    moved = pairs._replace(gram=jnp.where(fixed, 0, pairs.gram), same=jnp.zeros_like(pairs.same))
+
+    def along(step: Array) -> Any:
+        return function(moved._replace(gram=moved.gram + step * spread))
+
+    def slope(step: Array) -> Any:
+        return jax.jvp(along, (step,), (jnp.ones_like(step),))[1]
+
+    zero = jnp.zeros((), spread.dtype)
+    _, curvature = jax.jvp(slope, (zero,), (jnp.ones_like(zero),))
+    return jax.tree.map(lambda value, bend: jnp.where(fixed, value, value + bend / 2), values, curvature)
+
+
+def check_directions(pairs: Pairs, *, has_bias: bool) -> None:
+    """Raise ``ValueError`` naming the first row that the encoding maps to zero, which has no angle."""
+    if has_bias or isinstance(pairs.squares, jax.core.Tracer):
+        return
+    zeros = jnp.flatnonzero(pairs.squares == 0)
+    _checks.refuse_if(
+        zeros.size > 0,
+        f"row {int(zeros[0]) if zeros.size else 0} of x enters the first layer as the zero vector, which has no "
+        "direction: its units are all at the kink. Append a constant 1 to x, encode it, or pass bias_std=...",
+    )

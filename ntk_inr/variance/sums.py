@@ -1,0 +1,215 @@
+"""The sums over pairs of coordinates that a variance budget is made of, tile by tile, each term apart (T8)."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.tree_util import Partial
+
+from ntk_inr.kernels import assembly, memory, structured
+from ntk_inr.kernels.memory import Cut, Model
+from ntk_inr.kernels.structured import Factor, Trace
+
+
+class Terms(NamedTuple):
+    """The terms of a kernel in the order of the forward pass: groups of products, and leaves with their own Jacobian.
+
+    ``order`` numbers them as groups and then leaves; ``widths`` are the sizes of those leaves.
+    """
+
+    names: tuple[str, ...]
+    order: tuple[int, ...]
+    widths: tuple[int, ...]
+
+
+class Sums(NamedTuple):
+    """Sums over one kernel of n coordinates and L terms, in float64.
+
+    Attributes:
+        pairs: ``sum_{i != j} H_l H_l'`` (L, L).
+        similarities: ``sum_{i != j} A_ij**2 / (A_ii A_jj)`` (3, L) for A = F, B and H of each term. Pairs in
+            which one is zero count as zero; where F and B don't exist these are NaN.
+        diagonals: F_ii, B_ii and H_ii, (n, 3, L).
+    """
+
+    pairs: np.ndarray
+    similarities: np.ndarray
+    diagonals: np.ndarray
+
+
+class _Chunk(NamedTuple):
+    """The terms' factors at a block of coordinates, and the diagonals of F, B and H (3, L, block)."""
+
+    factors: list[Factor]
+    diagonals: Array
+
+
+def terms_of(trace: Trace, params: Any) -> Terms:
+    """Return the terms of a traced kernel, named by the paths of their parameters."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    leaves = [jax.tree_util.keystr(path, simple=True, separator="/") or "params" for path in paths]
+    producer = trace.program.producer
+    position = {name: place for place, name in enumerate(producer)}
+
+    def met(atom: Any) -> int:
+        """Return when the backward pass, which comes to the last layer first, is done with this value."""
+        if atom in producer and producer[atom].kind == "stack":
+            return max(map(met, producer[atom].inputs))
+        return position.get(atom, -1)
+
+    groups, own = trace.sites.groups, trace.sites.own
+    found = [(max(met(site.delta) for site in group.sites), group.leaf) for group in groups]
+    found += [(met(trace.program.outputs[leaf]), leaf) for leaf in own]
+    order = tuple(sorted(range(len(found)), key=lambda term: -found[term][0]))
+    names = []
+    for term in order:
+        leaf = found[term][1]
+        name = leaves[leaf]
+        of_leaf = [other for other in order if found[other][1] == leaf]
+        if len(of_leaf) > 1:
+            name += f"[part {of_leaf.index(term)}]"
+        if term < len(groups) and groups[term].offset.any():
+            name += f" (+{_carried(trace, leaves, leaf)})"
+        names.append(name)
+    sizes = [int(np.prod(trace.shapes[leaf])) for leaf in own]
+    return Terms(tuple(names), order, tuple(sizes))
+
+
+def _carried(trace: Trace, leaves: list[str], leaf: int) -> str:
+    """Return the names of the biases that a leaf's product carries, short where they stand beside it."""
+    parent = leaves[leaf].rpartition("/")[0] + "/"
+    carried = [name for name, how in zip(leaves, trace.sites.handling, strict=True) if how.carrier == leaf]
+    return ", ".join(name.removeprefix(parent) for name in carried) or "bias"
+
+
+def cut_for(trace: Trace, terms: Terms, n: int, *, limit: int | None, block: int | None) -> Cut:
+    """Choose tiles that leave room for an array of their size for each term, or say what the least is."""
+    itemsize = np.dtype(trace.dtype).itemsize
+    limit = memory.available() if limit is None else limit
+    count = len(terms.names)
+    if block is None:
+        # The tiles that any kernel needs, and one for each term, share the limit evenly.
+        share = int(limit * (memory.AHEAD + 3) / (memory.AHEAD + 3 + count))
+        block = memory.cut(trace, n, n, "trace", stored=0, limit=share, block=None).block
+    stored = count * min(block, n) ** 2 * itemsize
+    return memory.cut(trace, n, n, "trace", stored=stored, limit=limit, block=block)
+
+
+def reduced(
+    model: Model,
+    params: Any,
+    x: Any,
+    terms: Terms,
+    cut: Cut,
+    *,
+    precision: str,
+    progress: Callable[[int, int], None] | None,
+    grams: np.ndarray | None = None,
+) -> Sums:
+    """Return the sums over the kernel at ``x``; its F and B fill ``grams`` (2, L, n, n) where that is given."""
+    points = np.asarray(x)
+    n, count = len(points), len(terms.names)
+    blocks = -(-n // cut.block)
+
+    def chunk(part: np.ndarray) -> _Chunk:
+        return _chunk(model.apply, params, part, c=model.c, terms=terms, precision=precision)
+
+    def started() -> Iterator[tuple[slice, slice, Any, Any, Any]]:
+        for rows, columns, above, beside in assembly.pairs(points, None, cut, chunk):
+            extent = (rows.stop - rows.start, columns.stop - columns.start)
+            sums = _tile(above, beside, extent, rows == columns, precision=precision)
+            pictures = None if grams is None else _grams(above.factors, beside.factors, precision=precision)
+            yield rows, columns, sums, above.diagonals if rows == columns else None, pictures
+
+    pairs, similarities = np.zeros((count, count)), np.zeros((3, count))
+    diagonals = np.zeros((n, 3, count))
+    tiles = assembly.reported(assembly.held_back(started()), blocks * (blocks + 1) // 2, progress)
+    for rows, columns, (products, overlaps), diagonal, pictures in tiles:
+        weight = 1 if rows == columns else 2
+        pairs += weight * np.asarray(products, np.float64).sum(0)
+        similarities += weight * np.asarray(overlaps, np.float64).sum(-1)
+        if diagonal is not None:
+            diagonals[rows] = np.moveaxis(np.asarray(diagonal)[..., : rows.stop - rows.start], -1, 0)
+        if grams is not None:
+            tile = np.asarray(pictures)[..., : rows.stop - rows.start, : columns.stop - columns.start]
+            grams[..., rows, columns] = tile
+            grams[..., columns, rows] = tile.swapaxes(-1, -2)
+    return Sums((pairs + pairs.T) / 2, similarities, diagonals)
+
+
+@functools.partial(jax.jit, static_argnames=("c", "terms", "precision"))
+def _chunk(apply: Partial, params: Any, x: Array, *, c: int, terms: Terms, precision: str) -> _Chunk:
+    found = assembly.factors(apply, params, x, c=c, outputs="terms", precision=precision)
+    if terms.widths:
+        whole = found.pop()
+        spans = itertools.pairwise(np.cumsum((0, *terms.widths)))
+        found += [whole._replace(delta=whole.delta[..., first:last]) for first, last in spans]
+    found = [found[term] for term in terms.order]
+    return _Chunk(found, jnp.stack([_diagonals(factor) for factor in found], axis=1))
+
+
+def _is_factored(factor: Factor) -> bool:
+    """Return whether the term is one product F * B, with nothing summed over tokens or a batch (8.5)."""
+    return factor.h is not None and factor.delta.shape[2:4] == (1, 1)
+
+
+def _diagonals(factor: Factor) -> Array:
+    own = structured.diagonal([factor], "trace")
+    if factor.h is None or not _is_factored(factor):
+        return jnp.stack([jnp.full_like(own, jnp.nan)] * 2 + [own])
+    forward = (factor.h**2).sum((1, 2, 3)) + factor.offset[0, 0]
+    return jnp.stack([forward, (factor.delta**2).sum((1, 2, 3, 4)) / factor.delta.shape[1], own])
+
+
+def _parts(a: Factor, b: Factor) -> tuple[Array | None, Array | None, Array]:
+    """Return F, B and H between two chunks; F and B are None where H is not their product."""
+    forward, backward = structured.grams(a, b, "trace") if _is_factored(a) else (None, None)
+    own = structured.term(a, b, "trace") if forward is None else forward * backward
+    return forward, backward, own
+
+
+@functools.partial(jax.jit, static_argnames="precision")
+def _tile(rows: _Chunk, columns: _Chunk, extent: Any, on_diagonal: Any, *, precision: str) -> tuple[Array, Array]:
+    """Return one tile's products of terms, (block, L, L), and squared similarities, (3, L, block), summed over an axis.
+
+    Summed in float64 afterwards; in the kernel's own precision, long sums would round.
+    """
+    block = len(rows.factors[0].delta)
+    i, j = jnp.arange(block)[:, None], jnp.arange(block)[None]
+    kept = (i < extent[0]) & (j < extent[1]) & ~(on_diagonal & (i == j))
+    left, right = (jnp.where(chunk.diagonals > 0, lax.rsqrt(chunk.diagonals), 0) for chunk in (rows, columns))
+    terms, overlaps = [], []
+    for index, (a, b) in enumerate(zip(rows.factors, columns.factors, strict=True)):
+        if terms:
+            # One after the other, so that no more is alive than the terms themselves and two factors.
+            terms[-1], a, b = lax.optimization_barrier((terms[-1], a, b))
+        with jax.default_matmul_precision(precision):
+            parts = _parts(a, b)
+        for part, w, v in zip(parts, left[:, index], right[:, index], strict=True):
+            if part is None:
+                overlaps.append(jnp.full(block, jnp.nan, left.dtype))
+            else:
+                overlaps.append(jnp.where(kept, (part * w[:, None] * v[None]) ** 2, 0).sum(1))
+        terms.append(parts[2])
+    stacked = jnp.where(kept, jnp.stack(terms), 0)
+    products = jnp.einsum("lij,mij->ilm", stacked, stacked, precision=lax.Precision.HIGHEST)
+    return products, jnp.stack(overlaps).reshape(len(terms), 3, block).swapaxes(0, 1)
+
+
+@functools.partial(jax.jit, static_argnames="precision")
+def _grams(rows: list[Factor], columns: list[Factor], *, precision: str) -> Array:
+    """Return the tile's F and B of each term, (2, L, block, block)."""
+    found = []
+    with jax.default_matmul_precision(precision):
+        for a, b in zip(rows, columns, strict=True):
+            forward, backward, own = _parts(a, b)
+            nothing = jnp.full_like(own, jnp.nan)
+            found.append([nothing if part is None else part for part in (forward, backward)])
+    return jnp.stack([jnp.stack(parts) for parts in zip(*found, strict=True)])
