@@ -1,6 +1,7 @@
 """Neural tangent kernels of implicit neural representations: compute, explain, predict, check."""
 
 from ntk_inr._version import __version__
+from ntk_inr.infinite.network import InfiniteKernel, infinite_kernel
 from ntk_inr.kernels.adapters import init, split
 from ntk_inr.kernels.api import ntk
 from ntk_inr.kernels.operator import NTKOperator
@@ -11,6 +12,7 @@ from ntk_inr.networks.mlp import CoordinateMLP, Dense
 from ntk_inr.networks.modulation import FourierModulation
 from ntk_inr.networks.normalization import LayerNorm, Sphere
 from ntk_inr.networks.sparsity import TopK
+from ntk_inr.networks.two_layer import TwoLayerNetwork, two_layer_network
 from ntk_inr.networks.variants import variant, variants
 from ntk_inr.spectra.density import Moment, SpectralDensity, spectral_density
 from ntk_inr.spectra.eigen import (
@@ -24,6 +26,7 @@ from ntk_inr.spectra.eigen import (
     max_learning_rate,
     rounding_floor,
 )
+from ntk_inr.spectra.grid import grid_eigenvalues, grid_moments
 from ntk_inr.spectra.lanczos import Eigenpairs, top_eigenpairs
 from ntk_inr.spectra.moments import Moments, moments
 from ntk_inr.spectra.sampled import SampledMoments, sampled_moments, streamed_moments
@@ -36,9 +39,16 @@ from ntk_inr.study.summary import Summary, summarize
 from ntk_inr.tasks.image import ImageTask, image_task
 from ntk_inr.training.dynamics import Prediction, predict_training
 from ntk_inr.training.fit import FitResult, fit, fit_seeds
+from ntk_inr.variance.assumptions import check_assumptions
+from ntk_inr.variance.assumptions_report import AssumptionsReport
+from ntk_inr.variance.budget import VarianceBudget, variance_budget
+from ntk_inr.variance.budget_change import BudgetChange
+from ntk_inr.variance.two_layer import TwoLayerMoments, two_layer_moments
 
 __all__ = [
     "Alignment",
+    "AssumptionsReport",
+    "BudgetChange",
     "Condition",
     "CoordinateMLP",
     "Dense",
@@ -51,6 +61,7 @@ __all__ = [
     "Gauss",
     "GaussianFourier",
     "ImageTask",
+    "InfiniteKernel",
     "LayerNorm",
     "Moment",
     "Moments",
@@ -67,9 +78,13 @@ __all__ = [
     "Study",
     "Summary",
     "TopK",
+    "TwoLayerMoments",
+    "TwoLayerNetwork",
+    "VarianceBudget",
     "VariantResult",
     "__version__",
     "alignment",
+    "check_assumptions",
     "compare",
     "condition_number",
     "eigensystem",
@@ -77,7 +92,10 @@ __all__ = [
     "explain",
     "fit",
     "fit_seeds",
+    "grid_eigenvalues",
+    "grid_moments",
     "image_task",
+    "infinite_kernel",
     "init",
     "load_study",
     "max_learning_rate",
@@ -92,6 +110,9 @@ __all__ = [
     "streamed_moments",
     "summarize",
     "top_eigenpairs",
+    "two_layer_moments",
+    "two_layer_network",
+    "variance_budget",
     "variant",
     "variants",
     "write_report",

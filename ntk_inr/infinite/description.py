@@ -6,11 +6,12 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from ntk_inr.infinite import maps
 from ntk_inr.infinite.duals import Dual, Wavelet
@@ -53,6 +54,18 @@ class Layer:
     def half_width(self) -> Any:
         """Of the weights where they are uniform."""
         return (3 * self.gain / self.fan_in) ** 0.5
+
+
+class Points(NamedTuple):
+    """Coordinates as the kernel takes them.
+
+    Attributes:
+        x: the coordinates, (n, d).
+        h: what enters the first layer, (n, f); None for the features of infinitely many random frequencies.
+    """
+
+    x: Float[Array, "n d"]
+    h: Float[Array, "n f"] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,22 +172,24 @@ class Description:
             raise ValueError(f"encoding {name} has fixed arrays; pass constants=net.init(key, x).")
         return encoding.apply({CONSTANTS: own} if needed else {}, x)
 
-    def inputs(self, parts: Mapping[str, Any], x1: Array, x2: Array | None) -> tuple[State, tuple | None]:
-        """Return the state of what enters the first layer, and its features (or None) at x1 and x2."""
+    def points(self, parts: Mapping[str, Any], x: Array) -> Points:
+        """Return coordinates, and what of them enters the first layer."""
+        h = self.features(parts, x)
         normalization = parts["normalization"]
-        if normalization is not None and normalization.placement != "input":
-            normalization = None
-        h1 = self.features(parts, x1)
-        if h1 is None:
-            encoding, other = parts["encoding"], x1 if x2 is None else x2
-            k = jnp.exp(-2 * (jnp.pi * encoding.scale) ** 2 * maps.squared_distances(x1, other)) / 2
-            halves = (jnp.full_like(x[:, 0], 0.5) for x in (x1, other))
-            state = maps.state_of(k, *halves, same=x2 is None)
-            return normalized(normalization, "input", state, 2 * encoding.features), None
-        h2 = None if x2 is None else self.features(parts, x2)
-        if normalization is not None:
-            h1, h2 = normalization(h1), None if h2 is None else normalization(h2)
-        return maps.inputs(h1, h2), (h1, h2)
+        if h is not None and normalization is not None and normalization.placement == "input":
+            h = normalization(h)
+        return Points(x, h)
+
+    def inputs(self, parts: Mapping[str, Any], left: Points, right: Points | None) -> tuple[State, int]:
+        """Return the state of what enters the first layer, and how many features that are."""
+        if left.h is not None:
+            return maps.inputs(left.h, None if right is None else right.h), left.h.shape[1]
+        encoding, other = parts["encoding"], left if right is None else right
+        k = jnp.exp(-2 * (jnp.pi * encoding.scale) ** 2 * maps.squared_distances(left.x, other.x)) / 2
+        halves = (jnp.full_like(points.x[:, 0], 0.5) for points in (left, other))
+        state = maps.state_of(k, *halves, same=right is None)
+        units = 2 * encoding.features
+        return normalized(parts["normalization"], "input", state, units), units
 
 
 def normalized(normalization: Sphere | LayerNorm | None, at: str, state: State, units: int) -> State:

@@ -12,8 +12,8 @@ from jax import Array
 from jaxtyping import Float
 
 from ntk_inr import _checks
-from ntk_inr.infinite import maps, pairs, stax
-from ntk_inr.infinite.description import Description, normalized
+from ntk_inr.infinite import maps, pairs, stax, tiles
+from ntk_inr.infinite.description import Description, Layer, Points, normalized
 from ntk_inr.infinite.duals import Dual, Erf, Rectifier, Sine, Wavelet
 from ntk_inr.infinite.maps import State
 from ntk_inr.infinite.quadrature import Quadrature
@@ -126,54 +126,59 @@ def infinite_kernel(
     return kernel
 
 
-def _forward(given: Description, x1: Array, x2: Array | None, hyper: Mapping[str, Array]) -> tuple[Array, Array]:
+def _forward(given: Description, x1: Array, x2: Array | None, hyper: Mapping[str, Array]) -> tuple[Array, ...]:
     """Return the covariance and the neural tangent kernel of an output."""
-    net, parts = given.net, given.replaced(hyper)
-    normalization, modulation, sparsity = (parts[name] for name in ("normalization", "modulation", "sparsity"))
+    parts = given.replaced(hyper)
+    left, right = given.points(parts, x1), None if x2 is None else given.points(parts, x2)
     with jax.default_matmul_precision("highest"):
+        return tiles.tiled(lambda left, right: _tile(given, parts, left, right), left, right)
+
+
+def _tile(given: Description, parts: Mapping[str, Any], left: Points, right: Points | None) -> tuple[Array, Array]:
+    net = given.net
+    normalization, modulation, sparsity = (parts[name] for name in ("normalization", "modulation", "sparsity"))
+    if modulation is not None:
+        other = None if right is None else right.x
+        factors = maps.fourier_factors(left.x, other, modulation.omega, trained=modulation.trained)
+    hidden = given.layer(parts, net.features)
+    for depth in range(net.depth):
+        if depth == 0:
+            state, dual = _first(given, parts, left, right)
+        else:
+            entering = state
+            state, dual = hidden.apply(state), _with_terms(given, parts, hidden)
+        state = maps.activate(normalized(normalization, "hidden_pre", state, net.features), dual)
+        if sparsity is not None and sparsity.mode == "sphere":
+            energy = 1.0 if sparsity.radius is None else sparsity.radius**2 / net.features
+            state = maps.normalize(state, energy, Sphere.epsilon)
         if modulation is not None:
-            factors = maps.fourier_factors(x1, x2, modulation.omega, trained=modulation.trained)
-        hidden = given.layer(parts, net.features)
-        for depth in range(net.depth):
-            if depth == 0:
-                state, dual = _first(given, parts, x1, x2)
-            else:
-                entering = state
-                state, dual = hidden.apply(state), _with_terms(given, parts, hidden)
-            state = maps.activate(normalized(normalization, "hidden_pre", state, net.features), dual)
-            if sparsity is not None and sparsity.mode == "sphere":
-                energy = 1.0 if sparsity.radius is None else sparsity.radius**2 / net.features
-                state = maps.normalize(state, energy, Sphere.epsilon)
-            if modulation is not None:
-                state = maps.product(state, factors)
-            state = normalized(normalization, "hidden_post", state, net.features)
-            if net.residual and depth > 0:
-                state = maps.add(entering, state)
-        state = given.layer(parts, net.features, readout=True).apply(state)
-    return (_symmetric(state.k), _symmetric(state.theta)) if x2 is None else (state.k, state.theta)
+            state = maps.product(state, factors)
+        state = normalized(normalization, "hidden_post", state, net.features)
+        if net.residual and depth > 0:
+            state = maps.add(entering, state)
+    state = given.layer(parts, net.features, readout=True).apply(state)
+    return state.k, state.theta
 
 
-def _first(given: Description, parts: Mapping[str, Any], x1: Array, x2: Array | None) -> tuple[State, Dual]:
+def _first(
+    given: Description, parts: Mapping[str, Any], left: Points, right: Points | None
+) -> tuple[State, Dual]:
     """Return the first layer's pre-activations, exact in the law of its weights, and the dual that takes them."""
-    state, features = given.inputs(parts, x1, x2)
-    fan_in = 2 * parts["encoding"].features if features is None else features[0].shape[1]
+    state, fan_in = given.inputs(parts, left, right)
     layer = given.layer(parts, fan_in, first=True)
     dual = _with_terms(given, parts, layer)
     few = fan_in + (layer.uniform is not None) <= pairs.LARGEST_TENSOR
-    if layer.weights == "normal" or features is None or not (few or isinstance(dual, Sine | Wavelet)):
+    if layer.weights == "normal" or left.h is None or not (few or isinstance(dual, Sine | Wavelet)):
         return layer.apply(state), dual
     laws = {"gradient": layer.gradient, "uniform": layer.uniform}
+    features = left.h, None if right is None else right.h
     state = maps.dense_uniform(*features, layer.half_width, layer.bias, **laws)
     return state, Quadrature(parts["activation"], given.order) if isinstance(dual, Rectifier | Erf) else dual
 
 
-def _with_terms(given: Description, parts: Mapping[str, Any], layer: Any) -> Dual:
+def _with_terms(given: Description, parts: Mapping[str, Any], layer: Layer) -> Dual:
     dual = given.dual(parts)
     if not isinstance(dual, Wavelet) or (layer.weights == "normal" and layer.uniform is None):
         return dual
     pre = parts["normalization"] is not None and parts["normalization"].placement == "hidden_pre"
     return dataclasses.replace(dual, terms=given.terms(layer, pre=pre))
-
-
-def _symmetric(kernel: Array) -> Array:
-    return (kernel + kernel.T) / 2

@@ -37,12 +37,12 @@ def _forward(
 ) -> tuple[Array, Array]:
     net, parts = given.net, given.parts
     modulation, normalization = parts["modulation"], parts["normalization"]
-    _, features = given.inputs(parts, x1, x2)
-    assert features is not None
+    h1, h2 = given.points(parts, x1).h, None if x2 is None else given.points(parts, x2).h
+    assert h1 is not None
     # Its layers warn that they count branches as independent, which these are.
     with warnings.catch_warnings(), jax.default_matmul_precision("highest"):
         warnings.simplefilter("ignore")
-        k = _start(stax, *features)
+        k = _start(stax, h1, h2)
         if modulation is not None:
             # The bias stands for the trained phase: it leaves Rbf's kernel and adds 1 to omega**2 <x, x'> (T6.5).
             spread = _dense(stax, net.features, x1.shape[1], modulation.omega**-2, "ntk")
@@ -50,7 +50,7 @@ def _forward(
             factors = factors if modulation.trained else factors.replace(ntk=jnp.zeros_like(factors.ntk))
         for depth in range(net.depth):
             first = depth == 0
-            layer = given.layer(parts, features[0].shape[1] if first else net.features, first=first)
+            layer = given.layer(parts, h1.shape[1] if first else net.features, first=first)
             k = _layer(stax, layer, net.features, net.parameterization)(k)
             if normalization is not None and normalization.placement == "hidden_pre":
                 k = stax.LayerNorm(eps=normalization.epsilon)[2](k)

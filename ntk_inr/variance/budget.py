@@ -348,7 +348,7 @@ def _budget(names: tuple[str, ...], n: int, found: list[Sums], matrices: GramMat
     count, size = len(found), len(found[0].diagonals)
     errors: dict[str, Any]
     if count == 1:
-        errors = {name: 0 * value for name, value in numbers.summary().items()}
+        errors = {name: np.zeros_like(value) for name, value in numbers.summary().items()}
     else:
         without = [_estimate(n, found[:i] + found[i + 1 :]).summary() for i in range(count)]
         errors = {name: np.sqrt((count - 1) * np.var([one[name] for one in without], 0)) for name in without[0]}

@@ -68,8 +68,8 @@ def limit_law(
     .. math:: H_{ij} = \frac{C^2}{m\,\lVert h_i\rVert\lVert h_j\rVert/m}\Bigl[a^2G_{ij}\Gamma_{ij}
         + \varsigma_i\varsigma_jE_{uv}\bigl(1 + a^2\textstyle\sum_lD^l_{ij}\bigr)\Bigr]\prod_l k_g^l + \beta^2
 
-    with :math:`\Gamma` the ``overlap`` of :func:`gate_overlap`, without the fraction where nothing is normalised, and of the
-    bracket only what is trained: (3.2), (5.6), (5.8), (6.5), (7.2) and (7.7) in one.
+    with :math:`\Gamma` the ``overlap`` of :func:`gate_overlap`, without the fraction where nothing is
+    normalised, and of the bracket only what is trained: (3.2), (5.6), (5.8), (6.5), (7.2) and (7.7) in one.
     """
     kernel = net.scale**2 * pre.gradient * overlap
     tangents = [net.scale**2 * m.tangent for m in modulators if m.tangent is not None]

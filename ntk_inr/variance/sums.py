@@ -152,7 +152,8 @@ def _chunk(apply: Partial, params: Any, x: Array, *, c: int, terms: Terms, preci
         spans = itertools.pairwise(np.cumsum((0, *terms.widths)))
         found += [whole._replace(delta=whole.delta[..., first:last]) for first, last in spans]
     found = [found[term] for term in terms.order]
-    return _Chunk(found, jnp.stack([_diagonals(factor) for factor in found], axis=1))
+    with jax.default_matmul_precision(precision):
+        return _Chunk(found, jnp.stack([_diagonals(factor) for factor in found], axis=1))
 
 
 def _is_factored(factor: Factor) -> bool:
@@ -161,18 +162,22 @@ def _is_factored(factor: Factor) -> bool:
 
 
 def _diagonals(factor: Factor) -> Array:
-    own = structured.diagonal([factor], "trace")
+    """Return the diagonals of F, B and H, (3, block)."""
     if factor.h is None or not _is_factored(factor):
+        own = structured.diagonal([factor], "trace")
         return jnp.stack([jnp.full_like(own, jnp.nan)] * 2 + [own])
     forward = (factor.h**2).sum((1, 2, 3)) + factor.offset[0, 0]
-    return jnp.stack([forward, (factor.delta**2).sum((1, 2, 3, 4)) / factor.delta.shape[1], own])
+    backward = (factor.delta**2).sum((1, 2, 3, 4)) / factor.delta.shape[1]
+    return jnp.stack([forward, backward, forward * backward])
 
 
 def _parts(a: Factor, b: Factor) -> tuple[Array | None, Array | None, Array]:
     """Return F, B and H between two chunks; F and B are None where H is not their product."""
-    forward, backward = structured.grams(a, b, "trace") if _is_factored(a) else (None, None)
-    own = structured.term(a, b, "trace") if forward is None else forward * backward
-    return forward, backward, own
+    if _is_factored(a):
+        forward, backward = structured.grams(a, b, "trace")
+        if forward is not None:
+            return forward, backward, forward * backward
+    return None, None, structured.term(a, b, "trace")
 
 
 @functools.partial(jax.jit, static_argnames="precision")
@@ -185,7 +190,8 @@ def _tile(rows: _Chunk, columns: _Chunk, extent: Any, on_diagonal: Any, *, preci
     i, j = jnp.arange(block)[:, None], jnp.arange(block)[None]
     kept = (i < extent[0]) & (j < extent[1]) & ~(on_diagonal & (i == j))
     left, right = (jnp.where(chunk.diagonals > 0, lax.rsqrt(chunk.diagonals), 0) for chunk in (rows, columns))
-    terms, overlaps = [], []
+    terms: list[Array] = []
+    overlaps = []
     for index, (a, b) in enumerate(zip(rows.factors, columns.factors, strict=True)):
         if terms:
             # One after the other, so that no more is alive than the terms themselves and two factors.

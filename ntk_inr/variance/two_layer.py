@@ -112,7 +112,8 @@ def two_layer_moments(
     or TopK, training the readout or a modulator leaves the limit only. A constant readout of a modulated network
     has the law of random signs.
 
-    Cost: some 50 entrywise operations on (n, n) arrays, 100 more for TopK; "soft" takes 1000, or seconds for n = 1024.
+    Cost: entrywise operations on (n, n) arrays. For n = 1024 in float64 on two cores 0.3 s, 1 s with TopK, and 3 to
+    12 s with a "soft" one; half of that in float32.
 
     Args:
         x: coordinates (n, d), floating point.
