@@ -25,7 +25,7 @@ from ntk_inr.study.record import write_json
 from ntk_inr.style import FAST, MARKERS, MEASURED, NEUTRAL, PALETTE, PREDICTED, figure_style, pyplot
 
 RESULTS = Path(__file__).parent / "results" / "closed_forms"
-WIDTHS, SEEDS, SIDE = (64, 256, 1024), 64, 32
+WIDTHS, SEEDS, SIDE = (64, 256, 1024), 32, 32
 OMEGA, BANDS, SIGMA, FREQUENCIES, SHARE = 4.0, 3, 0.5, 64, 8
 # A closed form passes within this many standard errors, or within this relative distance.
 ERRORS, RELATIVE = 2.0, 0.02

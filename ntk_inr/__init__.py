@@ -41,7 +41,7 @@ from ntk_inr.training.dynamics import Prediction, predict_training
 from ntk_inr.training.fit import FitResult, fit, fit_seeds
 from ntk_inr.variance.assumptions import check_assumptions
 from ntk_inr.variance.assumptions_report import AssumptionsReport
-from ntk_inr.variance.budget import VarianceBudget, variance_budget
+from ntk_inr.variance.budget import GramMatrices, VarianceBudget, variance_budget
 from ntk_inr.variance.budget_change import BudgetChange
 from ntk_inr.variance.two_layer import TwoLayerMoments, two_layer_moments
 
@@ -60,6 +60,7 @@ __all__ = [
     "Gabor",
     "Gauss",
     "GaussianFourier",
+    "GramMatrices",
     "ImageTask",
     "InfiniteKernel",
     "LayerNorm",

@@ -106,7 +106,7 @@ def heads(params, x):
 
 
 def branches(params, x):
-    h = jax.lax.cond(x[0, 0] > 0, lambda: x @ params["w"], lambda: 2 * x @ params["w"])
+    h = jax.lax.cond(params["w"][0, 0] > 0, lambda: x @ params["w"], lambda: 2 * x @ params["w"])
     return jnp.tanh(h) @ params["out"]
 
 

@@ -10,6 +10,9 @@ import pytest
 from jax.tree_util import Partial
 
 import ntk_inr as ni
+from ntk_inr.kernels import memory
+from ntk_inr.kernels.api import check_model
+from ntk_inr.variance import sums
 from ntk_inr.variance.budget import variance_budget
 from tests.conftest import in_float64, small
 from tests.kernel_models import MODELS
@@ -22,8 +25,9 @@ def network(name, out=1):
     return small(name, jax.random.key(0), jnp.zeros((1, 2)), out=out)
 
 
-def budget_of(name, x, out=1):
-    return variance_budget(*network(name, out), x)
+def budget_of(name, x):
+    """With tiles of one size, so that all numbers of coordinates share a compilation."""
+    return variance_budget(*network(name), x, block=8)
 
 
 def trained(key, x):
@@ -53,6 +57,8 @@ NETWORKS = {"trained siren, 3 outputs": trained, "deep": deep} | {
     )
 }  # fmt: skip
 
+IN_FLOAT32 = ("trained siren, 3 outputs", "pe+sphere+hadamard", "tied", "weight normalised")
+
 
 def leaf_kernels(apply, params, x):
     """Return {path: kernel averaged over outputs} from whole Jacobians."""
@@ -76,9 +82,10 @@ def entry(first, second):
 def test_equals_moments_and_jacobians(name, key, x, x64):
     x = x.astype(jnp.float32)
     model = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), NETWORKS[name](key, x))
-    single, moments = variance_budget(*model, x), ni.moments(ni.ntk(*model, x))
-    # Sums of n**2 squares, each rounded apart; the forward pass is the same one.
-    np.testing.assert_allclose([single.mean, single.variance, single.cv], moments[:3], rtol=1e-5)
+    if name in IN_FLOAT32:
+        single, moments = variance_budget(*model, x), ni.moments(ni.ntk(*model, x))
+        # Sums of n**2 squares, each rounded apart; the forward pass is the same one.
+        np.testing.assert_allclose([single.mean, single.variance, single.cv], moments[:3], rtol=1e-5)
 
     model, x = in_float64(model), x.astype(jnp.float64)
     budget, kernels = variance_budget(*model, x, block=7), leaf_kernels(*model, x)
@@ -164,21 +171,29 @@ def test_dead_examples_and_equal_kernels(x64):
         flat.compare(budget)
 
 
-def test_any_block_and_memory(key, x, x64):
+def test_any_block(key, x, x64):
     model, x = in_float64(network("pe", out=2)), x.astype(jnp.float64)
     whole = variance_budget(*model, x, matrices=True)
     calls = []
-    for block, limit in ((5, None), (None, 100_000), (23, None)):
-        budget = variance_budget(
-            *model, x, matrices=True, block=block, memory_limit=limit, progress=lambda *at: calls.append(at)
-        )
-        for name in ("off_diagonal", "diagonal", "means", "forward_tau", "backward_tau", "overlap"):
-            np.testing.assert_allclose(getattr(budget, name), getattr(whole, name), rtol=1e-12, err_msg=name)
-        np.testing.assert_allclose(budget.matrices.B, whole.matrices.B, rtol=1e-10, atol=1e-13)
-        assert calls[-1][0] == calls[-1][1]
-    assert (15, 15) in calls
+    budget = variance_budget(*model, x, matrices=True, block=5, progress=lambda *at: calls.append(at))
+    assert calls == [(done, 15) for done in range(1, 16)]
+    for name in ("off_diagonal", "diagonal", "means", "forward_tau", "backward_tau", "overlap"):
+        np.testing.assert_allclose(getattr(budget, name), getattr(whole, name), rtol=1e-12, err_msg=name)
+    for found, expected in zip(budget.matrices, whole.matrices, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-13)
+
+
+def test_memory(x):
+    apply, params = network("relu")
+    trace = memory.traced(check_model(apply, params, x), params, "terms")
+    terms = sums.terms_of(trace, params)
+    for limit in (10**4, 10**6):
+        cut = sums.cut_for(trace, terms, 16384, limit=limit, block=None)
+        assert cut.bytes <= limit
+        more = terms._replace(names=terms.names * 10)
+        assert sums.cut_for(trace, more, 16384, limit=limit, block=None).block < cut.block
     with pytest.raises(ValueError, match="Raise memory_limit"):
-        variance_budget(*model, x, memory_limit=1000)
+        variance_budget(apply, params, x, memory_limit=1000)
 
 
 def test_another_size_does_not_recompile(key, x):
@@ -204,9 +219,9 @@ def points(key):
 
 
 def test_sampled_is_unbiased_and_its_errors_are_honest(key, points):
-    model = network("pe+hadamard")
-    exact = variance_budget(*model, points)
-    draws = [variance_budget(*model, points, key=jax.random.key(i), size=20, submatrices=10) for i in range(25)]
+    model = network("relu")
+    exact = variance_budget(*model, points, block=8)
+    draws = [variance_budget(*model, points, key=jax.random.key(i), size=16, submatrices=6, block=8) for i in range(25)]
     for name in ("mean", "variance", "matrix", "shares", "cv"):
         errors = np.array([getattr(draw, name) for draw in draws]) - getattr(exact, name)
         spread = np.sqrt((errors**2).mean(0))
@@ -219,20 +234,22 @@ def test_sampled_is_unbiased_and_its_errors_are_honest(key, points):
         errors = np.array([getattr(draw, name) for draw in draws]) / getattr(exact, name) - 1
         assert (np.abs(errors.mean(0)) < 5 * errors.std(0) / np.sqrt(len(draws)) + 4 * EPS).all(), name
     # The submatrix's own variance is too small by (b - 1) / (n - 1).
-    assert abs(draws[0].variance * 19 / 299 - exact.variance) > 5 * draws[0].variance_stderr
+    assert abs(draws[0].variance * 15 / 299 - exact.variance) > 5 * draws[0].variance_stderr
     assert "±" in str(draws[0])
 
 
 def test_sizes_of_submatrices(key, points):
     model = network("relu")
-    exact = variance_budget(*model, points)
+    exact = variance_budget(*model, points, block=8)
     for options in ({"key": key}, {"key": key, "size": 300}):
-        whole = variance_budget(*model, points, **options)
+        whole = variance_budget(*model, points, block=8, **options)
         assert (whole.submatrices, whole.size, whole.variance, whole.variance_stderr) == (1, 300, exact.variance, 0)
     for options, expected in (({"size": 50}, (6, 50)), ({"submatrices": 3}, (3, 100)), ({"size": 10}, (8, 10))):
-        drawn = variance_budget(*model, points, key=key, **options)
+        drawn = variance_budget(*model, points, block=8, key=key, **options)
         assert (drawn.submatrices, drawn.size) == expected
-    assert variance_budget(*model, points, key=key, submatrices=3).mean_stderr == 0  # all coordinates were drawn
+    assert (
+        variance_budget(*model, points, block=8, key=key, submatrices=3).mean_stderr == 0
+    )  # all coordinates were drawn
 
 
 def check_sums(change, first, second):
@@ -269,7 +286,7 @@ def test_change_adds_up(key, x):
 
 def test_change_of_one_factor_is_found(key, x):
     apply, params = network("relu")
-    before = variance_budget(apply, params, x)
+    before = budget_of("relu", x)
     louder = variance_budget(Partial(lambda p, x: 3 * apply(p, x)), params, x)
     change = before.compare(louder)
     check = 4 * EPS * 23
@@ -278,23 +295,21 @@ def test_change_of_one_factor_is_found(key, x):
     np.testing.assert_allclose(change.cv.sum(0), 0, atol=check)
     # Also where other things change.
     pe = budget_of("pe", x)
-    after = column(before.compare(pe), "backward scale", "cv").sum()
-    apply_pe, params_pe = network("pe")
-    louder = variance_budget(Partial(lambda p, x: 3 * apply_pe(p, x)), params_pe, x)
-    np.testing.assert_allclose(column(before.compare(louder), "backward scale", "cv").sum(), after, atol=check)
+    quiet, loud = (column(pe.compare(budget), "backward scale", "cv").sum() for budget in (before, louder))
+    np.testing.assert_allclose(quiet, loud, atol=check)
     # What the layers before the readout owe to it is in their backward scale, not in its own.
     wider = {**params, "readout": jax.tree.map(lambda leaf: 2 * leaf, params["readout"])}
-    change = before.compare(variance_budget(apply, wider, x))
+    change = before.compare(variance_budget(apply, wider, x, block=8))
     np.testing.assert_allclose(column(change, "backward scale")[-1], 0, atol=check)
     assert (column(change, "backward scale")[:-1] > 0.1).any()
     nothing = before.compare(before)
     assert not nothing.variance.any()
     assert np.isnan(nothing.percent()).all()
-    assert "nan" in nothing.table()
+    assert "nan" not in nothing.table()
 
 
 def test_change_between_terms_that_differ(key, x):
-    shallow, deep = (variance_budget(*ni.init(ni.variant("pe", features=24, depth=d), key, x), x) for d in (2, 3))
+    shallow, deep = budget_of("relu", x), variance_budget(*ni.init(ni.variant("relu", features=24, depth=3), key, x), x)
     change = shallow.compare(deep)
     check_sums(change, shallow, deep)
     assert change.names == (*shallow.names, "hidden_2/kernel (+bias)")
@@ -307,9 +322,8 @@ def test_change_between_terms_that_differ(key, x):
     with pytest.raises(ValueError, match=r"terms can't be matched: one budget has 2 .*the other 3 "):
         other.compare(tied)
     # Other names, as many terms: by position; the shared weight is not one product.
-    other = budget_of("relu", x)
-    change = other.compare(tied)
-    check_sums(change, other, tied)
+    change = shallow.compare(tied)
+    check_sums(change, shallow, tied)
     assert column(change, "similarity")[1] != 0
     assert column(change, "forward similarity")[1] == 0
 
@@ -333,7 +347,7 @@ def test_change_of_entries_without_a_logarithm(key, x):
 
 
 def test_table_and_figure(key, x, tmp_path):
-    budget = budget_of("pe", x, out=2)
+    budget = budget_of("pe", x)
     lines = str(budget).splitlines()
     assert lines[0].startswith(f"variance {budget.variance:.4g}; cv ")
     assert [line.split("  ")[0] for line in lines[4:]] == list(budget.names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ class Moments(NamedTuple):
     slope: Float[Array, "n1 n2"]
 
 
+@runtime_checkable
 class Dual(Protocol):
     """What a kernel needs of an activation."""
 
@@ -184,6 +185,9 @@ class Wavelet:
         k11, k22 = pair.variances
         spread, gap = k11 + k22, pair.determinant
         d = 1 + 2 * s2 * spread + 4 * s2**2 * gap
+        if isinstance(self.omega, float) and self.omega == 0:
+            value = 1 / jnp.sqrt(d)
+            return Moments(value, 4 * s2**2 * pair.k12 * (value / d))
         power, cross = (spread + 4 * s2 * gap) / d, pair.k12 / d
         apart = jnp.exp(-w2 / 2 * (power - 2 * cross))
         along = jnp.cos(2 * self.phase) * jnp.exp(-w2 / 2 * (power + 2 * cross))

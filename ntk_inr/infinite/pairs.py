@@ -63,7 +63,7 @@ class Pair:
         left: law of u; its normal part and its uniform variables are shared with v.
         right: law of v.
         k12: covariance of the normal parts, (n1, n2); None where there are none.
-        c: their correlation, exactly 1 where u and v are one.
+        c: their correlation, exactly 1 where u and v are one, 0 where one of them does not vary.
         diagonal: True where u and v are paired row by row; everything is then (n, 1).
     """
 
@@ -125,15 +125,21 @@ def pair_of(left: Side, right: Side, k12: Array | None, *, same: bool) -> Pair:
     if k12 is None or left.k is None or right.k is None:
         return Pair(left, right, None, None)
     c = jnp.clip(k12 * (inverse_root(left.k)[:, None] * inverse_root(right.k)[None, :]), -1, 1)
-    # A correlation that rounds to less than 1 costs half the digits of its angle.
-    return Pair(left, right, k12, jnp.where(jnp.eye(len(c), dtype=bool), 1, c) if same else c)
+    if same:
+        # A correlation that rounds to less than 1 costs half the digits of its angle.
+        c = jnp.where(jnp.eye(len(c), dtype=bool), _own_correlation(left)[:, None], c)
+    return Pair(left, right, k12, c)
 
 
 def diagonal_of(side: Side) -> Pair:
     """Return the law of each pre-activation beside itself."""
     if side.k is None:
         return Pair(side, side, None, None, diagonal=True)
-    return Pair(side, side, side.k[:, None], jnp.ones_like(side.k)[:, None], diagonal=True)
+    return Pair(side, side, side.k[:, None], _own_correlation(side)[:, None], diagonal=True)
+
+
+def _own_correlation(side: Side) -> Array:
+    return (side.k > 0).astype(side.k.dtype)
 
 
 @functools.cache

@@ -24,7 +24,7 @@ Group = Literal["weights", "bias", "readout"]
 class TwoLayerNetwork(nn.Module):
     """The module that :func:`two_layer_network` checks and builds; its fields are that function's arguments."""
 
-    width: int
+    width: Any  # like the other numbers, traced where the closed forms take a network as a description
     encoding: nn.Module | None = None
     normalization: Sphere | None = None
     modulation: tuple[FourierModulation, ...] = ()

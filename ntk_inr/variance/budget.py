@@ -14,7 +14,7 @@ from jax import Array
 
 from ntk_inr import _checks
 from ntk_inr.kernels import memory
-from ntk_inr.kernels.api import Precision, check_model
+from ntk_inr.kernels.api import Precision, check_concrete, check_model
 from ntk_inr.variance import budget_report, sums
 from ntk_inr.variance.budget_change import BudgetChange, attributed
 from ntk_inr.variance.sums import Sums
@@ -54,8 +54,8 @@ class VarianceBudget:
 
     Attributes:
         names: the terms, by the paths of their parameters, in the order of the forward pass.
-        factored: (L,), whether ``H = F * B``. Elsewhere (leaves with their own Jacobian, weights used more than
-            once) what is said of F and B is NaN.
+        factored: (L,), whether ``H = F * B``. Elsewhere (leaves with their own Jacobian, such as the weights of a
+            one-dimensional input, and weights used more than once) what is said of F and B is NaN.
         n: number of coordinates.
         off_diagonal: (L, L), the part of ``matrix`` from pairs of different coordinates.
         diagonal: (L, L), the part from the kernel's diagonal.
@@ -164,10 +164,9 @@ class VarianceBudget:
 
         Example:
             >>> import jax, jax.numpy as jnp, ntk_inr as ni
-            >>> from ntk_inr.variance.budget import variance_budget
-            >>> x = jnp.linspace(-1, 1, 32)[:, None]
+            >>> x = jax.random.uniform(jax.random.key(1), (32, 2), minval=-1.0)
             >>> relu, pe = (
-            ...     variance_budget(*ni.init(ni.variant(name, features=32, depth=2), jax.random.key(0), x), x)
+            ...     ni.variance_budget(*ni.init(ni.variant(name, features=32, depth=2), jax.random.key(0), x), x)
             ...     for name in ("relu", "pe")
             ... )
             >>> change = relu.compare(pe)
@@ -226,9 +225,9 @@ def variance_budget(
 
     Example:
         >>> import jax, jax.numpy as jnp, ntk_inr as ni
-        >>> x = jnp.linspace(-1, 1, 32)[:, None]
+        >>> x = jax.random.uniform(jax.random.key(1), (32, 2), minval=-1.0)
         >>> apply, params = ni.init(ni.CoordinateMLP(features=32, depth=2), jax.random.key(0), x)
-        >>> budget = variance_budget(apply, params, x)
+        >>> budget = ni.variance_budget(apply, params, x)
         >>> budget.names
         ('hidden_0/kernel (+bias)', 'hidden_1/kernel (+bias)', 'readout/kernel (+bias)')
         >>> exact = ni.moments(ni.ntk(apply, params, x))
@@ -242,8 +241,7 @@ def variance_budget(
         if value is not None:
             _checks.check_positive(value, name, integer=True)
     model = check_model(apply, params, x)
-    if model.traced:
-        raise ValueError("variance_budget drives tiles from the host, so it can't be used inside jit, vmap or grad.")
+    check_concrete(model, "variance_budget")
     n = len(model.x1)
     if n < 2:
         raise ValueError("x has 1 coordinate, whose kernel has one eigenvalue and no variance; expected at least 2.")

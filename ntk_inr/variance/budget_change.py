@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from ntk_inr import _checks
-from ntk_inr.variance.budget_report import aligned
+from ntk_inr.variance.budget_report import aligned, cell
 
 FACTORS = (
     "coordinates",
@@ -104,12 +104,12 @@ class BudgetChange:
         decibels, percent = self._contributions(of) * _DECIBELS, self.percent(of)
         used = [k for k in range(len(self.factors)) if decibels[:, k].any()]
         rows = [
-            [name, *(f"{numbers[k]:+z.2f}" for k in used), f"{numbers.sum():+z.2f}", f"{shares.sum():z.1f}"]
+            [name, *(f"{numbers[k]:+z.2f}" for k in used), f"{numbers.sum():+z.2f}", cell(shares.sum(), "z.1f")]
             for name, numbers, shares in zip(
                 (*self.names, "all"), _with_sums(decibels), _with_sums(percent), strict=True
             )
         ]
-        rows.append(["%", *(f"{percent[:, k].sum():z.1f}" for k in used), f"{percent.sum():z.1f}", ""])
+        rows.append(["%", *(cell(percent[:, k].sum(), "z.1f") for k in used), cell(percent.sum(), "z.1f"), ""])
         changes = [f"{name} {self.before[name]:.4g} -> {self.after[name]:.4g}" for name in get_args(Figure)]
         what = {"cv": "cv squared", "variance": "the variance", "mean": "the mean"}[of]
         head = ["; ".join(changes), f"contributions to the change of {what}, in dB:"]

@@ -18,10 +18,9 @@ _LONGEST = 24
 def aligned(header: list[str], rows: list[list[str]]) -> list[str]:
     """Return the lines of a table, its first column to the left and the others to the right.
 
-    A header of two words takes two lines.
+    The last word of a header stands in a second line.
     """
-    above = [head.partition(" ")[0] if " " in head else "" for head in header]
-    below = [head.rpartition(" ")[2] for head in header]
+    above, below = ([head.rpartition(" ")[part] for head in header] for part in (0, 2))
     widths = [max(len(row[i]) for row in [above, below, *rows]) for i in range(len(header))]
 
     def line(row: list[str]) -> str:
@@ -41,10 +40,10 @@ def table(budget: Any) -> str:
     for row, name in enumerate(budget.names):
         own, entries = budget.matrix[row, row], budget.matrix[row].sum()
         percent = [budget.means[row] / mean, entries / total, own / total, (entries - own) / total]
-        cells = [_cell(100 * value, "z.1f") for value in [*percent, budget.diagonal[row].sum() / total]]
-        cells[2:2] = [_cell(100 * budget.shares_stderr[row], ".2g")] * sampled
+        cells = [cell(100 * value, "z.1f") for value in [*percent, budget.diagonal[row].sum() / total]]
+        cells[2:2] = [cell(100 * budget.shares_stderr[row], ".2g")] * sampled
         factors = [budget.forward_scale, budget.backward_scale, budget.forward_tau, budget.backward_tau, budget.overlap]
-        rows.append([name, *cells, *(_cell(values[row], ".3g") for values in factors)])
+        rows.append([name, *cells, *(cell(values[row], ".3g") for values in factors)])
 
     def figure(name: str) -> str:
         error = f" ± {getattr(budget, f'{name}_stderr'):.2g}" if sampled else ""
@@ -57,7 +56,8 @@ def table(budget: Any) -> str:
     return "\n".join(lines)
 
 
-def _cell(value: float, spec: str) -> str:
+def cell(value: float, spec: str) -> str:
+    """Return a number as text, and a dash where there is none."""
     return "–" if np.isnan(value) else format(value, spec)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from ntk_inr.variance.soft_gates import SoftGates
 from ntk_inr.variance.unit_laws import outer, product
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TwoLayerFactors:
     r"""The factors of the first layer's kernel at infinite width, :math:`H^2_{ij}/H_{ii}H_{jj} = \tau_x\tau_s\tau_g`.
@@ -33,8 +35,8 @@ class TwoLayerFactors:
     """
 
     R_x2: Float[Array, ""]
-    active_fraction: float
-    active_units: float | None
+    active_fraction: float = dataclasses.field(metadata={"static": True})
+    active_units: float | None = dataclasses.field(metadata={"static": True})
     scale: Float[Array, ""]
     tau_x: Float[Array, "n n"]
     tau_s: Float[Array, "n n"]
@@ -72,7 +74,6 @@ def two_layer_factors(
     gradient_square: Float[Array, "n n"],
     overlap_square: Float[Array, "n n"],
     modulators: list[Modulator],
-    width: int | None,
 ) -> TwoLayerFactors | None:
     """Return the factors of the kernel of w and b from the squares of two of them; None if neither is trained."""
     if not {"weights", "bias"} & set(net.trained):
@@ -83,7 +84,7 @@ def two_layer_factors(
     return TwoLayerFactors(
         R_x2=pre.gradient_squares.mean(),
         active_fraction=gate.fraction,
-        active_units=None if width is None else gate.fraction * width,
+        active_units=None,
         scale=(net.scale**2 * pre.gradient_squares * overlaps * rows**2).mean(),
         tau_x=tau_x,
         tau_s=overlap_square / outer(overlaps, overlaps),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -50,23 +51,17 @@ def encoded(x: Array, encoding: Any, sphere: Sphere | None, key: Any) -> tuple[P
     """
     same = jnp.eye(x.shape[0], dtype=bool)
     if isinstance(encoding, GaussianFourier) and key is None:
-        frequencies, scale = encoding.features, jnp.asarray(encoding.scale, x.dtype)
-        similarity = jnp.exp(-2 * math.pi**2 * scale**2 * distances(x))
-        square = jnp.asarray(frequencies, x.dtype)
+        similarity = jnp.exp(-2 * math.pi**2 * encoding.scale**2 * distances(x))
+        square = float(encoding.features)
         if sphere is not None:
-            features = 2 * frequencies
-            square = square * _gain(square, features, sphere) ** 2
-        spread = square * (1 - similarity**2) / math.sqrt(2 * frequencies)
-        return Pairs(square * similarity, jnp.full(x.shape[0], square), same), spread
+            radius = (2 * encoding.features) ** 0.5 if sphere.radius is None else sphere.radius
+            square = radius**2 / (1 + 2 * sphere.epsilon)  # the mean square of an entry is 1/2
+        spread = square * (1 - similarity**2) / math.sqrt(2 * encoding.features)
+        return Pairs(square * similarity, jnp.full(x.shape[0], square, x.dtype), same), spread
     gamma = x if encoding is None else _applied(encoding, x, key)
     if sphere is not None:
         gamma = sphere(gamma)
     return Pairs(gram(gamma), (gamma**2).sum(axis=1), same), None
-
-
-def _gain(square: Array, features: int, sphere: Sphere) -> Array:
-    radius2 = features if sphere.radius is None else sphere.radius**2
-    return jnp.sqrt(radius2 / (square + sphere.epsilon * features))
 
 
 def _applied(encoding: Any, x: Array, key: Any) -> Array:
@@ -112,9 +107,13 @@ def preactivations(net: TwoLayerNetwork, pairs: Pairs) -> Preactivations:
 
 def modulator(factors: FourierModulation, x: Array) -> Modulator:
     """Return the kernels of these factors at coordinates ``x``, (6.2)."""
-    omega2 = jnp.asarray(factors.omega, x.dtype) ** 2
-    kernel = jnp.exp(-omega2 * distances(x) / 2)
-    return Modulator(kernel, omega2 * gram(x) + 1 if factors.trained else None)
+    return _modulator(x, factors.omega, trained=factors.trained)
+
+
+@functools.partial(jax.jit, static_argnames="trained")
+def _modulator(x: Array, omega: Any, *, trained: bool) -> Modulator:
+    kernel = jnp.exp(-(omega**2) * distances(x) / 2)
+    return Modulator(kernel, omega**2 * gram(x) + 1 if trained else None)
 
 
 def averaged(function: Callable[[Pairs], Any], pairs: Pairs, spread: Array | None) -> Any:

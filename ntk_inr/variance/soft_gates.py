@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +107,11 @@ def _mixed(moment: Callable[..., Array], c: Array, left: tuple[Array, Array], ri
 
 def soft_gates(fraction: float, soft: Soft, temperature: Float[Array, " n"]) -> SoftGates:
     """Return the gates that pass ``fraction`` of the units, at most 1/2, at temperatures of their own."""
+    return SoftGates(fraction, temperature, _threshold(fraction, temperature), soft)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _threshold(fraction: float, temperature: Array) -> Array:
     spreads = jnp.asarray(_SPREADS, temperature.dtype)[None, :] * temperature[:, None]
     weights = jnp.asarray(_WEIGHTS, temperature.dtype)[None, :]
     noisy = jnp.sqrt(1 + spreads**2)
@@ -115,7 +120,7 @@ def soft_gates(fraction: float, soft: Soft, temperature: Float[Array, " n"]) -> 
     def passing(threshold: Array) -> Array:
         return (weights * norm.sf(threshold[:, None] / noisy)).sum(axis=1)
 
-    def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
         middle = (low + high) / 2
         above = passing(middle) > fraction
@@ -125,8 +130,7 @@ def soft_gates(fraction: float, soft: Soft, temperature: Float[Array, " n"]) -> 
     threshold = lax.stop_gradient(lax.fori_loop(0, _BISECTIONS, halve, bracket)[0])
     # Bisection has no derivative; a Newton step from its result has the right one.
     slope = (weights * norm.pdf(threshold[:, None] / noisy) / noisy).sum(axis=1)
-    threshold = threshold + (passing(threshold) - fraction) / slope
-    return SoftGates(fraction, temperature, threshold, soft)
+    return threshold + (passing(threshold) - fraction) / slope
 
 
 def _noisy(c: Array, a: Array, b: Array, v1: Array, v2: Array) -> _Noisy:

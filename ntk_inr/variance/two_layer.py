@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
@@ -20,7 +22,7 @@ from ntk_inr.spectra.moments import moments
 from ntk_inr.variance import inputs, normalised_laws, unit_laws
 from ntk_inr.variance.factors import TwoLayerFactors, two_layer_factors
 from ntk_inr.variance.gates import RELU, Threshold
-from ntk_inr.variance.inputs import Pairs
+from ntk_inr.variance.inputs import Modulator, Pairs
 from ntk_inr.variance.soft_gates import SoftGates, soft_gates
 
 Status = Literal["expectation", "asymptotic", "limit"]
@@ -32,6 +34,7 @@ _SOFT = {
 }
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TwoLayerMoments:
     """Moments of the eigenvalues of a two-layer network's kernel, and where they come from.
@@ -55,13 +58,21 @@ class TwoLayerMoments:
     variance: Float[Array, ""]
     cv: Float[Array, ""]
     effective_rank: Float[Array, ""]
-    status: Status
-    formula: str
-    condition: str
+    status: Status = dataclasses.field(metadata={"static": True})
+    formula: str = dataclasses.field(metadata={"static": True})
+    condition: str = dataclasses.field(metadata={"static": True})
     kernel: Float[Array, "n n"]
     factors: TwoLayerFactors | None
     proxy: Float[Array, ""] | None
     proxy_ratio: Float[Array, ""] | None
+
+
+class _Computed(NamedTuple):
+    mean: Array
+    variance: Array
+    cv: Array
+    kernel: Array
+    factors: TwoLayerFactors | None
 
 
 class _Entries(NamedTuple):
@@ -170,9 +181,53 @@ def two_layer_moments(
     sphere = normalization if normalization is not None and normalization.placement == "input" else None
     pairs, spread = inputs.encoded(x, encoding, sphere, key)
     inputs.check_directions(pairs, has_bias=bias_std is not None)
-    modulators = [inputs.modulator(factors, x) for factors in net.modulation]
-    gate = _gate(net, pairs)
     route = _route(net, limit=limit)
+    modulators = [inputs.modulator(factors, x) for factors in net.modulation]
+    found = _computed(_outline(net), route, pairs, spread, modulators, _numbers(net))
+    factors = found.factors
+    if factors is not None and width is not None:
+        factors = dataclasses.replace(factors, active_units=factors.active_fraction * width)
+    proxy = None if factors is None else factors.proxy
+    return TwoLayerMoments(
+        mean=found.mean,
+        variance=found.variance,
+        cv=found.cv,
+        effective_rank=x.shape[0] / (1 + found.cv**2),
+        status=_status(route, averaged=spread is not None),
+        formula=_formula(net, route, averaged=spread is not None),
+        condition=_condition(net, route, limit=limit, averaged=spread is not None),
+        kernel=found.kernel,
+        factors=factors,
+        proxy=proxy,
+        proxy_ratio=None if proxy is None else proxy / found.variance,
+    )
+
+
+def _numbers(net: TwoLayerNetwork) -> dict[str, Any]:
+    """Return what may change without another compilation; widths, where k doesn't count units."""
+    numbers = {name: getattr(net, name) for name in ("scale", "weight_std", "bias_std", "output_bias")}
+    return numbers if net.sparsity is not None else numbers | {"width": net.width}
+
+
+def _outline(net: TwoLayerNetwork) -> TwoLayerNetwork:
+    """Return the network less its numbers and its encoding: what a compiled program is for."""
+    blank: dict[str, Any] = dict.fromkeys(_numbers(net), 1)
+    modulation = tuple(factors.clone(omega=1.0) for factors in net.modulation)
+    return net.clone(**blank, encoding=None, modulation=modulation)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _computed(
+    outline: TwoLayerNetwork,
+    route: _Route,
+    pairs: Pairs,
+    spread: Array | None,
+    modulators: list[Modulator],
+    numbers: dict[str, Any],
+) -> _Computed:
+    """Return the moments and factors of the network of this outline and these numbers."""
+    net = outline.clone(**numbers)
+    gate = _gate(net, pairs)
 
     def entries(pairs: Pairs) -> _Entries:
         pre = inputs.preactivations(net, pairs)
@@ -187,27 +242,13 @@ def two_layer_moments(
         return _Entries(law.mean, law.mean**2 + law.variance, law.diagonal_covariance, pre.gradient**2, overlap**2)
 
     found = inputs.averaged(entries, pairs, spread)
-    n = x.shape[0]
+    n = pairs.squares.shape[0]
     spectrum = moments(found.kernel)
     fluctuation = (found.square - found.kernel**2).sum() / n - found.diagonal_covariance.sum() / n**2
     variance = spectrum.variance + fluctuation
-    cv = jnp.sqrt(variance) / spectrum.mean
     pre = inputs.preactivations(net, pairs)
-    factors = two_layer_factors(net, gate, pre, found.gradient_square, found.overlap_square, modulators, width)
-    proxy = None if factors is None else factors.proxy
-    return TwoLayerMoments(
-        mean=spectrum.mean,
-        variance=variance,
-        cv=cv,
-        effective_rank=n / (1 + cv**2),
-        status=_status(route, averaged=spread is not None),
-        formula=_formula(net, route, averaged=spread is not None),
-        condition=_condition(net, route, limit=limit, averaged=spread is not None),
-        kernel=found.kernel,
-        factors=factors,
-        proxy=proxy,
-        proxy_ratio=None if proxy is None else proxy / variance,
-    )
+    factors = two_layer_factors(net, gate, pre, found.gradient_square, found.overlap_square, modulators)
+    return _Computed(spectrum.mean, variance, jnp.sqrt(variance) / spectrum.mean, found.kernel, factors)
 
 
 def _gate(net: TwoLayerNetwork, pairs: Pairs) -> Threshold | SoftGates:

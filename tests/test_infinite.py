@@ -1,0 +1,300 @@
+"""Infinite-width kernels: each dual against an independent quadrature, each network against wide ones and stax."""
+
+import dataclasses
+import functools
+import importlib.util
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+import ntk_inr as ni
+from ntk_inr.infinite import maps, pairs, tiles
+from ntk_inr.infinite.duals import Erf, Rectifier, Sine, Wavelet
+from ntk_inr.infinite.gating import HardGate, SoftGate
+from ntk_inr.infinite.network import InfiniteKernel, infinite_kernel
+from ntk_inr.infinite.quadrature import Quadrature
+from ntk_inr.infinite.resolve import dual_of
+from ntk_inr.networks.initializers import FanIn
+
+stax_installed = pytest.mark.skipif(
+    importlib.util.find_spec("neural_tangents") is None or importlib.util.find_spec("frozendict") is None,
+    reason="neural-tangents is not installed",
+)
+NORMAL = FanIn(0.5)
+
+
+class NormalGauss(ni.Gauss):
+    """With normal weights in every layer, which stax can take."""
+
+    def law(self, *, first, readout):
+        return NORMAL
+
+
+class NormalSine(ni.Sine):
+    def law(self, *, first, readout):
+        return NORMAL
+
+
+def gaussian_pair(n=6, features=None, seed=0):
+    """Return the law of n by n scattered pre-activations under x64, with near and collinear ones among them."""
+    rng = np.random.default_rng(seed)
+    h = rng.normal(size=(n, 3)) * rng.uniform(0.2, 0.6, size=(n, 1))
+    h[1], h[2] = 1.3 * h[0], h[0] + 1e-3
+    k = jnp.asarray(h @ h.T)
+    columns = None if features is None else jnp.asarray(rng.uniform(0.2, 0.7, size=(n, features)))
+    side = pairs.Side(jnp.diagonal(k), columns)
+    return pairs.pair_of(side, side, k, same=True)
+
+
+def distance(a, b):
+    return float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
+
+
+SMOOTH = {
+    "sine": (Sine(2.1, 0.4), lambda u: jnp.sin(2.1 * u + 0.4)),
+    "gauss": (Wavelet(0.8, 0.0, 0.0), lambda u: jnp.exp(-0.64 * u * u)),
+    "gabor": (Wavelet(0.8, 2.0, 0.3), lambda u: jnp.exp(-0.64 * u * u) * jnp.cos(2 * u + 0.3)),
+    "erf": (Erf(0.9), lambda u: jax.scipy.special.erf(0.9 * u)),
+}
+
+
+@pytest.mark.parametrize("bias", [None, 1])
+@pytest.mark.parametrize("name", SMOOTH)
+def test_closed_forms_are_what_quadrature_gives(x64, name, bias):
+    closed, function = SMOOTH[name]
+    pair, numeric = gaussian_pair(features=bias), Quadrature(function, order=220)
+    # The Fourier series of wavelets under a uniform bias is cut at 1e-7.
+    rtol = 1e-7 if bias and isinstance(closed, Wavelet) else 1e-10
+    for found, expected in zip(closed.moments(pair), numeric.moments(pair), strict=True):
+        np.testing.assert_allclose(found, expected, atol=rtol * float(jnp.abs(expected).max()))
+    np.testing.assert_allclose(closed.mean(pair.left), numeric.mean(pair.left), atol=rtol)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_slope_is_the_derivative_by_the_covariance_as_price_has_it(x64, name):
+    dual, _ = SMOOTH[name]
+    k = jnp.array([1.0, 0.7]), jnp.array([1.9, 0.4])
+    sides = pairs.Side(k[0]), pairs.Side(k[1])
+
+    def value(k12):
+        return dual.moments(pairs.pair_of(*sides, k12, same=False))
+
+    k12, step = jnp.array([[0.3, -0.4], [0.6, 0.1]]), 1e-5
+    numeric = (value(k12 + step).value - value(k12 - step).value) / (2 * step)
+    np.testing.assert_allclose(value(k12).slope, numeric, rtol=1e-8)
+
+
+def conditional(pair, i, j, low, left, right, offset=0.0):
+    """Return E[left(u) right(v)] for u above ``low``, with right's mean given u in closed form; plain quadrature."""
+    s1, s2 = (float(pairs.root(k)) for k in (pair.left.k[i], pair.right.k[j]))
+    c = float(pair.c[i, j])
+    start = (low - offset) / s1
+    z, w = np.polynomial.legendre.leggauss(400)
+    z, w = start + (z + 1) / 2 * (max(9.0, start + 9) - start), w / 2 * (max(9.0, start + 9) - start)
+    density = np.exp(-z * z / 2) / np.sqrt(2 * np.pi)
+    return np.sum(w * density * left(s1 * z + offset) * right(c * s2 * z, s2 * np.sqrt(max(1 - c * c, 0.0))))
+
+
+def truncated_mean(threshold, mean, sigma, power):
+    """Return E[v**power 1{v > threshold}] of v normal."""
+    z = (threshold - mean) / sigma
+    chance, density = scipy.special.ndtr(-z), np.exp(-z * z / 2) / np.sqrt(2 * np.pi)
+    return chance if power == 0 else mean * chance + sigma * density
+
+
+@pytest.mark.parametrize("bias", [None, 1])
+@pytest.mark.parametrize("dual", [Rectifier(), HardGate(0.1)], ids=["relu", "topk"])
+def test_gates_against_conditional_means(x64, dual, bias):
+    pair = gaussian_pair(features=bias)
+    value, slope = dual.moments(pair)
+    nodes, weights = (np.zeros(1), np.ones(1)) if bias is None else np.polynomial.legendre.leggauss(200)
+    weights = weights / weights.sum()
+    for i, j in ((0, 3), (0, 1), (3, 4), (2, 5)):
+        spread = [0.0 if bias is None else float(pair.left.features[k, 0]) for k in (i, j)]
+        thresholds = [0.0, 0.0]
+        if isinstance(dual, HardGate):
+            thresholds = [threshold(float(pair.left.k[k]), s, dual.q) for k, s in zip((i, j), spread, strict=True)]
+        expected = np.zeros(2)
+        for node, weight in zip(nodes, weights, strict=True):
+            a, b = node * spread[0], node * spread[1]
+            for power in (0, 1):
+                expected[1 - power] += weight * conditional(
+                    pair,
+                    i,
+                    j,
+                    thresholds[0],
+                    lambda u, power=power: u**power,
+                    lambda m, s, power=power, b=b: truncated_mean(thresholds[1], m + b, max(s, 1e-9), power),
+                    a,
+                )
+        found = np.array([value[i, j], slope[i, j]])
+        np.testing.assert_allclose(found, expected, rtol=3e-5 if bias else 1e-6)
+
+
+def threshold(k, spread, q):
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+
+    def excess(t):
+        return weights @ scipy.special.ndtr((spread * nodes - t) / np.sqrt(k)) / 2 - q
+
+    return scipy.optimize.brentq(excess, -10, 10, xtol=1e-13)
+
+
+def test_relatives_of_relu_are_recognised(x64):
+    assert dual_of(jax.nn.relu) == Rectifier(1.0, 0.0)
+    assert dual_of(jax.nn.leaky_relu) == Rectifier(1.0, -0.01)
+    assert dual_of(jnp.abs) == Rectifier(1.0, 1.0)
+    assert isinstance(dual_of(jnp.tanh), Quadrature)
+    pair = gaussian_pair()
+    identity = dual_of(lambda u: u).moments(pair)
+    np.testing.assert_allclose(identity.value, pair.k12, atol=1e-14)
+    np.testing.assert_allclose(identity.slope, 1.0)
+    # abs(u) = u_+ + (-u)_+, and E|gg'| = (2/pi)(sin(t) + (pi/2 - t) cos(t)).
+    theta = np.arccos(np.asarray(pair.c))
+    size = np.sqrt(np.outer(pair.left.k, pair.left.k))
+    expected = size * 2 / np.pi * (np.sin(theta) + (np.pi / 2 - theta) * np.cos(theta))
+    np.testing.assert_allclose(dual_of(jnp.abs).moments(pair).value, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["sine", "gauss", "gabor"])
+@pytest.mark.parametrize("d", [1, 2])
+def test_uniform_first_layer_against_a_product_rule(x64, name, d):
+    """The closed form (T11.4) and the Fourier series against Gauss-Legendre over the weights and the bias."""
+    closed, function = SMOOTH[name]
+    x = jax.random.uniform(jax.random.key(1), (5, d), minval=-1.0, dtype=jnp.float64).at[1].set(0.0)
+    state = maps.dense_uniform(x, None, 1.0, uniform=0.7)
+    found, expected = (maps.activate(state, dual) for dual in (closed, Quadrature(function)))
+    for field in ("k", "theta", "left_mean"):
+        np.testing.assert_allclose(getattr(found, field), getattr(expected, field), atol=1e-7)
+    cross = maps.activate(maps.dense_uniform(x, x[:3], 1.0, uniform=0.7), closed)
+    np.testing.assert_allclose(cross.k, found.k[:, :3], atol=1e-7)
+    np.testing.assert_allclose(cross.right, found.right[:3], atol=1e-7)
+
+
+def test_sines_first_layer_is_formula_11_4(x64):
+    x = jax.random.uniform(jax.random.key(1), (5, 2), minval=-1.0, dtype=jnp.float64)
+    state = maps.activate(maps.dense_uniform(x, None, 1 / 2, uniform=0.7), Sine(9.0, 0.0))
+    apart, along = (np.sinc(9 * (x[:, None] + s * x[None]) / 2 / np.pi).prod(2) for s in (-1, 1))
+    np.testing.assert_allclose(state.k, (apart - along * np.sinc(2 * 9 * 0.7 / np.pi)) / 2, atol=1e-12)
+
+
+def test_golden_values_of_the_theory(x64):
+    """The 12 x 12 grid of the theory's last section: kernels of a first layer, trained."""
+    axis = -1 + 2 * np.arange(12) / 12
+    grid = np.stack([m.ravel() for m in np.meshgrid(axis, axis, indexing="ij")] + [np.ones(144)], 1)
+    rho = jnp.asarray(grid @ grid.T)
+    side = pairs.Side(jnp.diagonal(rho))
+    pair = pairs.pair_of(side, side, rho, same=True)
+    factors = maps.fourier_factors(jnp.asarray(grid[:, :2]), None, 4.0, trained=True)
+    relu, first = Rectifier().moments(pair), maps.State(rho, rho, side.k, side.k, side.k * 0, side.k * 0, same=True)
+    active = maps.activate(first, Rectifier())
+    norms = np.sqrt(np.outer(side.k, side.k))
+    for kernel, mean, variance in (
+        (rho * relu.slope, 0.83796296, 30.333040),
+        (pair.c * relu.slope, 0.5, 11.488755),
+        (rho * relu.slope + relu.value, 1.6759259, 159.71991),
+        (rho * relu.slope * factors.k, 0.83796296, 3.0752787),
+        (maps.product(active, factors).theta, 12.258573, 903.92475),
+        (pair.c * HardGate(1 / 8).moments(pair).slope, 0.125, 0.46362095),
+        # (T7.7): the sphere of radius sqrt(m) behind the gate.
+        (norms * 0 + maps.normalize(maps.activate(first, HardGate(1 / 8))).theta, 0.34549142, 3.5417473),
+    ):
+        found = ni.moments(kernel)
+        np.testing.assert_allclose([found.mean, found.variance], [mean, variance], rtol=2e-7)
+
+
+@pytest.mark.parametrize("soft", ["shrinkage", "gated", "straight_through"])
+def test_soft_gates_against_sampled_units(x64, key, soft):
+    m, q, temperature = 40_000, 0.2, 0.3
+    pair = gaussian_pair(4)
+    root = jnp.linalg.cholesky(pair.k12 + 1e-9 * jnp.eye(4))
+    u = root @ jax.random.normal(key, (4, m))
+    layer = ni.TopK(k=int(q * m), mode="soft", temperature=temperature, soft=soft)
+    h, slope = layer(jnp.tanh(u)), jax.vmap(jax.grad(lambda u: layer(jnp.tanh(u)).sum()))(u)
+    found = SoftGate(jnp.tanh, q, temperature, soft, order=128)
+    # Entries are of order 0.1 to 1 and their sampling errors of 1 / sqrt(m) = 5e-3 of that.
+    np.testing.assert_allclose(found.moments(pair).value, h @ h.T / m, atol=0.01)
+    np.testing.assert_allclose(found.moments(pair).slope, slope @ slope.T / m, atol=0.01)
+    np.testing.assert_allclose(found.mean(pair.left), h.mean(1), atol=0.01)
+
+
+def test_soft_shrinkage_tends_to_the_hard_gate(x64):
+    pair = gaussian_pair(4)
+    soft = SoftGate(lambda u: u, 0.2, 0.05, "shrinkage", order=400).moments(pair).slope
+    np.testing.assert_allclose(soft, HardGate(0.2).moments(pair).slope, atol=0.02)
+
+
+def test_sphere_rescales_a_homogeneous_network_as_5_10(x64, x):
+    """Without biases and with one norm, Theta is divided by the plain network's gain and cv stays."""
+    x = jnp.asarray(x, jnp.float64) / jnp.linalg.norm(jnp.asarray(x, jnp.float64), axis=1)[:, None]
+
+    def theta(gain, sphere):
+        state = maps.inputs(x)
+        for _ in range(3):
+            state = maps.activate(maps.dense(state, gain), Rectifier())
+            state = maps.normalize(state) if sphere else state
+        return maps.dense(state, 1.0).theta
+
+    plain, sphere = theta(3.0, False), theta(3.0, True)
+    np.testing.assert_allclose(sphere, plain / (1.5**3 / 2), rtol=1e-9)
+
+
+# One network a line, of 192 units; each part and each activation occurs, in both parameterizations.
+WIDE = {
+    "relu": {},
+    "sine+sphere_pre": {"activation": ni.Sine(3.0, 0.4), "normalization": ni.Sphere("hidden_pre", radius=10.0)},
+    "gauss+residual": {"activation": ni.Gauss(0.4), "residual": True},
+    "gabor+factors": {"activation": ni.Gabor(2.0, 5.0, 0.3), "modulation": ni.FourierModulation(2.0)},
+    "erf+layer": {"activation": "erf", "normalization": "layer"},
+    "tanh+trained": {"activation": jnp.tanh, "modulation": ni.FourierModulation(2.0, trained=True)},
+    "topk_sphere": {"sparsity": ni.TopK(24, mode="sphere")},
+    "layer_post+residual": {"normalization": ni.LayerNorm("hidden_post"), "residual": True},
+    "pe+sine": {"encoding": ni.NeRFEncoding(1), "activation": ni.Sine(5.0)},
+}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_against_wide_networks(key, name):
+    x, seeds, width = jax.random.uniform(key, (4, 2), minval=-1.0), 64, 192
+    parameterization = "ntk" if list(WIDE).index(name) % 2 else "standard"
+    net = ni.CoordinateMLP(features=width, depth=2, out=4, parameterization=parameterization, **WIDE[name])
+
+    def sample(key):
+        apply, params = ni.init(net, key, x)
+        values = apply(params, x)
+        return InfiniteKernel(values @ values.T / 4, ni.ntk(apply, params, x))
+
+    found = jax.lax.map(sample, jax.random.split(key, seeds), batch_size=8)
+    for samples, expected in zip(found, infinite_kernel(net)(x), strict=True):
+        stderr = samples.std(0, ddof=1) / seeds**0.5
+        size = jnp.sqrt(jnp.outer(jnp.diagonal(expected), jnp.diagonal(expected)))
+        # Four standard errors, and a correction of order 1/width.
+        assert bool((jnp.abs(samples.mean(0) - expected) < 4 * stderr + 5 / width * size).all())
+
+
+STAX = {
+    "relu": {},
+    "leaky": {"activation": jax.nn.leaky_relu},
+    "sine": {"activation": NormalSine(2.0, 0.3)},
+    "gauss": {"activation": NormalGauss(0.6)},
+    "erf": {"activation": "erf", "bias_law": None},
+    "layer": {"normalization": ni.LayerNorm(epsilon=1e-5)},
+    "pe+factors": {"encoding": ni.NeRFEncoding(2), "modulation": ni.FourierModulation(2.0)},
+    "trained factors": {"modulation": ni.FourierModulation(2.0, trained=True)},
+}
+
+
+@stax_installed
+@pytest.mark.parametrize("name", STAX)
+def test_agrees_with_stax(x64, x, name):
+    x = jnp.asarray(x, jnp.float64)
+    parameterization = "ntk" if list(STAX).index(name) % 2 else "standard"
+    net = ni.CoordinateMLP(features=64, depth=3, parameterization=parameterization, **{"bias_law": NORMAL, **STAX[name]})
+    own, theirs = infinite_kernel(net, order=100), infinite_kernel(net, backend="neural-tangents", order=100)
+    for second in (None, x[:5] + 0.1):
+        for a, b in zip(own(x, second), theirs(x, second), strict=True):
+            assert distance(a, b) < 1e-7
