@@ -387,8 +387,8 @@ def plot_agreement(rows: list[dict[str, Any]], path: Path) -> None:
             axis.axvline(1, color=MEASURED, lw=1)
             axis.set(xlabel=f"{value} / Monte Carlo variance", yticks=range(len(names)), yticklabels=names)
         axes[0].axvspan(1 - RELATIVE, 1 + RELATIVE, color=NEUTRAL, alpha=0.2, lw=0)
-        axes[0].set_title(f"{agree} of {len(rows)} closed forms agree (2 % or 2 standard errors)")
-        axes[1].set(xscale="log", title="The proxy is right for wide plain networks")
+        axes[0].set_title(f"{agree} of {len(rows)} agree to 2 % or 2 standard errors")
+        axes[1].set(xscale="log", title="The proxy: right for wide plain networks")
         axes[0].invert_yaxis()
         axes[1].legend()
         figure.savefig(path)
@@ -443,9 +443,9 @@ def plot_majorisation(found: list[dict[str, Any]], path: Path) -> None:
                 )
                 right.semilogx(order, np.cumsum(values) / sum(values), line, color=color, label=name)
             layers = f"{one['depth']} hidden layer" + ("s" if one["depth"] > 1 else "")
-            left.set(title=f"{layers}: flatter when modulated", xlabel="index", ylabel="eigenvalue")
+            left.set(title=f"{layers}, spectrum", xlabel="index", ylabel="eigenvalue")
             right.set(
-                title="Partial sums never rise (6.4)", xlabel="largest k eigenvalues", ylabel="share of the trace"
+                title="Its partial sums only fall", xlabel="largest k eigenvalues", ylabel="share of the trace"
             )
             left.legend()
         figure.savefig(path)

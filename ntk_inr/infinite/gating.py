@@ -153,7 +153,7 @@ class SoftGate:
 def _decreasing_root(function: Any, low: Array, high: Array) -> Array:
     """Return the root of a decreasing function between ``low`` and ``high``, (n,), differentiable."""
 
-    def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
         middle = (low + high) / 2
         above = function(middle) > 0

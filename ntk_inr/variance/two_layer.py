@@ -296,8 +296,8 @@ def _check_covered(net: TwoLayerNetwork) -> None:
     if 2 * net.sparsity.k > net.width:
         raise ValueError(
             f"sparsity keeps {net.sparsity.k} of {net.width} units; the formulas of T7 take at most half, since TopK "
-            "stands in place of the ReLU and more would let negative units through. The nearest is "
-            f"TopK(k={net.width // 2})."
+            f"stands in place of the ReLU and more would let negative units through. Choose k up to {net.width // 2}, "
+            f"or a width from {2 * net.sparsity.k}."
         )
     sphere = None if net.normalization is None or net.normalization.placement == "input" else net.normalization
     if sphere is not None and net.sparsity.mode == "sphere":
