@@ -40,7 +40,9 @@ def _angle(c: Array) -> tuple[Array, Array]:
 def _fast_arccos(c: Array) -> Array:
     # XLA calls libm for each arccos on CPU, which costs more than all the rest of a layer.
     size = jnp.abs(c)
-    ratio = functools.reduce(lambda total, a: total * size + a, reversed(_ARCCOS))
+    ratio = jnp.zeros_like(size)
+    for coefficient in reversed(_ARCCOS):
+        ratio = ratio * size + coefficient
     theta = jnp.sqrt(1 - size) * ratio
     return jnp.where(c < 0, math.pi - theta, theta)
 

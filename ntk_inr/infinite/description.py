@@ -20,6 +20,7 @@ from ntk_inr.infinite.maps import State
 from ntk_inr.infinite.resolve import dual_of
 from ntk_inr.networks import activations
 from ntk_inr.networks.encodings import CONSTANTS, GaussianFourier, NeRFEncoding
+from ntk_inr.networks.initializers import FanIn, siren_hidden
 from ntk_inr.networks.mlp import CoordinateMLP
 from ntk_inr.networks.normalization import NORMALIZATIONS, LayerNorm, Sphere
 
@@ -123,9 +124,20 @@ class Description:
         """Return the dual of the activation with the sparsity that follows it."""
         return dual_of(parts["activation"], parts["sparsity"], units=self.net.features, order=self.order)
 
+    def law(self, parts: Mapping[str, Any], **layer: bool) -> FanIn:
+        """Return the law of a dense layer's weights, at settings that may be traced."""
+        declared, activation = self.parts["activation"], parts["activation"]
+        law = declared.law(**layer)
+        if not isinstance(declared, activations.Sine) or law != siren_hidden(declared.omega):
+            return law
+        # The law itself takes numbers only.
+        followed = copy.copy(law)
+        object.__setattr__(followed, "gain", 2 / activation.omega**2)
+        return followed
+
     def layer(self, parts: Mapping[str, Any], fan_in: int, *, first: bool = False, readout: bool = False) -> Layer:
         """Return the laws of a dense layer."""
-        law, bias_law = parts["activation"].law(first=first, readout=readout), self.net.bias_law
+        law, bias_law = self.law(parts, first=first, readout=readout), self.net.bias_law
         gain = law.gain / fan_in ** (law.power - 1)
         variance = 0.0 if bias_law is None else bias_law.gain / fan_in**bias_law.power
         # The spread of a hidden bias that falls with the width leaves the sum of weights normal.
@@ -146,7 +158,7 @@ class Description:
         reach = widths * (1.0 if pre else layer.gain**0.5) + (layer.uniform or 0.0) + 7 * layer.bias**0.5
         return Wavelet.count(float(dual.scale), float(dual.omega), float(reach))
 
-    def features(self, parts: Mapping[str, Any], x: Array) -> Array | None:
+    def features(self, parts: Mapping[str, Any], x: Array) -> Any:
         """Return what enters the first layer, (n, f); None for the features of infinitely many random frequencies."""
         encoding = self.net.encoding
         if encoding is None:

@@ -1,4 +1,4 @@
-r"""Dual activations: :math:`E\,\phi(u)\phi(v)` and :math:`E\,\phi'(u)\phi'(v)` for the pre-activations of a pair (T11)."""
+r"""Dual activations: :math:`E\,\phi(u)\phi(v)` and :math:`E\,\phi'(u)\phi'(v)` of pairs of pre-activations (T11)."""
 
 from __future__ import annotations
 

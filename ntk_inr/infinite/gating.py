@@ -23,7 +23,7 @@ _BISECTIONS = 60
 
 @dataclasses.dataclass(frozen=True)
 class HardGate:
-    r"""The k largest of m units of an increasing rectifier, :math:`p\,u\,1\{u \ge t(u)\}` with :math:`P(u \ge t) = q < 1/2`.
+    r"""The k largest units of an increasing rectifier, :math:`p\,u\,1\{u \ge t(u)\}` with :math:`P(u \ge t) = q < 1/2`.
 
     The slope is (T7.2), as automatic differentiation sees the gate; the value has the truncated normal's second
     moments of T7.7. A uniform bias is averaged over by 64 nodes of Gauss-Legendre: to 1e-6 relative where its
@@ -97,7 +97,7 @@ def _density(z: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class SoftGate:
-    r"""TopK's soft modes on any activation: a gate sigmoid((h - t)/T) of mean q, t a constant to the parameters (T7.11).
+    r"""TopK's soft modes on any activation: gates sigmoid((h - t)/T) of mean q, t constant to the parameters (T7.11).
 
     By quadrature, as :class:`ntk_inr.infinite.quadrature.Quadrature`: smooth only on the scale of T, so an
     ``order`` near (8 sigma / T)**2 / 2 is needed for 1e-4.
@@ -144,7 +144,7 @@ class SoftGate:
 
     def _both(self, threshold: Array, u: Array) -> tuple[Array, Array]:
         # The derivative that "straight_through" passes on is that of "shrinkage".
-        derived = "gated" if self.soft == "gated" else "shrinkage"
+        derived: Soft = "gated" if self.soft == "gated" else "shrinkage"
         ones = jnp.ones_like(u)
         _, slope = jax.jvp(lambda u: self._gated(u, threshold, derived), (u,), (ones,))
         return self._gated(u, threshold, self.soft), slope

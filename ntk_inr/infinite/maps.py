@@ -25,7 +25,7 @@ from jaxtyping import Float
 
 from ntk_inr.infinite import pairs
 from ntk_inr.infinite.duals import Dual
-from ntk_inr.infinite.pairs import Pair, Side
+from ntk_inr.infinite.pairs import Side
 from ntk_inr.infinite.resolve import dual_of
 
 __all__ = ["State", "activate", "add", "dense", "dual_of", "fourier_factors", "inputs", "normalize", "product"]
@@ -104,7 +104,7 @@ def dense(
     weights, biases = (gain, bias if uniform is None else uniform**2 / 3) if gradient is None else gradient
     half = None
     if uniform is not None:
-        half = tuple(jnp.full_like(side, uniform)[:, None] for side in (state.left, state.right))
+        half = jnp.full_like(state.left, uniform)[:, None], jnp.full_like(state.right, uniform)[:, None]
     return dataclasses.replace(
         state_of(gain * state.k + bias, gain * state.left + bias, gain * state.right + bias, same=state.same),
         theta=weights * state.k + biases + gain * state.theta,
@@ -142,21 +142,27 @@ def dense_uniform(
     return dataclasses.replace(normal, theta=state.theta, uniform=tuple(columns), normal=has_normal)
 
 
+def _mean_square(dual: Dual, side: Side) -> Array:
+    return dual.moments(pairs.diagonal_of(side)).value[:, 0]
+
+
 def activate(state: State, dual: Dual) -> State:
-    r"""Return the state after an activation, :math:`K \mapsto E\,\phi\phi'`, :math:`\Theta \mapsto \Theta\,E\,\dot\phi\dot\phi'`."""
+    r"""Return :math:`E\,\phi\phi'` and :math:`\Theta\,E\,\dot\phi\dot\phi'`, the state after an activation."""
     uniform = (None, None) if state.uniform is None else state.uniform
     left, right = (
-        Side(square if state.normal else None, features)
-        for square, features in zip((state.left, state.right), uniform, strict=True)
+        Side(own if state.normal else None, features)
+        for own, features in zip((state.left, state.right), uniform, strict=True)
     )
     found = dual.moments(pairs.pair_of(left, right, state.k, same=state.same))
     left_mean = dual.mean(left)
     if state.same:
-        squares, means = (jnp.diagonal(found.value),) * 2, (left_mean, left_mean)
+        square = other_square = jnp.diagonal(found.value)
+        right_mean = left_mean
     else:
-        squares = tuple(dual.moments(pairs.diagonal_of(side)).value[:, 0] for side in (left, right))
-        means = left_mean, dual.mean(right)
-    return State(found.value, state.theta * found.slope, *squares, *means, same=state.same)
+        square, other_square = _mean_square(dual, left), _mean_square(dual, right)
+        right_mean = dual.mean(right)
+    theta = state.theta * found.slope
+    return State(found.value, theta, square, other_square, left_mean, right_mean, same=state.same)
 
 
 def normalize(state: State, energy: Any = 1.0, epsilon: Any = 0.0, *, centred: bool = False) -> State:
@@ -172,9 +178,14 @@ def normalize(state: State, energy: Any = 1.0, epsilon: Any = 0.0, *, centred: b
     """
     if centred:
         k = state.k - state.left_mean[:, None] * state.right_mean[None, :]
-        zeros = jnp.zeros_like(state.left_mean), jnp.zeros_like(state.right_mean)
-        squares = state.left - state.left_mean**2, state.right - state.right_mean**2
-        state = dataclasses.replace(state, k=k, left=squares[0], right=squares[1], left_mean=zeros[0], right_mean=zeros[1])
+        state = dataclasses.replace(
+            state,
+            k=k,
+            left=state.left - state.left_mean**2,
+            right=state.right - state.right_mean**2,
+            left_mean=jnp.zeros_like(state.left_mean),
+            right_mean=jnp.zeros_like(state.right_mean),
+        )
     totals = [state.left, state.right]
     if state.uniform is not None:
         totals = [t + (u * u).sum(1) / 3 for t, u in zip(totals, state.uniform, strict=True)]

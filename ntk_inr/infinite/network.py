@@ -120,7 +120,8 @@ def infinite_kernel(
         hyper = {} if hyper is None else {name: jnp.asarray(value, x1.dtype) for name, value in hyper.items()}
         for name in hyper:
             if name not in names:
-                raise ValueError(f"unknown name {name!r} in hyper; this kernel has {', '.join(names) or 'no settings'}.")
+                known = ", ".join(names) or "no settings"
+                raise ValueError(f"unknown name {name!r} in hyper; this kernel has {known}.")
         return InfiniteKernel(*forward(x1, x2, hyper))
 
     return kernel
@@ -160,9 +161,7 @@ def _tile(given: Description, parts: Mapping[str, Any], left: Points, right: Poi
     return state.k, state.theta
 
 
-def _first(
-    given: Description, parts: Mapping[str, Any], left: Points, right: Points | None
-) -> tuple[State, Dual]:
+def _first(given: Description, parts: Mapping[str, Any], left: Points, right: Points | None) -> tuple[State, Dual]:
     """Return the first layer's pre-activations, exact in the law of its weights, and the dual that takes them."""
     state, fan_in = given.inputs(parts, left, right)
     layer = given.layer(parts, fan_in, first=True)

@@ -31,8 +31,8 @@ class Side(NamedTuple):
         features: F, (n, f), one column an independent uniform variable; None where there is none.
     """
 
-    k: Float[Array, " n"] | None
-    features: Float[Array, "n f"] | None = None
+    k: Float[Array, " n"] | Any
+    features: Float[Array, "n f"] | Any = None
 
 
 def root(k: Array) -> Array:
@@ -69,8 +69,8 @@ class Pair:
 
     left: Side
     right: Side
-    k12: Float[Array, "n1 n2"] | None
-    c: Float[Array, "n1 n2"] | None
+    k12: Float[Array, "n1 n2"] | Any
+    c: Float[Array, "n1 n2"] | Any
     diagonal: bool = False
 
     def spread(self, left: Array, right: Array) -> tuple[Array, Array]:

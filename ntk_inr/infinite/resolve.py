@@ -54,11 +54,11 @@ def dual_of(
         return SoftGate(activation, q, sparsity.temperature, sparsity.soft, order)
     if q == 1:
         return dual
-    increasing = isinstance(dual, Rectifier) and dual.p > 0 and dual.r <= 0
-    if increasing and q < 0.5:
-        return HardGate(q, dual.p)
-    if increasing and dual.r == 0:
-        return dual  # half of the units are 0 already
+    if isinstance(dual, Rectifier) and dual.p > 0 and dual.r <= 0:
+        if q < 0.5:
+            return HardGate(q, dual.p)
+        if dual.r == 0:
+            return dual  # half of the units are 0 already
     raise ValueError(
         f"sparsity={sparsity!r} is a hard gate on {q:.3g} of {activation!r}; its limit is known here for ReLU and for "
         'increasing rectifiers with k under half of the units. Use activation="relu", or mode="soft".'
@@ -95,16 +95,16 @@ def _check_elementwise(activation: Callable[[Array], Array]) -> None:
             f"activation {name} gives {found.dtype} of shape {found.shape} for float32 of shape {u.shape}; a kernel "
             "needs a real elementwise function."
         )
-    found, changed, rolled = (np.asarray(a) for a in (found, changed, rolled))
+    first, second, turned = (np.asarray(a) for a in (found, changed, rolled))
     others = np.ones_like(u, bool)
     others[1, 2] = False
     if not (
-        np.allclose(found[others], changed[others], rtol=1e-5, atol=1e-6)
-        and np.allclose(np.roll(found, (1, 2), (0, 1)), rolled, rtol=1e-5, atol=1e-6)
+        np.allclose(first[others], second[others], rtol=1e-5, atol=1e-6)
+        and np.allclose(np.roll(first, (1, 2), (0, 1)), turned, rtol=1e-5, atol=1e-6)
     ):
         raise ValueError(
-            f"activation {name} is not elementwise: an entry of its result depends on other entries of its argument, or "
-            "on its place. Its infinite-width kernel is not a function of two pre-activations; take "
+            f"activation {name} is not elementwise: an entry of its result depends on other entries of its argument, "
+            "or on its place. Its infinite-width kernel is not a function of two pre-activations; take "
             "ni.ntk of a wide network instead."
         )
 

@@ -22,7 +22,7 @@ def tiled(tile: Tile, left: Any, right: Any) -> tuple[Array, ...]:
     The backward pass computes each tile again, so that no tile's temporaries are kept.
 
     Args:
-        tile: from points (a pytree of (n1, ...) arrays) and points (n2, ...), or None for the same, to matrices (n1, n2).
+        tile: from points (a pytree of (n1, ...) arrays) and points (n2, ...), None for the same, to matrices (n1, n2).
         left: points (n1, ...).
         right: points (n2, ...); None is ``left``, and the matrices are then symmetric to the bit.
     """

@@ -160,6 +160,10 @@ def _shape(atom: Any) -> tuple[int, ...]:
     return atom.aval.shape
 
 
+def _is_complex(atom: Any) -> bool:
+    return jnp.issubdtype(atom.aval.dtype, jnp.complexfloating)
+
+
 def _is_active(program: Program, atom: Atom) -> bool:
     return isinstance(atom, Name) and atom in program.active
 
@@ -186,7 +190,7 @@ def _steps(program: Program, value: Name, index: Indices) -> list[tuple[Atom, In
     kind, params, inputs = equation.kind, equation.params, equation.inputs
     first, shape = inputs[0], _shape(inputs[0])
     # The real part of a complex product is no product of real factors.
-    if any(jnp.issubdtype(atom.aval.dtype, jnp.complexfloating) for atom in inputs):
+    if any(_is_complex(atom) for atom in inputs):
         return None
     if kind == "transpose":
         return [(first, index.transpose(np.argsort(params["permutation"])), 1.0, ())]
@@ -240,7 +244,7 @@ def _grouped(program: Program, leaf: int, ends: list[_End], size: int) -> tuple[
         equation = program.producer.get(end.value)
         if equation is None or equation.kind != "dot_general":
             return [], f"its gradient comes from {equation.kind if equation else 'the output itself'}"
-        if jnp.issubdtype(end.value.aval.dtype, jnp.complexfloating):
+        if _is_complex(end.value):
             return [], "its gradient comes from a complex product"
         site, index = _site(program, equation, end)
         for known, sites in groups:
