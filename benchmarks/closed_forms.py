@@ -444,9 +444,7 @@ def plot_majorisation(found: list[dict[str, Any]], path: Path) -> None:
                 right.semilogx(order, np.cumsum(values) / sum(values), line, color=color, label=name)
             layers = f"{one['depth']} hidden layer" + ("s" if one["depth"] > 1 else "")
             left.set(title=f"{layers}, spectrum", xlabel="index", ylabel="eigenvalue")
-            right.set(
-                title="Its partial sums only fall", xlabel="largest k eigenvalues", ylabel="share of the trace"
-            )
+            right.set(title="Its partial sums only fall", xlabel="largest k eigenvalues", ylabel="share of the trace")
             left.legend()
         figure.savefig(path)
         plt.close(figure)

@@ -43,6 +43,7 @@ from ntk_inr.variance.assumptions import check_assumptions
 from ntk_inr.variance.assumptions_report import AssumptionsReport
 from ntk_inr.variance.budget import GramMatrices, VarianceBudget, variance_budget
 from ntk_inr.variance.budget_change import BudgetChange
+from ntk_inr.variance.factors import TwoLayerFactors
 from ntk_inr.variance.two_layer import TwoLayerMoments, two_layer_moments
 
 __all__ = [
@@ -79,6 +80,7 @@ __all__ = [
     "Study",
     "Summary",
     "TopK",
+    "TwoLayerFactors",
     "TwoLayerMoments",
     "TwoLayerNetwork",
     "VarianceBudget",

@@ -306,6 +306,14 @@ def test_factors_make_the_variance_where_norms_are_equal(points):
     assert later.factors is later.proxy is later.proxy_ratio is None
 
 
+def test_points_of_one_direction_have_one_support(points):
+    """TopK gives collinear points the same k units, where the expansion of (7.5) about other angles doesn't."""
+    x = jnp.concatenate([points, 3 * points])
+    H = two_layer_moments(x, width=64, sparsity=ni.TopK(k=8)).kernel
+    n = len(points)
+    np.testing.assert_allclose(jnp.diagonal(H[:n, n:]), 3 / 8 * (points**2).sum(axis=1), rtol=1e-5)
+
+
 def test_topk_suppresses_at_least_by_the_square_of_its_share(points):
     """Theorem (7.4), in the limit."""
     plain = two_layer_moments(points)

@@ -99,7 +99,8 @@ def preactivations(net: TwoLayerNetwork, pairs: Pairs) -> Preactivations:
     weights, biases = (float(group in net.trained) for group in ("weights", "bias"))
     return Preactivations(
         std=jnp.sqrt(squares),
-        c=jnp.where(pairs.same, 1, c),
+        # Rounding parts points of one direction, and a first-order term of exactly k units jumps at angle 0.
+        c=jnp.where(pairs.same | (c > 1 - 4 * jnp.finfo(c.dtype).eps), 1, c),
         gradient=weights * pairs.gram + biases,
         gradient_squares=weights * pairs.squares + biases,
     )
