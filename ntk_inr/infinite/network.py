@@ -157,6 +157,8 @@ def _tile(given: Description, parts: Mapping[str, Any], left: Points, right: Poi
         state = normalized(normalization, "hidden_post", state, net.features)
         if net.residual and depth > 0:
             state = maps.add(entering, state)
+        # XLA would otherwise compute the layers before again in each fusion of the layers after.
+        state = jax.lax.optimization_barrier(state)
     state = given.layer(parts, net.features, readout=True).apply(state)
     return state.k, state.theta
 
