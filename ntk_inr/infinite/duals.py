@@ -186,8 +186,8 @@ class Wavelet:
         spread, gap = k11 + k22, pair.determinant
         d = 1 + 2 * s2 * spread + 4 * s2**2 * gap
         if isinstance(self.omega, float) and self.omega == 0:
-            value = 1 / jnp.sqrt(d)
-            return Moments(value, 4 * s2**2 * pair.k12 * (value / d))
+            value = jax.lax.rsqrt(d)
+            return Moments(value, 4 * s2**2 * pair.k12 * (value * value * value))
         power, cross = (spread + 4 * s2 * gap) / d, pair.k12 / d
         apart = jnp.exp(-w2 / 2 * (power - 2 * cross))
         along = jnp.cos(2 * self.phase) * jnp.exp(-w2 / 2 * (power + 2 * cross))

@@ -90,10 +90,9 @@ class Pair:
 
     @property
     def determinant(self) -> Array:
-        """k11 k22 - k12 ** 2, exactly 0 where the correlation is 1."""
+        """k11 k22 - k12 ** 2."""
         k11, k22 = self.variances
-        assert self.c is not None
-        return k11 * k22 * ((1 - self.c) * (1 + self.c))
+        return k11 * k22 - self.k12 * self.k12
 
     def characteristic(self, p: Any, q: Any) -> Array:
         r"""Return :math:`E\cos(pu + qv)`."""
