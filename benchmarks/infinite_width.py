@@ -148,7 +148,7 @@ def convergence(quick: bool) -> list[dict[str, Any]]:
             print(
                 f"{panel}, {name}: distance {row['mean'][0]:.3f} at {widths[0]}, "
                 f"{row['mean'][-1]:.4f} at {widths[-1]}; "
-                f"slope {fitted:.3f} +- {stderr:.3f} (theory -1/2)",
+                f"slope {fitted:.3f} ± {stderr:.3f} (theory -1/2)",
                 flush=True,
             )
             done[name] = row
@@ -221,7 +221,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw the distance to the limit over the width, beside the theory's slope."""
     plt = pyplot()
     with figure_style():
-        figure, axes = plt.subplots(1, len(PANELS), figsize=(10, 3.4), sharey=True)
+        figure, axes = plt.subplots(1, len(PANELS), figsize=(11, 4.6), sharey=True)
         for axis, panel in zip(axes, PANELS, strict=True):
             lines = [row for row in rows if row["panel"] == panel]
             for index, row in enumerate(lines):
@@ -241,8 +241,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             axis.minorticks_off()
             axis.set_xlabel("width")
             axis.set_title(panel)
-            axis.legend(title="slope")
+            axis.legend(title="slope", loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=2)
         axes[0].set_ylabel("relative distance to the limit")
+        figure.suptitle("Networks tend to the infinite-width kernel as 1/√width, whatever they are made of")
         figure.savefig(path)
         plt.close(figure)
 
