@@ -5,24 +5,22 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ntk_inr import _checks
-from ntk_inr.training.curves import psnr
-
-BUNDLED = ("camera", "astronaut", "coffee", "chelsea")
-"""Images that scikit-image carries."""
-
-_SSIM_WINDOW = 7
+from ntk_inr.tasks import metrics
+from ntk_inr.tasks.grid import grid_coordinates, in_batches
+from ntk_inr.tasks.image_file import load_prepared
+from ntk_inr.tasks.interface import PointwiseTask
+from ntk_inr.tasks.pictures import Panel, error_panel, picture_rows, save_image
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageTask:
+class ImageTask(PointwiseTask):
     """An image, and which of its pixels are trained on.
 
     Attributes:
@@ -31,6 +29,8 @@ class ImageTask:
         train: (height * width,) True where a pixel is trained on, in raster order.
     """
 
+    kind: ClassVar[str] = "image"
+
     name: str
     image: np.ndarray
     train: np.ndarray
@@ -38,8 +38,7 @@ class ImageTask:
     @functools.cached_property
     def coordinates(self) -> np.ndarray:
         """Pixel centres (n, 2) as (row, column), each axis in (-1, 1), in raster order."""
-        axes = [(2 * np.arange(size) + 1) / size - 1 for size in self.image.shape[:2]]
-        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2).astype(np.float32)
+        return grid_coordinates(self.image.shape[:2])
 
     @property
     def values(self) -> np.ndarray:
@@ -68,7 +67,7 @@ class ImageTask:
 
     def reconstruct(self, predict: Callable[[Any], Any]) -> np.ndarray:
         """Return ``predict(coordinates)`` as an image (height, width, c), clipped to [0, 1]."""
-        return np.clip(np.asarray(predict(self.coordinates), np.float32), 0, 1).reshape(self.image.shape)
+        return reconstruct_image(predict, self.image.shape)
 
     def scores(self, reconstruction: np.ndarray) -> dict[str, float]:
         """Return what a clipped reconstruction scores.
@@ -80,16 +79,38 @@ class ImageTask:
             "psnr" in dB on the training pixels, "heldout_psnr" on the others (if there are any), and
             "ssim" of the whole image (Wang et al. 2004; absent where a side is below 7 pixels).
         """
-        error = ((reconstruction - self.image) ** 2).reshape(len(self.train), -1)
-        scores = {"psnr": float(psnr(error[self.train].mean()))}
+        found = reconstruction.reshape(self.values.shape)
+        scores = {"psnr": metrics.psnr(found[self.train], self.y)}
         if not self.train.all():
-            scores["heldout_psnr"] = float(psnr(error[~self.train].mean()))
-        if min(self.image.shape[:2]) >= _SSIM_WINDOW:
-            metrics = _require("skimage.metrics")
-            scores["ssim"] = float(
-                metrics.structural_similarity(self.image, reconstruction, data_range=1.0, channel_axis=2)
-            )
-        return scores
+            scores["heldout_psnr"] = metrics.psnr(found[~self.train], self.values[~self.train])
+        return scores | ssim_score(reconstruction, self.image)
+
+    def figure(self, reconstruction: np.ndarray | None = None) -> Any:
+        """Return the image, the pixels trained on where some are held out, the reconstruction and its error."""
+        panels = [Panel(self.name, self.image)]
+        if not self.train.all():
+            seen = np.where(self.train.reshape(*self.image.shape[:2], 1), self.image, 1.0)
+            panels.append(Panel("trained on", seen))
+        if reconstruction is not None:
+            title = f"reconstruction, {self.scores(reconstruction)['psnr']:.1f} dB"
+            panels += [Panel(title, reconstruction), error_panel(reconstruction, self.image)]
+        return picture_rows([panels])
+
+    def save(self, reconstruction: np.ndarray, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a reconstruction as 8-bit ``.png`` or ``.tif``, or as exact values ``.npy``."""
+        return save_image(reconstruction, path, overwrite=overwrite)
+
+
+def reconstruct_image(predict: Callable[[Any], Any], shape: tuple[int, ...]) -> np.ndarray:
+    """Return ``predict`` at the pixel centres of an image of ``shape`` (h, w, c), clipped to [0, 1]."""
+    return np.clip(in_batches(predict, grid_coordinates(shape[:2]), shape[2]), 0, 1).reshape(shape)
+
+
+def ssim_score(reconstruction: np.ndarray, image: np.ndarray) -> dict[str, float]:
+    """Return "ssim" where the image is large enough for it."""
+    if min(image.shape[:2]) < metrics.SSIM_WINDOW:
+        return {}
+    return {"ssim": metrics.ssim(reconstruction, image)}
 
 
 def image_task(
@@ -121,106 +142,14 @@ def image_task(
         ((32, 2), (32, 1), (8, 8, 1))
     """
     _checks.check_positive(seed, "seed", integer=True, least=0)
-    _require("skimage")  # scores need it: better now than after the training
-    name, image = _load(source)
-    if grey and image.shape[2] == 3:
-        image = (image @ np.array([0.299, 0.587, 0.114], np.float32))[:, :, None]
-    if size is not None:
-        _checks.check_positive(size, "size", integer=True, least=2)
-        image = _reduce(image, size)
-    pixels = image.shape[0] * image.shape[1]
-    if pixels < 2:
-        raise ValueError(f"image {name!r} has {pixels} pixel; expected at least 2 to fit anything.")
+    name, image = load_prepared(source, size=size, grey=grey)
+    return ImageTask(name, image, training_rows(image.shape[0] * image.shape[1], holdout, seed))
+
+
+def training_rows(n: int, holdout: float, seed: int) -> np.ndarray:
+    """Return (n,) True where a row is trained on, a share of ``holdout`` of them drawn at random not."""
     if not 0 <= holdout < 1:
-        raise ValueError(f"holdout is {holdout}; expected a share in [0, 1), such as 0.5 for half of the pixels.")
-    train = np.ones(pixels, bool)
-    held = min(round(holdout * pixels), pixels - 1)
-    train[np.random.default_rng(seed).permutation(pixels)[:held]] = False
-    return ImageTask(name, np.ascontiguousarray(image, np.float32), train)
-
-
-def _load(source: Any) -> tuple[str, np.ndarray]:
-    """Return a name and float32 values (h, w, 1 or 3) in [0, 1]."""
-    if isinstance(source, np.ndarray):
-        return "array", _to_unit(source, "image")
-    if str(source) in BUNDLED and not Path(source).exists():
-        data = _require("skimage.data")
-        return str(source), _to_unit(getattr(data, str(source))(), str(source))
-    path = Path(source)
-    if not path.exists():
-        bundled = f" and there is no bundled image of that name ({', '.join(BUNDLED)})" if not path.suffix else ""
-        raise FileNotFoundError(f"no file {str(path)!r}{bundled}.")
-    if path.is_dir():
-        raise ValueError(f"{str(path)!r} is a folder; expected an image file.")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{str(path)!r} is empty (0 bytes); expected an image file.")
-    pil, ops = _require("PIL.Image"), _require("PIL.ImageOps")
-    try:
-        with pil.open(path) as opened:
-            opened.load()
-            picture = ops.exif_transpose(opened)
-    except (pil.UnidentifiedImageError, pil.DecompressionBombError, OSError, SyntaxError) as error:
-        raise ValueError(f"{str(path)!r} can't be read as an image ({error}).") from error
-    if picture.mode == "PA" or (picture.mode == "P" and "transparency" in picture.info):
-        picture = picture.convert("RGBA")
-    elif picture.mode in ("1", "P", "CMYK", "YCbCr", "LAB", "HSV", "RGBX"):
-        picture = picture.convert("L" if picture.mode == "1" else "RGB")
-    elif picture.mode in ("La", "RGBa"):
-        picture = picture.convert(picture.mode.upper())
-    array = np.asarray(picture)
-    if picture.mode == "I" and array.min() >= 0 and array.max() <= 65535:
-        array = array.astype(np.uint16)  # 16-bit files that Pillow opens in 32 bits
-    return path.name, _to_unit(array, str(path))
-
-
-def _to_unit(array: np.ndarray, name: str) -> np.ndarray:
-    """Scale integers by their type's range, check floats, lay alpha over white."""
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4):
-        raise ValueError(f"{name} has shape {array.shape}; expected (h, w), (h, w, 3) or (h, w, 4).")
-    if array.size == 0:
-        raise ValueError(f"{name} has shape {array.shape}, so it is empty.")
-    unit: np.ndarray
-    if array.dtype == bool:
-        unit = array.astype(np.float32)
-    elif array.dtype in (np.int32, np.int64):
-        # NumPy's default integers: 8- or 16-bit content in a wider type.
-        low, high = int(array.min()), int(array.max())
-        if low < 0 or high > 65535:
-            raise ValueError(f"{name} has integers from {low} to {high}; expected 0 to 255 or 0 to 65535.")
-        unit = array.astype(np.float32) / (255 if high <= 255 else 65535)
-    elif np.issubdtype(array.dtype, np.unsignedinteger):
-        unit = array.astype(np.float32) / np.iinfo(array.dtype).max
-    elif np.issubdtype(array.dtype, np.floating):
-        bad = int((~np.isfinite(array)).sum())
-        if bad:
-            raise ValueError(f"{name} holds {bad} NaN or infinite values of {array.size}; remove or replace them.")
-        if array.min() < 0 or array.max() > 1:
-            raise ValueError(
-                f"{name} has values from {array.min():.4g} to {array.max():.4g}; floating point images are "
-                "expected in [0, 1]: scale them first."
-            )
-        unit = array.astype(np.float32)
-    else:
-        raise TypeError(f"{name} has dtype {array.dtype}; expected integers or floating point values.")
-    if unit.shape[2] in (2, 4):
-        alpha = unit[:, :, -1:]
-        unit = unit[:, :, :-1] * alpha + (1 - alpha)
-    return unit
-
-
-def _reduce(image: np.ndarray, size: int) -> np.ndarray:
-    height, width = image.shape[:2]
-    longer = max(height, width)
-    if longer <= size:
-        return image
-    shape = tuple(max(1, round(side * size / longer)) for side in (height, width))
-    return np.clip(_require("skimage.transform").resize(image, shape, anti_aliasing=True), 0, 1)
-
-
-def _require(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f'{module} is missing; install it with: pip install "ntk-inr[report]"') from error
+        raise ValueError(f"holdout is {holdout}; expected a share in [0, 1), such as 0.5 for half of the rows.")
+    train = np.ones(n, bool)
+    train[np.random.default_rng(seed).permutation(n)[: min(round(holdout * n), n - 1)]] = False
+    return train

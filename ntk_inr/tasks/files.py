@@ -1,0 +1,71 @@
+"""Files in and out: clear refusals, and nothing overwritten unasked."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ntk_inr import _checks
+
+
+def existing_file(source: str | Path, what: str, bundled: Sequence[str] = ()) -> Path:
+    """Return the path of a file that is there, is a file and is not empty, or say what is wrong."""
+    path = Path(source)
+    if not path.exists():
+        known = f" and there is no bundled {what} of that name ({', '.join(bundled)})" if not path.suffix else ""
+        raise FileNotFoundError(f"no file {str(path)!r}{known if bundled else ''}.")
+    if path.is_dir():
+        raise ValueError(f"{str(path)!r} is a folder; expected {_article(what)} file.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{str(path)!r} is empty (0 bytes); expected {_article(what)} file.")
+    return path
+
+
+def load_npy(path: Path, *, memory_map: bool = False) -> np.ndarray:
+    """Return the array of an ``.npy`` file, memory-mapped if asked for, or say why it can't be read."""
+    try:
+        array = np.load(path, mmap_mode="r" if memory_map else None, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{str(path)!r} can't be read as a NumPy array ({error}).") from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{str(path)!r} is an archive of arrays; save the one that you want with np.save.")
+    return array
+
+
+def finite_floats(array: np.ndarray, name: str) -> np.ndarray:
+    """Return real numbers as float64, or say what is wrong with them."""
+    if not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating) or array.dtype == bool):
+        raise TypeError(f"{name} has dtype {array.dtype}; expected integers or floating point values.")
+    if array.size == 0:
+        raise ValueError(f"{name} has shape {array.shape}, so it is empty.")
+    _checks.refuse_if(bad := int((~np.isfinite(array)).sum()), nan_message(name, bad, array.size))
+    return array.astype(np.float64)
+
+
+def nan_message(name: str, bad: int, size: int) -> str:
+    """Return what to say about values that are not finite."""
+    return f"{name} holds {bad} NaN or infinite values of {size}; remove or replace them."
+
+
+@contextlib.contextmanager
+def new_file(path: str | Path, suffixes: Sequence[str], *, overwrite: bool) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` to write to, and move it there once it is whole."""
+    path = Path(path)
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"can't save as {path.name!r}; expected a name that ends in {', '.join(suffixes)}.")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{str(path)!r} exists; pass overwrite=True to replace it, or choose another name.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as folder:
+        written = Path(folder) / path.name
+        yield written
+        os.replace(written, path)
+
+
+def _article(what: str) -> str:
+    return f"{'an' if what[0] in 'aeiou' else 'a'} {what}"

@@ -1,0 +1,103 @@
+"""Image files and arrays turned into values in [0, 1]."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ntk_inr import _checks
+from ntk_inr._optional import require
+from ntk_inr.tasks.files import existing_file
+
+BUNDLED = ("camera", "astronaut", "coffee", "chelsea")
+"""Images that scikit-image carries."""
+
+
+def load_prepared(source: Any, *, size: int | None, grey: bool) -> tuple[str, np.ndarray]:
+    """Return a name and the image, grey if asked for, with its longer side at most ``size`` pixels."""
+    name, image = load_image(source)
+    if grey and image.shape[2] == 3:
+        image = (image @ np.array([0.299, 0.587, 0.114], np.float32))[:, :, None]
+    if size is not None:
+        _checks.check_positive(size, "size", integer=True, least=2)
+        image = reduce_image(image, size)
+    pixels = image.shape[0] * image.shape[1]
+    if pixels < 2:
+        raise ValueError(f"image {name!r} has {pixels} pixel; expected at least 2 to fit anything.")
+    return name, np.ascontiguousarray(image, np.float32)
+
+
+def load_image(source: Any) -> tuple[str, np.ndarray]:
+    """Return a name and float32 values (h, w, 1 or 3) in [0, 1] of a file, a bundled image or an array."""
+    if isinstance(source, np.ndarray):
+        return "array", to_unit(source, "image")
+    if str(source) in BUNDLED and not Path(source).exists():
+        data = require("skimage.data")
+        return str(source), to_unit(getattr(data, str(source))(), str(source))
+    path = existing_file(source, "image", BUNDLED)
+    pil, ops = require("PIL.Image"), require("PIL.ImageOps")
+    try:
+        with pil.open(path) as opened:
+            opened.load()
+            picture = ops.exif_transpose(opened)
+    except (pil.UnidentifiedImageError, pil.DecompressionBombError, OSError, SyntaxError) as error:
+        raise ValueError(f"{str(path)!r} can't be read as an image ({error}).") from error
+    if picture.mode == "PA" or (picture.mode == "P" and "transparency" in picture.info):
+        picture = picture.convert("RGBA")
+    elif picture.mode in ("1", "P", "CMYK", "YCbCr", "LAB", "HSV", "RGBX"):
+        picture = picture.convert("L" if picture.mode == "1" else "RGB")
+    elif picture.mode in ("La", "RGBa"):
+        picture = picture.convert(picture.mode.upper())
+    array = np.asarray(picture)
+    if picture.mode == "I" and array.min() >= 0 and array.max() <= 65535:
+        array = array.astype(np.uint16)  # 16-bit files that Pillow opens in 32 bits
+    return path.name, to_unit(array, str(path))
+
+
+def to_unit(array: np.ndarray, name: str) -> np.ndarray:
+    """Scale integers by their type's range, check floats, lay alpha over white."""
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4):
+        raise ValueError(f"{name} has shape {array.shape}; expected (h, w), (h, w, 3) or (h, w, 4).")
+    if array.size == 0:
+        raise ValueError(f"{name} has shape {array.shape}, so it is empty.")
+    unit: np.ndarray
+    if array.dtype == bool:
+        unit = array.astype(np.float32)
+    elif array.dtype in (np.int32, np.int64):
+        # NumPy's default integers: 8- or 16-bit content in a wider type.
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high > 65535:
+            raise ValueError(f"{name} has integers from {low} to {high}; expected 0 to 255 or 0 to 65535.")
+        unit = array.astype(np.float32) / (255 if high <= 255 else 65535)
+    elif np.issubdtype(array.dtype, np.unsignedinteger):
+        unit = array.astype(np.float32) / np.iinfo(array.dtype).max
+    elif np.issubdtype(array.dtype, np.floating):
+        bad = int((~np.isfinite(array)).sum())
+        if bad:
+            raise ValueError(f"{name} holds {bad} NaN or infinite values of {array.size}; remove or replace them.")
+        if array.min() < 0 or array.max() > 1:
+            raise ValueError(
+                f"{name} has values from {array.min():.4g} to {array.max():.4g}; floating point images are "
+                "expected in [0, 1]: scale them first."
+            )
+        unit = array.astype(np.float32)
+    else:
+        raise TypeError(f"{name} has dtype {array.dtype}; expected integers or floating point values.")
+    if unit.shape[2] in (2, 4):
+        alpha = unit[:, :, -1:]
+        unit = unit[:, :, :-1] * alpha + (1 - alpha)
+    return unit
+
+
+def reduce_image(image: np.ndarray, size: int) -> np.ndarray:
+    """Return the image with its longer side reduced to ``size`` pixels, anti-aliased."""
+    height, width = image.shape[:2]
+    longer = max(height, width)
+    if longer <= size:
+        return image
+    shape = tuple(max(1, round(side * size / longer)) for side in (height, width))
+    return np.clip(require("skimage.transform").resize(image, shape, anti_aliasing=True), 0, 1)

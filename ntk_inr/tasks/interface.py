@@ -1,0 +1,136 @@
+"""What every task has, so that training, kernels and studies need to know only this."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+
+Loss = str | Callable[[Any, Any], Any]
+"""A name ("mse", "l1", "bce") or ``loss(prediction (n, c'), y (n, c)) -> (n,)``."""
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A signal to fit, what of it is measured, and how a reconstruction is judged.
+
+    With ``apply, params = ni.init(net, key, task.x)`` every task works as::
+
+        measured = task.observe(apply)
+        result = ni.fit(measured, params, task.x, task.y, loss=task.loss)
+        kernel = ni.ntk(measured, params, task.x)
+        scores = task.scores(task.reconstruct(lambda x: apply(result.params, x)))
+    """
+
+    @property
+    def name(self) -> str:
+        """What to call it in a report."""
+
+    @property
+    def kind(self) -> str:
+        """The family: "image", "signal", "audio", "shape", ..."""
+
+    @property
+    def x(self) -> np.ndarray:
+        """Where it is measured, (n, d) float32 in [-1, 1]."""
+
+    @property
+    def y(self) -> np.ndarray:
+        """What was measured there, (n, c) float32."""
+
+    @property
+    def heldout(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Further rows ``(x, y)`` that are not trained on, or None."""
+
+    @property
+    def digest(self) -> str:
+        """A fingerprint of everything above: equal tasks have equal ones."""
+
+    @property
+    def data_range(self) -> float:
+        """Span of y, for the PSNR of a training curve."""
+
+    @property
+    def metric(self) -> str:
+        """The key of :meth:`scores` that results are ranked by; larger is better."""
+
+    @property
+    def loss(self) -> Loss:
+        """What training minimises."""
+
+    @property
+    def sampling(self) -> int | None:
+        """How many rows a minibatch would usually have, or None for all of them."""
+
+    @property
+    def channels(self) -> int:
+        """How many outputs the network has: c of ``apply``, not of what is observed."""
+
+    def observe(self, apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """Turn a network ``(params, x) -> (n, c)`` into what is measured of it, ``(params, x) -> (n, c')``."""
+
+    def reconstruct(self, predict: Callable[[Any], Any]) -> Any:
+        """Turn ``predict``: coordinates (n, d) -> (n, c), the network itself, into the signal."""
+
+    def scores(self, reconstruction: Any) -> dict[str, float]:
+        """Return how well a reconstruction matches."""
+
+    def figure(self, reconstruction: Any = None) -> Any:
+        """Return a ``matplotlib.figure.Figure`` of the signal, beside a reconstruction where there is one."""
+
+    def save(self, reconstruction: Any, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a reconstruction to a file that other programs open; return its path."""
+
+
+class PointwiseTask:
+    """What tasks share whose values are the network's own at given points."""
+
+    metric: ClassVar[str] = "psnr"
+    large: ClassVar[int] = 2**16
+    """Above so many rows a task recommends minibatches of that size."""
+
+    y: Any
+
+    @property
+    def loss(self) -> Loss:
+        """What training minimises."""
+        return "mse"
+
+    @property
+    def data_range(self) -> float:
+        """Span of the values; 1 for those in [0, 1]."""
+        return 1.0
+
+    @property
+    def sampling(self) -> int | None:
+        """How many rows a minibatch would usually have, or None for all of them."""
+        return None if len(self.y) <= self.large else self.large
+
+    @property
+    def heldout(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Rows that are not trained on, or None."""
+        return None
+
+    @property
+    def channels(self) -> int:
+        """How many outputs the network has."""
+        return int(self.y.shape[1])
+
+    def observe(self, apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """Return ``apply`` itself: it is what is measured."""
+        return apply
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return 16 hexadecimal digits that tell arrays (shape, type, content) and settings apart."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            sha.update(f"{part.shape}{part.dtype.str}".encode())
+            sha.update(np.ascontiguousarray(part).tobytes())
+        else:
+            sha.update(repr(part).encode())
+    return sha.hexdigest()[:16]

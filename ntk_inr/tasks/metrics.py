@@ -1,0 +1,227 @@
+"""How well a reconstruction matches: images, sound, shapes, fields."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ntk_inr import _checks
+from ntk_inr.training import curves
+
+SSIM_WINDOW = 7
+
+
+def psnr(estimate: Any, target: Any, *, data_range: float = 1.0) -> float:
+    r"""Return the peak signal-to-noise ratio in dB, :math:`10\log_{10}(R^2/\mathrm{mse})`.
+
+    Args:
+        estimate: any shape.
+        target: the same shape.
+        data_range: R, the span that values can have; 1 for images in [0, 1].
+
+    Returns:
+        dB; infinity for equal arrays.
+
+    Raises:
+        ValueError: different shapes.
+
+    Example:
+        >>> psnr([0.0, 0.5], [0.1, 0.4])
+        20.0
+    """
+    estimate, target = _pair(estimate, target)
+    return float(curves.psnr(np.mean((estimate - target) ** 2), data_range))
+
+
+def ssim(estimate: Any, target: Any, *, data_range: float = 1.0) -> float:
+    r"""Return the structural similarity with a uniform 7 by 7 window, mean over channels and pixels.
+
+    .. math:: \frac{(2\mu_a\mu_b + C_1)(2\sigma_{ab} + C_2)}{(\mu_a^2+\mu_b^2+C_1)(\sigma_a^2+\sigma_b^2+C_2)}
+
+    with :math:`C_1=(0.01R)^2`, :math:`C_2=(0.03R)^2` and sample covariances, over the windows that lie
+    inside the image, as scikit-image's default is.
+
+    Args:
+        estimate: (h, w) or (h, w, c), both sides at least 7.
+        target: the same shape.
+        data_range: R, the span that values can have.
+
+    Returns:
+        At most 1.
+
+    Raises:
+        ValueError: different shapes, or a side below 7 pixels.
+
+    Example:
+        >>> import numpy as np
+        >>> round(ssim(np.eye(8), np.eye(8)), 6)
+        1.0
+
+    Source: Wang, Bovik, Sheikh & Simoncelli, IEEE Transactions on Image Processing 13 (2004).
+    """
+    import scipy.ndimage
+
+    a, b = _pair(estimate, target)
+    if a.ndim not in (2, 3) or min(a.shape[:2]) < SSIM_WINDOW:
+        raise ValueError(f"images have shape {a.shape}; SSIM needs (h, w) or (h, w, c) of at least 7 by 7 pixels.")
+    a, b = (image.reshape(*image.shape[:2], -1) for image in (a, b))
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return scipy.ndimage.uniform_filter(values, (SSIM_WINDOW, SSIM_WINDOW, 1))
+
+    unbiased = SSIM_WINDOW**2 / (SSIM_WINDOW**2 - 1)
+    mean_a, mean_b = mean(a), mean(b)
+    var_a, var_b = (unbiased * (mean(v * v) - m * m) for v, m in ((a, mean_a), (b, mean_b)))
+    covariance = unbiased * (mean(a * b) - mean_a * mean_b)
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    ratio = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    ratio /= (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
+    edge = SSIM_WINDOW // 2
+    return float(ratio[edge:-edge, edge:-edge].mean())
+
+
+def snr(estimate: Any, target: Any) -> float:
+    r"""Return the signal-to-noise ratio in dB, :math:`10\log_{10}(\sum t^2/\sum(e-t)^2)`.
+
+    Args:
+        estimate: any shape.
+        target: the same shape, not all zero.
+
+    Returns:
+        dB; infinity for equal arrays.
+
+    Raises:
+        ValueError: different shapes, or a target that is zero everywhere.
+
+    Example:
+        >>> round(snr([0.9, -0.9], [1.0, -1.0]), 6)
+        20.0
+    """
+    error = relative_l2(estimate, target)
+    return -20 * float(np.log10(error)) if error else float("inf")
+
+
+def relative_l2(estimate: Any, target: Any) -> float:
+    r"""Return the relative error :math:`\lVert e-t\rVert_2/\lVert t\rVert_2`.
+
+    Args:
+        estimate: any shape.
+        target: the same shape, not all zero.
+
+    Returns:
+        At least 0.
+
+    Raises:
+        ValueError: different shapes, or a target that is zero everywhere.
+
+    Example:
+        >>> round(relative_l2([1.1, 0.0], [1.0, 0.0]), 6)
+        0.1
+    """
+    estimate, target = _pair(estimate, target)
+    size = float(np.linalg.norm(target))
+    _checks.refuse_if(size == 0, "the target is zero everywhere; an error relative to it has no meaning.")
+    return float(np.linalg.norm(estimate - target)) / size
+
+
+def iou(estimate: Any, target: Any) -> float:
+    """Return intersection over union of two sets, given as True where a point belongs to them.
+
+    Args:
+        estimate: booleans of any shape.
+        target: the same shape.
+
+    Returns:
+        In [0, 1]; 1 where both are empty.
+
+    Raises:
+        ValueError: different shapes.
+        TypeError: not booleans.
+
+    Example:
+        >>> iou([True, True, False], [True, False, False])
+        0.5
+    """
+    estimate, target = np.asarray(estimate), np.asarray(target)
+    if estimate.dtype != bool or target.dtype != bool:
+        raise TypeError(f"got {estimate.dtype} and {target.dtype}; expected booleans, such as field < 0.")
+    _check_shapes(estimate, target)
+    union = int((estimate | target).sum())
+    return int((estimate & target).sum()) / union if union else 1.0
+
+
+def chamfer(estimate: Any, target: Any) -> float:
+    r"""Return the Chamfer distance of two point clouds, the mean of both directions.
+
+    .. math:: \tfrac12\Big(\frac1n\sum_i\min_j\lVert a_i-b_j\rVert + \frac1m\sum_j\min_i\lVert a_i-b_j\rVert\Big)
+
+    Args:
+        estimate: points (n, d).
+        target: points (m, d).
+
+    Returns:
+        A length in the points' own unit (not squared); infinity where exactly one cloud is empty.
+
+    Raises:
+        ValueError: not (n, d) of the same d.
+
+    Example:
+        >>> chamfer([[0.0, 0.0]], [[3.0, 4.0]])
+        5.0
+    """
+    there, back = _nearest(estimate, target)
+    if not len(there) or not len(back):
+        return 0.0 if len(there) == len(back) else float("inf")
+    return float(there.mean() + back.mean()) / 2
+
+
+def fscore(estimate: Any, target: Any, *, threshold: float = 0.02) -> float:
+    """Return the harmonic mean of how much of each point cloud lies within ``threshold`` of the other.
+
+    Args:
+        estimate: points (n, d).
+        target: points (m, d).
+        threshold: in the points' own unit.
+
+    Returns:
+        In [0, 1]; 1 is best, 0 where either is empty.
+
+    Raises:
+        ValueError: not (n, d) of the same d.
+
+    Example:
+        >>> fscore([[0.0], [1.0]], [[0.0], [5.0]], threshold=0.1)
+        0.5
+
+    Source: Knapitsch, Park, Zhou & Koltun, "Tanks and Temples", ACM Transactions on Graphics 36 (2017).
+    """
+    there, back = _nearest(estimate, target)
+    if not len(there) or not len(back):
+        return 0.0
+    precision, recall = float((there < threshold).mean()), float((back < threshold).mean())
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def _nearest(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distance of each point of one cloud to the other cloud, both ways."""
+    import scipy.spatial
+
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(f"point clouds have shapes {a.shape} and {b.shape}; expected (n, d) and (m, d).")
+    if not len(a) or not len(b):
+        return np.full(len(a), np.inf), np.full(len(b), np.inf)
+    tree_a, tree_b = scipy.spatial.cKDTree(a), scipy.spatial.cKDTree(b)
+    return tree_b.query(a)[0], tree_a.query(b)[0]
+
+
+def _pair(estimate: Any, target: Any) -> tuple[np.ndarray, np.ndarray]:
+    estimate, target = np.asarray(estimate, np.float64), np.asarray(target, np.float64)
+    _check_shapes(estimate, target)
+    return estimate, target
+
+
+def _check_shapes(estimate: np.ndarray, target: np.ndarray) -> None:
+    if estimate.shape != target.shape:
+        raise ValueError(f"shapes differ: {estimate.shape} and {target.shape}; they are compared entry by entry.")

@@ -1,0 +1,226 @@
+"""Images restored from less: super-resolution, denoising, inpainting."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ntk_inr import _checks
+from ntk_inr._optional import require
+from ntk_inr.tasks import metrics
+from ntk_inr.tasks.grid import grid_coordinates
+from ntk_inr.tasks.image import reconstruct_image, ssim_score, training_rows
+from ntk_inr.tasks.image_file import load_prepared
+from ntk_inr.tasks.interface import PointwiseTask, fingerprint
+from ntk_inr.tasks.pictures import Panel, error_panel, picture_rows, save_image
+
+
+@dataclasses.dataclass(frozen=True)
+class RestorationTask(PointwiseTask):
+    """An image of which less is seen than shall be restored; scores are against the clean one.
+
+    Attributes:
+        name: what to call it in a report.
+        kind: "super-resolution", "denoising" or "inpainting".
+        image: the clean image (h, w, c) in [0, 1].
+        x: where something is seen, (n, 2) pixel centres as (row, column) in (-1, 1).
+        y: what is seen there, (n, c); noise may leave [0, 1].
+        seen: what is seen, as a picture (h', w', c).
+        baseline: a simple restoration (h, w, c) to beat: cubic interpolation, the noisy image itself, or
+            for inpainting the nearest pixel.
+        missing: (h, w) True where a pixel is not seen; None where that has no meaning.
+    """
+
+    name: str
+    kind: Literal["super-resolution", "denoising", "inpainting"]
+    image: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    seen: np.ndarray
+    baseline: np.ndarray
+    missing: np.ndarray | None = None
+
+    @property
+    def digest(self) -> str:
+        """A fingerprint of the clean image and of what is seen of it."""
+        return fingerprint(self.kind, self.image, self.x, self.y)
+
+    def reconstruct(self, predict: Callable[[Any], Any]) -> np.ndarray:
+        """Return the restored image (h, w, c), clipped to [0, 1]."""
+        return reconstruct_image(predict, self.image.shape)
+
+    def scores(self, reconstruction: np.ndarray) -> dict[str, float]:
+        """Return how close a restored image is to the clean one.
+
+        Args:
+            reconstruction: (h, w, c) in [0, 1].
+
+        Returns:
+            "psnr" in dB and "ssim" of the whole image, "baseline_psnr" of the simple restoration, and for
+            inpainting "missing_psnr" of the pixels that were not seen.
+        """
+        scores = {"psnr": metrics.psnr(reconstruction, self.image), **ssim_score(reconstruction, self.image)}
+        scores["baseline_psnr"] = metrics.psnr(self.baseline, self.image)
+        if self.missing is not None:
+            scores["missing_psnr"] = metrics.psnr(reconstruction[self.missing], self.image[self.missing])
+        return scores
+
+    def figure(self, reconstruction: np.ndarray | None = None) -> Any:
+        """Return the clean image, what is seen, the baseline, and the restored image with its error."""
+        panels = [Panel(self.name, self.image), Panel("seen", self.seen)]
+        if self.kind != "denoising":
+            panels.append(Panel(f"baseline, {metrics.psnr(self.baseline, self.image):.1f} dB", self.baseline))
+        if reconstruction is not None:
+            title = f"restored, {self.scores(reconstruction)['psnr']:.1f} dB"
+            panels += [Panel(title, reconstruction), error_panel(reconstruction, self.image)]
+        return picture_rows([panels])
+
+    def save(self, reconstruction: np.ndarray, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a restored image as 8-bit ``.png`` or ``.tif``, or as exact values ``.npy``."""
+        return save_image(reconstruction, path, overwrite=overwrite)
+
+
+def super_resolution_task(
+    source: str | Path | np.ndarray, *, factor: int = 4, size: int | None = 128, grey: bool = False
+) -> RestorationTask:
+    """Train on an image reduced by ``factor``, judge at full resolution.
+
+    A pixel of the small image is the mean of a block of ``factor`` by ``factor`` pixels and lies at its
+    centre. Rows and columns that fill no block are cut off at the bottom and on the right.
+
+    Args:
+        source: as for :func:`image_task`.
+        factor: how many times smaller, at least 2.
+        size: the longer side of the clean image in pixels; None keeps it.
+        grey: turn colour into luma.
+
+    Returns:
+        :class:`RestorationTask` of kind "super-resolution".
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: as :func:`image_task`; an image smaller than two blocks.
+
+    Example:
+        >>> import numpy as np
+        >>> task = super_resolution_task(np.eye(16), factor=4, size=None)
+        >>> task.x.shape, task.seen.shape, task.image.shape
+        ((16, 2), (4, 4, 1), (16, 16, 1))
+    """
+    _checks.check_positive(factor, "factor", integer=True, least=2)
+    name, image = load_prepared(source, size=size, grey=grey)
+    height, width = (side // factor for side in image.shape[:2])
+    if height * width < 2:
+        raise ValueError(
+            f"image {name!r} has {image.shape[:2]} pixels, too few for factor={factor}; take a smaller one."
+        )
+    image = np.ascontiguousarray(image[: height * factor, : width * factor])
+    seen = image.reshape(height, factor, width, factor, -1).mean(axis=(1, 3))
+    larger = require("skimage.transform").resize(seen, image.shape, order=3, anti_aliasing=False)
+    return RestorationTask(
+        f"{name}, {factor} times smaller", "super-resolution", image, grid_coordinates((height, width)),
+        seen.reshape(height * width, -1), seen, np.clip(larger, 0, 1),
+    )  # fmt: skip
+
+
+def denoising_task(
+    source: str | Path | np.ndarray, *, noise: Literal["gaussian", "poisson"] = "gaussian", sigma: float = 0.1,
+    photons: float = 30.0, size: int | None = 128, grey: bool = False, seed: int = 0,
+) -> RestorationTask:  # fmt: skip
+    r"""Train on a noisy image, judge against the clean one.
+
+    "gaussian" adds :math:`\sigma` times a standard normal number to each value; "poisson" counts photons:
+    :math:`y\sim\mathrm{Poisson}(P v)/P`. Neither is clipped, so that both are right on average.
+
+    Args:
+        source: as for :func:`image_task`.
+        noise: "gaussian" or "poisson".
+        sigma: standard deviation of Gaussian noise, where white is 1.
+        photons: P, the mean count at white.
+        size: the longer side in pixels; None keeps it.
+        grey: turn colour into luma.
+        seed: of the noise.
+
+    Returns:
+        :class:`RestorationTask` of kind "denoising".
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: as :func:`image_task`; unknown noise, sigma or photons not above 0.
+
+    Example:
+        >>> import numpy as np
+        >>> task = denoising_task(np.full((16, 16), 0.5), sigma=0.1, size=None)
+        >>> round(task.scores(task.baseline)["psnr"])
+        20
+    """
+    _checks.check_choice(noise, ("gaussian", "poisson"), "noise")
+    _checks.check_positive(sigma, "sigma")
+    _checks.check_positive(photons, "photons")
+    _checks.check_positive(seed, "seed", integer=True, least=0)
+    name, image = load_prepared(source, size=size, grey=grey)
+    rng = np.random.default_rng(seed)
+    if noise == "gaussian":
+        noisy, label = image + sigma * rng.standard_normal(image.shape), f"sigma {sigma:g}"
+    else:
+        noisy, label = rng.poisson(photons * image) / photons, f"{photons:g} photons"
+    noisy = noisy.astype(np.float32)
+    return RestorationTask(
+        f"{name}, {label}", "denoising", image, grid_coordinates(image.shape[:2]), noisy.reshape(-1, image.shape[2]),
+        noisy, np.clip(noisy, 0, 1),
+    )  # fmt: skip
+
+
+def inpainting_task(
+    source: str | Path | np.ndarray, *, missing: float | np.ndarray = 0.8, size: int | None = 128, grey: bool = False,
+    seed: int = 0,
+) -> RestorationTask:  # fmt: skip
+    """Train on the pixels that are seen, judge on all of them.
+
+    Args:
+        source: as for :func:`image_task`.
+        missing: share of the pixels that are missing, at random, in (0, 1); or (h, w) booleans, True where
+            a pixel is missing, of the image's size after reduction.
+        size: the longer side in pixels; None keeps it.
+        grey: turn colour into luma.
+        seed: of the choice of missing pixels.
+
+    Returns:
+        :class:`RestorationTask` of kind "inpainting".
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: as :func:`image_task`; a mask of another shape, nothing or
+            everything missing.
+        TypeError: a mask that is not of booleans.
+
+    Example:
+        >>> import numpy as np
+        >>> task = inpainting_task(np.eye(10), missing=0.7, size=None)
+        >>> task.x.shape, int(task.missing.sum())
+        ((30, 2), 70)
+    """
+    import scipy.ndimage
+
+    _checks.check_positive(seed, "seed", integer=True, least=0)
+    name, image = load_prepared(source, size=size, grey=grey)
+    if isinstance(missing, np.ndarray):
+        mask, label = missing, "masked"
+        if mask.dtype != bool:
+            raise TypeError(f"missing has dtype {mask.dtype}; expected booleans, such as mask > 0.")
+        if mask.shape != image.shape[:2]:
+            raise ValueError(
+                f"missing has shape {mask.shape} but the image has {image.shape[:2]} after reduction; pass size=None "
+                "and a mask of the image's own size."
+            )
+    else:
+        mask = ~training_rows(image.shape[0] * image.shape[1], missing, seed).reshape(image.shape[:2])
+        label = f"{100 * missing:g} % missing"
+    if mask.all() or not mask.any():
+        raise ValueError(f"{'all' if mask.all() else 'none'} of the pixels are missing; expected some of them.")
+    nearest = scipy.ndimage.distance_transform_edt(mask, return_distances=False, return_indices=True)
+    return RestorationTask(
+        f"{name}, {label}", "inpainting", image, grid_coordinates(image.shape[:2])[~mask.ravel()], image[~mask],
+        np.where(mask[:, :, None], np.float32(1), image), image[tuple(nearest)], mask,
+    )  # fmt: skip
