@@ -1,0 +1,118 @@
+import numpy as np
+import PIL.Image
+import pytest
+
+from ntk_inr.tasks import volume, volume_file
+from ntk_inr.tasks.volume import volume_task
+
+
+@pytest.fixture
+def video():
+    return np.random.default_rng(0).integers(0, 256, (5, 8, 9, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def small_slabs(monkeypatch):
+    """Slabs of one frame, so that what crosses them is tested."""
+    monkeypatch.setattr(volume_file, "_SLAB_BYTES", 1)
+
+
+def nearest(task):
+    """Return a predict that looks its coordinates up in the volume."""
+
+    def predict(x):
+        places = tuple(((x[:, axis] + 1) / 2 * task.shape[axis]).astype(int) for axis in range(3))
+        return task.stack.slab(0, task.shape[0])[places]
+
+    return predict
+
+
+def test_all_voxels_in_raster_order(video):
+    task = volume_task(video)
+    assert task.x.shape == (360, 3)
+    assert task.heldout is None
+    np.testing.assert_allclose(task.y, video.reshape(-1, 3) / 255, rtol=1e-6)
+    np.testing.assert_allclose(nearest(task)(task.x), task.y)
+
+
+@pytest.mark.usefixtures("small_slabs")
+def test_drawn_voxels_are_the_right_ones(video):
+    task = volume_task(video, rows=100)
+    np.testing.assert_allclose(nearest(task)(task.x), task.y)
+    x, y = task.heldout
+    assert len(x) == 260
+    np.testing.assert_allclose(nearest(task)(x), y)
+    assert not set(map(tuple, x.tolist())) & set(map(tuple, task.x.tolist()))
+    assert task.digest == volume_task(video, rows=100).digest != volume_task(video, rows=100, seed=1).digest
+
+
+@pytest.mark.usefixtures("small_slabs")
+def test_a_file_gives_the_same_as_its_array(tmp_path, video):
+    np.save(tmp_path / "v.npy", video)
+    task = volume_task(tmp_path / "v.npy", rows=50)
+    np.testing.assert_array_equal(task.y, volume_task(video, rows=50).y)
+    kept = task.reconstruct(nearest(task))
+    np.testing.assert_allclose(kept, video / 255, rtol=1e-6)
+    written = task.reconstruct(nearest(task), out=tmp_path / "r.npy")
+    assert isinstance(written, np.memmap)
+    np.testing.assert_array_equal(written, kept)
+    with pytest.raises(FileExistsError):
+        task.reconstruct(nearest(task), out=tmp_path / "r.npy")
+    np.testing.assert_array_equal(np.load(task.save(kept, tmp_path / "s.npy")), kept)
+    assert task.scores(kept)["psnr"] > 140
+    assert task.scores(kept)["ssim"] > 0.9999
+
+
+def test_a_folder_of_images_is_sorted_by_number(tmp_path, video):
+    for position, frame in enumerate(video):
+        PIL.Image.fromarray(frame).save(tmp_path / f"frame{position + 8}.png")  # 8, 9, 10, 11, 12
+    np.testing.assert_array_equal(volume_task(tmp_path).y, volume_task(video).y)
+    PIL.Image.fromarray(video[0, :4]).save(tmp_path / "frame13.png")
+    with pytest.raises(ValueError, match="frame13.*has shape"):
+        volume_task(tmp_path)
+
+
+def test_scales():
+    def ends(array):
+        task = volume_task(array)
+        return float(task.y.min()), float(task.y.max())
+
+    ramp = np.arange(8).reshape(2, 2, 2)
+    assert ends(ramp / 10) == (0.0, np.float32(0.7))
+    assert ends(ramp * 50.0 - 100) == (0.0, 1.0)
+    assert ends((ramp * 100).astype(np.uint16)) == (0.0, np.float32(700 / 65535))
+    assert ends(ramp > 3) == (0.0, 1.0)
+    assert ends(ramp * 0) == (0.0, 0.0)
+
+
+def test_larger_than_memory_is_refused_with_the_way_out(monkeypatch, video):
+    monkeypatch.setattr(volume, "_MOST_IN_MEMORY", 1000)
+    with pytest.raises(ValueError, match="pass out="):
+        volume_task(video).reconstruct(lambda x: x)
+
+
+def test_the_number_of_outputs_is_checked(video):
+    with pytest.raises(ValueError, match="expected \\(n, 3\\): a network with 3 outputs"):
+        volume_task(video).reconstruct(lambda x: x[:, :1])
+
+
+def test_what_is_no_volume(tmp_path):
+    (tmp_path / "v.mp4").write_text("x")
+    np.savez(tmp_path / "v.npz", np.ones(3))
+    (tmp_path / "v.npy").write_text("x")
+    (tmp_path / "none").mkdir()
+    hole = np.ones((2, 2, 2))
+    hole[1, 0, 0] = np.nan
+    for source, message in [
+        (tmp_path / "v.mp4", "ffmpeg"),
+        (tmp_path / "v.npz", "no volume"),
+        (tmp_path / "v.npy", "can't be read"),
+        (tmp_path / "none", "holds no images"),
+        (hole, "1 NaN or infinite values of 8"),
+        (np.ones((2, 2)), "expected \\(t, h, w\\)"),
+        (np.ones((1, 1, 1)), "1 voxel"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            volume_task(source)
+    with pytest.raises(FileNotFoundError, match="orbits"):
+        volume_task("orbit")
