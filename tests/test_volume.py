@@ -68,7 +68,7 @@ def test_a_folder_of_images_is_sorted_by_number(tmp_path, video):
         PIL.Image.fromarray(frame).save(tmp_path / f"frame{position + 8}.png")  # 8, 9, 10, 11, 12
     np.testing.assert_array_equal(volume_task(tmp_path).y, volume_task(video).y)
     PIL.Image.fromarray(video[0, :4]).save(tmp_path / "frame13.png")
-    with pytest.raises(ValueError, match="frame13.*has shape"):
+    with pytest.raises(ValueError, match=r"has shape .* but frame8"):
         volume_task(tmp_path)
 
 

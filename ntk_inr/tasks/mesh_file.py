@@ -1,0 +1,106 @@
+"""Mesh files in and out, and the solids that shape tasks are made of."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ntk_inr._optional import require
+from ntk_inr.tasks.files import existing_file, new_file
+from ntk_inr.tasks.grid import grid_coordinates
+from ntk_inr.tasks.mesh_distance import MeshDistance
+from ntk_inr.tasks.solids import SOLIDS, Field, gradient
+from ntk_inr.tasks.surface import extract_surface, inside_on_grid, sample_surface
+
+_HALF_EXTENT = 0.9
+_MESHED_AT = 96
+_PROJECTIONS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Solid:
+    """A shape in [-1, 1]^3.
+
+    Attributes:
+        name: what to call it.
+        vertices: (v, 3) of its surface.
+        faces: (f, 3), counter-clockwise from outside.
+        field: negative inside; None where the surface is open.
+        analytic: whether ``field`` is a closed form, of which the mesh is an approximation.
+        centre: (3,) where the origin lies in the file's own unit.
+        scale: length of 1 in the file's own unit.
+    """
+
+    name: str
+    vertices: np.ndarray
+    faces: np.ndarray
+    field: Field | None
+    analytic: bool
+    centre: np.ndarray
+    scale: float
+
+    def sample(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Return points (n, 3) on the surface, uniform by area, and unit normals there."""
+        points, normals = sample_surface(self.vertices, self.faces, n, rng)
+        if self.analytic and self.field is not None:
+            for _ in range(_PROJECTIONS):
+                slope = gradient(self.field, points)
+                points = points - self.field(points)[:, None] * slope / (slope**2).sum(axis=1, keepdims=True)
+            normals = gradient(self.field, points)
+            normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+        return points, normals
+
+    def inside(self, resolution: int) -> np.ndarray:
+        """Return (r, r, r) True where a cell centre of [-1, 1]^3 lies inside."""
+        if self.analytic and self.field is not None:
+            points = grid_coordinates((resolution,) * 3).astype(np.float64)
+            return (self.field(points) < 0).reshape((resolution,) * 3)
+        return inside_on_grid(self.vertices, self.faces, resolution)
+
+
+def load_solid(source: Any) -> Solid:
+    """Return a bundled solid, or the mesh of a file moved and scaled into [-1, 1]^3."""
+    if str(source) in SOLIDS and not Path(source).exists():
+        field = SOLIDS[str(source)]
+        values = field(grid_coordinates((_MESHED_AT,) * 3).astype(np.float64)).reshape((_MESHED_AT,) * 3)
+        mesh = extract_surface(values)
+        return Solid(str(source), mesh.vertices, mesh.faces, field, True, np.zeros(3), 1.0)
+    path = existing_file(source, "mesh", tuple(SOLIDS))
+    trimesh = require("trimesh", "shape")
+    try:
+        mesh = trimesh.load_mesh(path)
+        if isinstance(mesh, trimesh.Scene):
+            mesh = mesh.to_mesh()
+        vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces)
+    except Exception as error:  # trimesh raises whatever its many readers do
+        raise ValueError(
+            f"{str(path)!r} can't be read as a triangle mesh ({error}); expected .obj, .ply, .stl, .off or .glb."
+        ) from error
+    if not len(faces):
+        raise ValueError(f"{str(path)!r} holds no triangles; expected a surface, not points or lines.")
+    if not np.isfinite(vertices).all():
+        raise ValueError(f"{str(path)!r} has {int((~np.isfinite(vertices)).sum())} NaN or infinite coordinates.")
+    closed = bool(mesh.is_watertight)
+    if closed:
+        mesh.fix_normals()
+        faces = np.asarray(mesh.faces)
+        closed = bool(mesh.is_winding_consistent)
+    low, high = vertices[np.unique(faces)].min(axis=0), vertices[np.unique(faces)].max(axis=0)
+    centre, scale = (low + high) / 2, float((high - low).max()) / 2 / _HALF_EXTENT
+    if scale == 0:
+        raise ValueError(f"{str(path)!r} is a single point; expected a surface with an extent.")
+    vertices = (vertices - centre) / scale
+    return Solid(path.name, vertices, faces, MeshDistance(vertices, faces) if closed else None, False, centre, scale)
+
+
+def save_mesh(vertices: np.ndarray, faces: np.ndarray, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a triangle mesh as ``.obj``, ``.ply``, ``.stl``, ``.off`` or ``.glb``; return the path."""
+    if not len(faces):
+        raise ValueError("the reconstruction has no surface to save: its field has one sign everywhere. Train longer.")
+    trimesh = require("trimesh", "shape")
+    with new_file(path, (".obj", ".ply", ".stl", ".off", ".glb"), overwrite=overwrite) as written:
+        trimesh.Trimesh(vertices, faces, process=False).export(written)
+    return Path(path)

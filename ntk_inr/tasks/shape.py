@@ -1,0 +1,254 @@
+"""Shapes as a task: signed distance, occupancy or the eikonal equation, of meshes and of bundled solids."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from ntk_inr import _checks, style
+from ntk_inr.tasks import metrics
+from ntk_inr.tasks.eikonal import EikonalLoss, value_and_gradient
+from ntk_inr.tasks.grid import axis_centres, grid_coordinates, in_batches
+from ntk_inr.tasks.interface import Loss, PointwiseTask, fingerprint
+from ntk_inr.tasks.mesh_file import Solid, load_solid, save_mesh
+from ntk_inr.tasks.surface import Surface, extract_surface, sample_surface
+
+Formulation = Literal["sdf", "occupancy", "eikonal"]
+_NEAR = (0.1, 0.02)
+_COMPARED_POINTS = 30_000
+_SHOWN_CELLS = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class ShapeTask(PointwiseTask):
+    """A solid in [-1, 1]^3, and points around it at which something of it is known.
+
+    Attributes:
+        name: what to call it in a report.
+        formulation: "sdf", "occupancy" or "eikonal".
+        solid: the true shape.
+        x: points (n, 3).
+        y: (n, 1) signed distance, negative inside; or 1 inside and 0 outside; or (n, 4) 1 on the surface and 0
+            off it, with the normal.
+        resolution: r of the grid r x r x r that reconstructions are taken on.
+        eikonal_loss: the weights of the eikonal formulation.
+    """
+
+    kind: ClassVar[str] = "shape"
+    large: ClassVar[int] = 2**13
+
+    name: str
+    formulation: Formulation
+    solid: Solid
+    x: np.ndarray
+    y: np.ndarray
+    resolution: int
+    eikonal_loss: EikonalLoss
+
+    @property
+    def metric(self) -> str:  # type: ignore[override]
+        """The key of the scores to rank by: "iou", or "fscore" where an open surface has no inside."""
+        return "fscore" if self.solid.field is None else "iou"
+
+    @property
+    def loss(self) -> Loss:
+        """L1 of distances, cross-entropy of logits, or the eikonal loss."""
+        if self.formulation == "eikonal":
+            return self.eikonal_loss
+        return "l1" if self.formulation == "sdf" else "bce"
+
+    @property
+    def data_range(self) -> float:
+        """Span of the values."""
+        return float(self.y.max() - self.y.min())
+
+    @property
+    def channels(self) -> int:
+        """One output: the field, whatever is observed of it."""
+        return 1
+
+    @property
+    def digest(self) -> str:
+        """A fingerprint of the points and of what is known there."""
+        return fingerprint(self.formulation, self.x, self.y, self.resolution)
+
+    def observe(self, apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """Return ``apply``; for the eikonal formulation its value and gradient (n, 4)."""
+        return value_and_gradient(apply) if self.formulation == "eikonal" else apply
+
+    def reconstruct(self, predict: Callable[[Any], Any]) -> Surface:
+        """Return the field on a grid and its surface by marching cubes.
+
+        Args:
+            predict: (n, 3) -> (n, 1): a distance that is negative inside, or for occupancy a logit that is
+                positive inside.
+        """
+        values = in_batches(predict, grid_coordinates((self.resolution,) * 3), 1).reshape((self.resolution,) * 3)
+        return extract_surface(-values if self.formulation == "occupancy" else values)
+
+    def scores(self, reconstruction: Surface) -> dict[str, float]:
+        """Return how close a reconstructed surface is to the true one.
+
+        Returns:
+            "iou" of the cells of the grid (unless the true surface is open), "chamfer" (a length in units of
+            which the cube has 2 a side; smaller is better) and "fscore" within 1 % of that side, of 30000
+            points on each surface.
+        """
+        rng = np.random.default_rng(1)
+        found = sample_surface(reconstruction.vertices, reconstruction.faces, _COMPARED_POINTS, rng)[0]
+        true = self._true_points
+        scores = {"chamfer": metrics.chamfer(found, true), "fscore": metrics.fscore(found, true, threshold=0.02)}
+        if self.solid.field is None:
+            return scores
+        return {"iou": metrics.iou(reconstruction.values < 0, self._inside)} | scores
+
+    def figure(self, reconstruction: Surface | None = None) -> Any:
+        """Return the surface, a reconstructed one, and the field of the latter in the middle."""
+        panels = [(self.name, self.solid.vertices, self.solid.faces)]
+        if reconstruction is not None:
+            found = self.scores(reconstruction)
+            step = -(-self.resolution // _SHOWN_CELLS)
+            coarse = extract_surface(reconstruction.values[::step, ::step, ::step])
+            title = f"reconstruction, {'F-score' if self.metric == 'fscore' else 'IoU'} {found[self.metric]:.3f}"
+            panels.append((title, coarse.vertices, coarse.faces))
+        if self.solid.field is not None:
+            # The marching cubes of a coarse grid draw as fast as those of the reconstruction do.
+            mesh = extract_surface(np.where(self.solid.inside(_SHOWN_CELLS), -1.0, 1.0))
+            if self.solid.analytic:
+                centres = grid_coordinates((_SHOWN_CELLS,) * 3).astype(np.float64)
+                mesh = extract_surface(self.solid.field(centres).reshape((_SHOWN_CELLS,) * 3))
+            if len(self.solid.faces) > len(mesh.faces):
+                panels[0] = (self.name, mesh.vertices, mesh.faces)
+        with style.figure_style():
+            across = len(panels) + (reconstruction is not None)
+            # Constrained layout takes the room of titles from axes in three dimensions.
+            figure = style.pyplot().figure(figsize=(3.9 * across, 3.9), layout="none")
+            figure.subplots_adjust(left=0.03, right=0.95, bottom=0.12, top=0.9, wspace=0.15)
+            for position, panel in enumerate(panels):
+                _draw_surface(figure.add_subplot(1, across, position + 1, projection="3d"), *panel)
+            if reconstruction is not None:
+                self._draw_slice(figure, figure.add_subplot(1, across, across), reconstruction.values)
+        return figure
+
+    def save(self, reconstruction: Surface, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the surface as ``.obj``, ``.ply``, ``.stl``, ``.off`` or ``.glb``, in the unit of the mesh's file."""
+        vertices = reconstruction.vertices * self.solid.scale + self.solid.centre
+        return save_mesh(vertices, reconstruction.faces, path, overwrite=overwrite)
+
+    @functools.cached_property
+    def _inside(self) -> np.ndarray:
+        return self.solid.inside(self.resolution)
+
+    @functools.cached_property
+    def _true_points(self) -> np.ndarray:
+        return self.solid.sample(_COMPARED_POINTS, np.random.default_rng(0))[0]
+
+    def _draw_slice(self, figure: Any, axis: Any, values: np.ndarray) -> None:
+        middle, places = values[:, :, len(values) // 2], axis_centres(len(values))
+        reach = max(float(np.nanquantile(np.abs(middle), 0.95)), 1e-6)
+        drawn = axis.pcolormesh(places, places, middle.T, cmap="RdBu", vmin=-reach, vmax=reach, rasterized=True)
+        if self.solid.field is not None:
+            truth = self._inside[:, :, len(values) // 2].T.astype(float)
+            axis.contour(places, places, truth, levels=[0.5], colors=[style.MEASURED], linewidths=1)
+        if middle.min() < 0 < middle.max():
+            axis.contour(places, places, middle.T, levels=[0], colors=[style.PREDICTED], linewidths=1)
+        axis.set(title="field in the middle", xlabel="x (black true, orange found)", ylabel="y", aspect="equal")
+        axis.grid(False)
+        figure.colorbar(drawn, ax=axis, shrink=0.75)
+
+
+def shape_task(
+    source: str | Path,
+    *,
+    kind: Formulation = "sdf",
+    points: int = 30_000,
+    resolution: int = 64,
+    eikonal_loss: EikonalLoss | None = None,
+    seed: int = 0,
+) -> ShapeTask:
+    """Make a task of a solid, given by a mesh or bundled.
+
+    A mesh is moved and scaled so that its longest side reaches from -0.9 to 0.9. Of the points one half lies
+    near the surface (at distances of about 0.1 and of about 0.02), the other half anywhere in the cube; for "sdf"
+    a tenth of all lie on the surface instead; for "eikonal" one half lies on it.
+
+    Distances to meshes, to the sphere and to the torus are exact. For the gyroid and the CSG solid the values
+    are closed forms with the right sign and zero that are never larger than the distance.
+
+    Args:
+        source: a mesh file that trimesh reads (.obj, .ply, .stl, .off, .glb), or "sphere", "torus", "gyroid", "csg".
+        kind: "sdf" learns signed distances (negative inside), "occupancy" logits of being inside, "eikonal" a
+            signed distance from surface points and normals alone.
+        points: n, how many points to train on.
+        resolution: cells a side of the grid that the surface is reconstructed on.
+        eikonal_loss: weights of that formulation; None are those of IGR with a weak term off the surface.
+        seed: of the points.
+
+    Returns:
+        :class:`ShapeTask`.
+
+    Raises:
+        FileNotFoundError: no such file, and no bundled solid of that name.
+        ValueError: not a mesh, NaN, or not watertight where inside and outside are needed.
+        ImportError: trimesh missing (``pip install "ntk-inr[shape]"``).
+
+    Example:
+        >>> task = shape_task("torus", points=1000)
+        >>> task.x.shape, task.y.shape, task.loss, task.metric
+        ((1000, 3), (1000, 1), 'l1', 'iou')
+
+    Source: Park et al., "DeepSDF" (CVPR 2019); Mescheder et al., "Occupancy Networks" (CVPR 2019); Gropp et al.,
+    "Implicit Geometric Regularization for Learning Shapes" (ICML 2020).
+    """
+    _checks.check_choice(kind, ("sdf", "occupancy", "eikonal"), "kind")
+    _checks.check_positive(points, "points", integer=True, least=10)
+    _checks.check_positive(resolution, "resolution", integer=True, least=8)
+    _checks.check_positive(seed, "seed", integer=True, least=0)
+    solid = load_solid(source)
+    if solid.field is None and kind != "eikonal":
+        raise ValueError(
+            f"{solid.name} is not watertight (it has holes, or faces that disagree on which side is out), so inside "
+            f'and outside, which kind="{kind}" needs, are not defined. Close it with trimesh\'s mesh.fill_holes(), in '
+            'MeshLab ("Close Holes") or in Blender ("Fill Holes"), or take kind="eikonal", which needs no inside.'
+        )
+    rng = np.random.default_rng(seed)
+    x, y = (_eikonal_points if kind == "eikonal" else _field_points)(solid, kind, points, rng)
+    loss = EikonalLoss() if eikonal_loss is None else eikonal_loss
+    label = solid.name if kind == "sdf" else f"{solid.name}, {kind}"
+    return ShapeTask(label, kind, solid, x.astype(np.float32), y.astype(np.float32), resolution, loss)
+
+
+def _field_points(solid: Solid, kind: str, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    on = n // 10 if kind == "sdf" else 0
+    near = n // 2 - on
+    surface = solid.sample(on + near, rng)[0]
+    spread = np.repeat(_NEAR, [near - near // 2, near // 2])[:, None]
+    close = np.clip(surface[on:] + spread * rng.standard_normal((near, 3)), -1, 1)
+    x = np.concatenate([surface[:on], close, rng.uniform(-1, 1, (n - on - near, 3))])
+    assert solid.field is not None
+    field = solid.field(x)
+    field[:on] = 0.0
+    return x, (field if kind == "sdf" else field < 0)[:, None]
+
+
+def _eikonal_points(solid: Solid, kind: str, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    surface, normals = solid.sample(n // 2, rng)
+    x = np.concatenate([surface, rng.uniform(-1, 1, (n - len(surface), 3))])
+    y = np.zeros((n, 4))
+    y[: len(surface)] = np.concatenate([np.ones((len(surface), 1)), normals], axis=1)
+    return x, y
+
+
+def _draw_surface(axis: Any, title: str, vertices: np.ndarray, faces: np.ndarray) -> None:
+    if len(faces):
+        axis.plot_trisurf(*vertices.T, triangles=faces, color=style.PALETTE[5], linewidth=0, antialiased=False)
+    axis.set(title=title, xlim=(-1, 1), ylim=(-1, 1), zlim=(-1, 1), box_aspect=(1, 1, 1))
+    axis.view_init(elev=28, azim=-55)
+    axis.tick_params(labelsize=6, pad=-2)
+    for side in (axis.xaxis, axis.yaxis, axis.zaxis):
+        side.set_ticks([-1, 0, 1])

@@ -1,0 +1,93 @@
+"""Triangle meshes: extraction from a field, sampling, inside and outside on a grid."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from ntk_inr._optional import require
+from ntk_inr.tasks.grid import axis_centres
+
+
+@dataclasses.dataclass(frozen=True)
+class Surface:
+    """A field on a grid of [-1, 1]^3 and its zero level.
+
+    Attributes:
+        values: (r, r, r) at cell centres, negative inside.
+        vertices: (v, 3); none where the field has no zero level.
+        faces: (f, 3) indices of vertices, counter-clockwise from outside.
+    """
+
+    values: np.ndarray
+    vertices: np.ndarray
+    faces: np.ndarray
+
+
+def extract_surface(values: np.ndarray) -> Surface:
+    """Return the zero level of a field (r, r, r) by marching cubes; what crosses the cube's sides is closed there."""
+    finite = np.nan_to_num(values, nan=1.0, posinf=1.0, neginf=-1.0)
+    if not (finite < 0).any():
+        return Surface(values, np.zeros((0, 3)), np.zeros((0, 3), int))
+    padded = np.pad(finite, 1, constant_values=max(float(np.abs(finite).max()), 1e-6))
+    vertices, faces, _, _ = require("skimage.measure").marching_cubes(padded, 0.0, gradient_direction="descent")
+    # The padding shifts indices by one.
+    return Surface(values, (2 * (vertices - 1) + 1) / len(values) - 1, faces)
+
+
+def face_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Return normals (f, 3) as long as twice the triangle's area."""
+    a, b, c = np.moveaxis(vertices[faces], 1, 0)
+    return np.cross(b - a, c - a)
+
+
+def sample_surface(
+    vertices: np.ndarray, faces: np.ndarray, n: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return points (n, 3) uniform by area and the unit normals there; none of an empty mesh."""
+    if not len(faces):
+        return np.zeros((0, 3)), np.zeros((0, 3))
+    normals = face_normals(vertices, faces)
+    areas = np.linalg.norm(normals, axis=1)
+    chosen = rng.choice(len(faces), n, p=areas / areas.sum())
+    u, v = rng.uniform(size=(2, n, 1))
+    u, v = np.where(u + v > 1, 1 - u, u), np.where(u + v > 1, 1 - v, v)
+    a, b, c = np.moveaxis(vertices[faces[chosen]], 1, 0)
+    return a + u * (b - a) + v * (c - a), normals[chosen] / areas[chosen, None]
+
+
+def inside_on_grid(vertices: np.ndarray, faces: np.ndarray, resolution: int) -> np.ndarray:
+    """Return (r, r, r) True where a cell centre of [-1, 1]^3 lies inside a closed mesh.
+
+    A line along the last axis through each column of cells is cut with the triangles above and below it; the
+    number of surfaces entered less those left is the winding number.
+    """
+    a, b, c = np.moveaxis(vertices[faces], 1, 0)
+    # Off the centres by less than anyone sees, so that no line meets an edge.
+    centres = axis_centres(resolution)
+    shift = np.array([np.sqrt(2), np.sqrt(3)]) * 1e-7
+    low = np.minimum(np.minimum(a, b), c)[:, :2] - shift
+    high = np.maximum(np.maximum(a, b), c)[:, :2] - shift
+    first = np.clip(np.ceil(((low + 1) * resolution - 1) / 2), 0, resolution).astype(int)
+    last = np.clip(np.floor(((high + 1) * resolution - 1) / 2) + 1, 0, resolution).astype(int)
+    across = np.maximum(last - first, 0)
+    counts = across.prod(axis=1)
+    face = np.repeat(np.arange(len(faces)), counts)
+    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    i, j = first[face, 0] + place // across[face, 1], first[face, 1] + place % across[face, 1]
+
+    point = np.stack([centres[i], centres[j]], axis=1) + shift
+    a, b, c = a[face], b[face], c[face]
+
+    def turn(p: np.ndarray, q: np.ndarray, r: np.ndarray) -> np.ndarray:
+        return (q[:, 0] - p[:, 0]) * (r[:, 1] - p[:, 1]) - (q[:, 1] - p[:, 1]) * (r[:, 0] - p[:, 0])
+
+    area, wa, wb, wc = turn(a, b, c), turn(b, c, point), turn(c, a, point), turn(a, b, point)
+    met = (area != 0) & (np.sign(wa) == np.sign(area)) & (np.sign(wb) == np.sign(area)) & (np.sign(wc) == np.sign(area))
+    height = (wa[met] * a[met, 2] + wb[met] * b[met, 2] + wc[met] * c[met, 2]) / area[met]
+    above = np.clip(np.ceil(((height + 1) * resolution - 1) / 2), 0, resolution).astype(int)
+    change = np.zeros((resolution, resolution, resolution + 1), int)
+    # A triangle seen counter-clockwise from above faces up: the line leaves the solid there.
+    np.add.at(change, (i[met], j[met], above), -np.sign(area[met]).astype(int))
+    return np.cumsum(change, axis=2)[:, :, :-1] > 0

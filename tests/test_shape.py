@@ -1,0 +1,221 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ntk_inr as ni
+from ntk_inr.tasks.eikonal import EikonalLoss
+from ntk_inr.tasks.grid import grid_coordinates
+from ntk_inr.tasks.mesh_distance import MeshDistance
+from ntk_inr.tasks.shape import shape_task
+from ntk_inr.tasks.solids import SOLIDS, gradient
+from ntk_inr.tasks.surface import extract_surface, face_normals, inside_on_grid, sample_surface
+
+trimesh = pytest.importorskip("trimesh")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def bracket():
+    """A closed mesh with long and short edges, a hole through it, and reflex edges."""
+    mesh = trimesh.creation.annulus(0.3, 0.7, 0.9, sections=24)
+    mesh.apply_transform(trimesh.transformations.rotation_matrix(0.7, [1, 2, 3]))
+    return np.asarray(mesh.vertices), np.asarray(mesh.faces)
+
+
+def every_triangle(points, vertices, faces):
+    """Distance by dense sampling of barycentric coordinates, and sign by the solid angle: slow and simple."""
+    a, b, c = (vertices[faces[:, i]][None] - points[:, None] for i in range(3))
+    lengths = [np.linalg.norm(side, axis=2) for side in (a, b, c)]
+    volume = np.einsum("nfi,nfi->nf", a, np.cross(b, c))
+    dots = [np.einsum("nfi,nfi->nf", u, v) for u, v in ((a, b), (b, c), (c, a))]
+    below = np.prod(lengths, axis=0) + dots[0] * lengths[2] + dots[1] * lengths[0] + dots[2] * lengths[1]
+    winding = 2 * np.arctan2(volume, below).sum(axis=1) / (4 * np.pi)
+    u, v = np.meshgrid(np.linspace(0, 1, 60), np.linspace(0, 1, 60))
+    u, v = u[u + v <= 1], v[u + v <= 1]
+    best = np.full(len(points), np.inf)
+    for p, q, r in vertices[faces]:
+        cloud = p + u[:, None] * (q - p) + v[:, None] * (r - p)
+        best = np.minimum(best, np.linalg.norm(points[:, None] - cloud, axis=2).min(axis=1))
+    return best, winding > 0.5
+
+
+def test_mesh_distance_against_every_triangle(rng, bracket):
+    points = rng.uniform(-1, 1, (150, 3))
+    found = MeshDistance(*bracket)(points)
+    best, inside = every_triangle(points, *bracket)
+    np.testing.assert_array_equal(found < 0, inside)
+    assert 10 < inside.sum() < 140
+    # Sampled places are never nearer than the nearest, and not much farther.
+    assert (np.abs(found) <= best + 1e-12).all()
+    np.testing.assert_allclose(np.abs(found), best, atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["sphere", "torus"])
+def test_mesh_distance_against_closed_forms(rng, name):
+    mesh = extract_surface(SOLIDS[name](grid_coordinates((48,) * 3).astype(float)).reshape((48,) * 3))
+    points = rng.uniform(-1, 1, (400, 3))
+    np.testing.assert_allclose(MeshDistance(mesh.vertices, mesh.faces)(points), SOLIDS[name](points), atol=3e-3)
+
+
+def test_one_giant_triangle_among_small_ones_is_found(rng):
+    box = trimesh.creation.box((1.8, 1.8, 1.8)).subdivide_loop(0)
+    ball = trimesh.creation.icosphere(subdivisions=3, radius=0.2)
+    ball.invert()  # a cavity
+    both = trimesh.util.concatenate([box, ball])
+    points = rng.uniform(-0.9, 0.9, (300, 3))
+    wall = np.abs(points).max(axis=1) - 0.9
+    hollow = 0.2 - np.linalg.norm(points, axis=1)
+    np.testing.assert_allclose(MeshDistance(both.vertices, both.faces)(points), np.maximum(wall, hollow), atol=4e-3)
+
+
+def test_inside_on_a_grid_agrees_with_the_distance(bracket):
+    points = grid_coordinates((20,) * 3).astype(float)
+    expected = MeshDistance(*bracket)(points) < 0
+    np.testing.assert_array_equal(inside_on_grid(*bracket, 20).ravel(), expected)
+
+
+@pytest.mark.parametrize("name", list(SOLIDS))
+def test_bundled_solids(rng, name):
+    field = SOLIDS[name]
+    a = rng.uniform(-1, 1, (4000, 3))
+    b = a + rng.normal(0, 0.05, a.shape)
+    # Never larger than the distance: no two values differ by more than their points.
+    assert (np.abs(field(a) - field(b)) <= np.linalg.norm(a - b, axis=1) + 1e-12).all()
+    if name in ("sphere", "torus"):
+        np.testing.assert_allclose(np.linalg.norm(gradient(field, a), axis=1), 1, atol=1e-5)
+    solid = shape_task(name, points=10).solid
+    points, normals = solid.sample(500, rng)
+    assert np.median(np.abs(field(points))) < 1e-6
+    assert np.abs(field(points)).max() < 5e-3
+    # Normals point out.
+    assert np.mean(field(points + 0.01 * normals) > 0) > 0.99
+
+
+def test_marching_cubes_close_what_leaves_the_cube():
+    mesh = extract_surface(-np.ones((8, 8, 8)))
+    volume = np.einsum("fi,fi->f", mesh.vertices[mesh.faces[:, 0]], face_normals(mesh.vertices, mesh.faces)).sum() / 6
+    assert 7.5 < volume < 8  # corners are cut off; faces that look inside would make it negative
+    assert trimesh.Trimesh(mesh.vertices, mesh.faces).is_watertight
+    assert len(extract_surface(np.ones((8, 8, 8))).faces) == 0
+    assert len(extract_surface(np.full((8, 8, 8), np.nan)).faces) == 0
+
+
+def test_surface_samples_are_uniform_by_area(rng):
+    vertices = np.array([[0.0, 0, 0], [3, 0, 0], [0, 1, 0], [0, 0, 1]])
+    points, normals = sample_surface(vertices, np.array([[0, 1, 2], [0, 2, 3]]), 20_000, rng)
+    np.testing.assert_allclose((points[:, 2] == 0).mean(), 0.75, atol=0.02)
+    np.testing.assert_allclose(points[points[:, 2] == 0].mean(axis=0), [1, 1 / 3, 0], atol=0.02)
+    np.testing.assert_allclose(np.unique(np.abs(normals), axis=0), [[0, 0, 1], [1, 0, 0]])
+
+
+@pytest.mark.parametrize("name", ["sphere", "csg"])
+def test_the_true_field_scores_full_marks(name):
+    task = shape_task(name, points=100, resolution=40)
+    field = task.solid.field
+    scores = task.scores(task.reconstruct(lambda x: field(x.astype(float))[:, None]))
+    assert scores["iou"] == 1.0
+    assert scores["fscore"] > 0.99
+    assert scores["chamfer"] < 0.01
+    logits = shape_task(name, kind="occupancy", points=100, resolution=40)
+    assert logits.scores(logits.reconstruct(lambda x: -field(x.astype(float))[:, None]))["iou"] == 1.0
+    empty = task.scores(task.reconstruct(lambda x: np.ones((len(x), 1))))
+    assert empty == {"iou": 0.0, "chamfer": np.inf, "fscore": 0.0}
+
+
+def test_iou_of_a_smaller_ball():
+    task = shape_task("sphere", points=100, resolution=64)
+    smaller = task.reconstruct(lambda x: np.linalg.norm(x, axis=1, keepdims=True) - 0.6)
+    scores = task.scores(smaller)
+    np.testing.assert_allclose(scores["iou"], (0.6 / 0.75) ** 3, rtol=0.02)
+    np.testing.assert_allclose(scores["chamfer"], 0.15, rtol=0.02)
+
+
+def test_what_is_known_at_the_points():
+    sdf, occupancy, eikonal = (shape_task("torus", kind=k, points=400) for k in ("sdf", "occupancy", "eikonal"))
+    field = SOLIDS["torus"]
+    np.testing.assert_allclose(sdf.y[:, 0], field(sdf.x.astype(float)), atol=1e-5)
+    assert (sdf.y[:40] == 0).all()
+    np.testing.assert_array_equal(occupancy.y[:, 0] == 1, field(occupancy.x.astype(float)) < 0)
+    on = eikonal.y[:, 0] == 1
+    assert on.sum() == 200
+    np.testing.assert_allclose(eikonal.y[on, 1:], gradient(field, eikonal.x[on].astype(float)), atol=1e-4)
+    assert sdf.digest != occupancy.digest != eikonal.digest
+
+
+def test_the_exact_field_has_no_eikonal_loss():
+    task = shape_task("sphere", kind="eikonal", points=200, eikonal_loss=EikonalLoss(away=0.0))
+    observed = task.observe(lambda params, x: jnp.linalg.norm(x, axis=1, keepdims=True) - params)
+    prediction = observed(0.75, jnp.asarray(task.x))
+    np.testing.assert_allclose(task.loss(prediction, jnp.asarray(task.y)), 0, atol=1e-5)
+    shifted = task.loss(observed(0.65, jnp.asarray(task.x)), jnp.asarray(task.y))
+    np.testing.assert_allclose(shifted[:100], 0.1, atol=1e-5)
+    # At a point without slope the loss still has a gradient.
+    slope = jax.grad(lambda p: EikonalLoss()(p, jnp.ones((1, 4))).sum())(jnp.zeros((1, 4)))
+    assert np.isfinite(slope).all()
+    with pytest.raises(ValueError, match="normal is -1"):
+        EikonalLoss(normal=-1)
+
+
+def test_the_kernel_of_value_and_gradient(key):
+    task = shape_task("sphere", kind="eikonal", points=12)
+    apply, params = ni.init(ni.variant("siren", features=16, depth=2, out=1), key, task.x)
+    measured = task.observe(apply)
+    assert measured(params, task.x).shape == (12, 4)
+    jacobian = jax.jacobian(lambda p: measured(p, jnp.asarray(task.x)))(params)
+    rows = np.concatenate([np.reshape(leaf, (48, -1)) for leaf in jax.tree.leaves(jacobian)], axis=1)
+    expected = np.einsum("icp,jcp->ij", *[rows.reshape(12, 4, -1)] * 2) / 4
+    np.testing.assert_allclose(ni.ntk(measured, params, task.x), expected, rtol=1e-4, atol=1e-4 * expected.max())
+
+
+def test_a_mesh_keeps_its_unit(tmp_path):
+    mesh = trimesh.creation.box((20, 40, 10))
+    mesh.apply_translation([100, 0, 0])
+    mesh.invert()  # faces inside out are turned
+    mesh.export(tmp_path / "box.stl")
+    task = shape_task(tmp_path / "box.stl", points=200, resolution=48)
+    np.testing.assert_allclose(np.abs(task.solid.vertices).max(axis=0), [0.45, 0.9, 0.225])
+    found = task.reconstruct(lambda x: task.solid.field(x)[:, None])
+    assert task.scores(found)["iou"] == 1.0
+    saved = trimesh.load_mesh(task.save(found, tmp_path / "out.ply"))
+    np.testing.assert_allclose(saved.bounds, mesh.bounds, atol=1.0)
+    assert saved.volume > 0
+    with pytest.raises(FileExistsError):
+        task.save(found, tmp_path / "out.ply")
+    with pytest.raises(ValueError, match="no surface to save"):
+        task.save(extract_surface(np.ones((8, 8, 8))), tmp_path / "none.ply")
+
+
+def test_an_open_mesh_is_refused_unless_no_inside_is_needed(tmp_path):
+    mesh = trimesh.creation.icosphere(subdivisions=2)
+    mesh.update_faces(np.arange(len(mesh.faces)) > 20)
+    mesh.export(tmp_path / "open.obj")
+    for kind in ("sdf", "occupancy"):
+        with pytest.raises(ValueError, match=r"not watertight.*fill_holes"):
+            shape_task(tmp_path / "open.obj", kind=kind)
+    task = shape_task(tmp_path / "open.obj", kind="eikonal", points=100, resolution=16)
+    assert task.metric == "fscore"
+    assert set(task.scores(task.reconstruct(lambda x: x[:, :1]))) == {"chamfer", "fscore"}
+
+
+def test_what_is_no_mesh(tmp_path, unchecked):
+    (tmp_path / "text.stl").write_text("hello")
+    (tmp_path / "empty.obj").write_text("")
+    (tmp_path / "points.obj").write_text("v 0 0 0\nv 1 0 0\n")
+    (tmp_path / "mesh.xyzzy").write_text("v 0 0 0")
+    for name, message in [
+        ("text.stl", "triangle mesh|no triangles"),
+        ("empty.obj", "0 bytes"),
+        ("points.obj", "no triangles"),
+        ("mesh.xyzzy", "can't be read"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            shape_task(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="gyroid"):
+        shape_task("cube")
+    with pytest.raises(ValueError, match="Did you mean 'sdf'"):
+        shape_task("sphere", kind="sfd")
