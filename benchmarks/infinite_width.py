@@ -23,7 +23,7 @@ import numpy as np
 import ntk_inr as ni
 from benchmarks import timing
 from ntk_inr.infinite.network import infinite_kernel
-from ntk_inr.networks.initializers import FanIn
+from ntk_inr.networks.initializers import Law
 from ntk_inr.study.environment import environment
 from ntk_inr.study.record import write_json
 from ntk_inr.style import MARKERS, NEUTRAL, PALETTE, figure_style, pyplot
@@ -61,17 +61,17 @@ SPEED_POINTS, SPEED_DEPTH, SPEED_REPEATS = 2048, 4, 15
 class NormalSine(ni.Sine):
     """With normal weights in every layer, as stax has them."""
 
-    def law(self, *, first: bool, readout: bool) -> FanIn:
+    def law(self, *, first: bool, readout: bool) -> Law:
         """Return SIREN's variances."""
-        return FanIn(4 / self.omega**2) if first else FanIn(2 / self.omega**2)
+        return Law(4 / self.omega**2) if first else Law(2 / self.omega**2)
 
 
 class NormalGauss(ni.Gauss):
     """With normal weights in every layer."""
 
-    def law(self, *, first: bool, readout: bool) -> FanIn:
+    def law(self, *, first: bool, readout: bool) -> Law:
         """Return the variance of U(±1/sqrt(n))."""
-        return FanIn(1 / 3)
+        return Law(1 / 3)
 
 
 SHARED: dict[str, dict[str, Any]] = {
@@ -161,7 +161,7 @@ def agreement(quick: bool) -> list[dict[str, Any]]:
     width, seeds, x = (128, 8, coordinates(8)) if quick else (MEAN_WIDTH, MEAN_SEEDS, coordinates(MEAN_POINTS))
     rows = []
     for name, settings in SHARED.items():
-        net = network(width, MEAN_DEPTH, bias_law=FanIn(0.1), **settings)
+        net = network(width, MEAN_DEPTH, bias_law=Law(0.1), **settings)
         own = infinite_kernel(net)(x).ntk
         stax = infinite_kernel(net, backend="neural-tangents")
         with jax.enable_x64(True):
@@ -196,7 +196,7 @@ def speed(quick: bool) -> list[dict[str, Any]]:
     x, repeats = (coordinates(512), 3) if quick else (coordinates(SPEED_POINTS), SPEED_REPEATS)
     rows = []
     for name, settings in SHARED.items():
-        net = network(256, SPEED_DEPTH, bias_law=FanIn(0.1), **settings)
+        net = network(256, SPEED_DEPTH, bias_law=Law(0.1), **settings)
         own, stax = infinite_kernel(net), infinite_kernel(net, backend="neural-tangents")
         found = timing.compare({"own": lambda own=own: own(x), "stax": lambda stax=stax: stax(x)}, repeats)
         ratio = found["stax"]["median_s"] / found["own"]["median_s"]

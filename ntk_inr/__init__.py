@@ -6,14 +6,21 @@ from ntk_inr.kernels.adapters import init, split
 from ntk_inr.kernels.api import ntk
 from ntk_inr.kernels.operator import NTKOperator
 from ntk_inr.kernels.planning import Plan, explain
-from ntk_inr.networks.activations import Erf, Gabor, Gauss, ReLU, Sine
-from ntk_inr.networks.encodings import GaussianFourier, NeRFEncoding
-from ntk_inr.networks.mlp import CoordinateMLP, Dense
-from ntk_inr.networks.modulation import FourierModulation
-from ntk_inr.networks.normalization import LayerNorm, Sphere
+from ntk_inr.networks.activations import Erf, Gabor, Gauss, Quadratic, ReLU, Sine
+from ntk_inr.networks.dense import Dense
+from ntk_inr.networks.encodings import GaussianFourier, NeRFEncoding, OneBlob, TriangleWave
+from ntk_inr.networks.film import FiLM
+from ntk_inr.networks.filter_networks import BACON, FourierNet, GaborNet
+from ntk_inr.networks.hash_grid import HashGrid
+from ntk_inr.networks.initializers import Law, Scheme, geometric, vi3nr
+from ntk_inr.networks.mlp import CoordinateMLP
+from ntk_inr.networks.modulated_sines import Finer, Hosc, Sinc, Spder
+from ntk_inr.networks.modulation import FourierModulation, GaborModulation, MLPModulation
+from ntk_inr.networks.normalization import BatchNorm, LayerNorm, Sphere, WeightNorm
 from ntk_inr.networks.sparsity import TopK
 from ntk_inr.networks.two_layer import TwoLayerNetwork, two_layer_network
 from ntk_inr.networks.variants import variant, variants
+from ntk_inr.networks.wire import Wire
 from ntk_inr.spectra.density import Moment, SpectralDensity, spectral_density
 from ntk_inr.spectra.eigen import (
     Alignment,
@@ -47,8 +54,10 @@ from ntk_inr.variance.factors import TwoLayerFactors
 from ntk_inr.variance.two_layer import TwoLayerMoments, two_layer_moments
 
 __all__ = [
+    "BACON",
     "Alignment",
     "AssumptionsReport",
+    "BatchNorm",
     "BudgetChange",
     "Condition",
     "CoordinateMLP",
@@ -56,35 +65,52 @@ __all__ = [
     "Eigenpairs",
     "Eigensystem",
     "Erf",
+    "FiLM",
+    "Finer",
     "FitResult",
     "FourierModulation",
+    "FourierNet",
     "Gabor",
+    "GaborModulation",
+    "GaborNet",
     "Gauss",
     "GaussianFourier",
     "GramMatrices",
+    "HashGrid",
+    "Hosc",
     "ImageTask",
     "InfiniteKernel",
+    "Law",
     "LayerNorm",
+    "MLPModulation",
     "Moment",
     "Moments",
     "NTKOperator",
     "NeRFEncoding",
+    "OneBlob",
     "Plan",
     "Prediction",
+    "Quadratic",
     "ReLU",
     "SampledMoments",
+    "Scheme",
+    "Sinc",
     "Sine",
+    "Spder",
     "SpectralDensity",
     "Sphere",
     "StochasticMoments",
     "Study",
     "Summary",
     "TopK",
+    "TriangleWave",
     "TwoLayerFactors",
     "TwoLayerMoments",
     "TwoLayerNetwork",
     "VarianceBudget",
     "VariantResult",
+    "WeightNorm",
+    "Wire",
     "__version__",
     "alignment",
     "check_assumptions",
@@ -95,6 +121,7 @@ __all__ = [
     "explain",
     "fit",
     "fit_seeds",
+    "geometric",
     "grid_eigenvalues",
     "grid_moments",
     "image_task",
@@ -118,5 +145,6 @@ __all__ = [
     "variance_budget",
     "variant",
     "variants",
+    "vi3nr",
     "write_report",
 ]

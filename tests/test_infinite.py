@@ -17,13 +17,13 @@ from ntk_inr.infinite.gating import HardGate, SoftGate
 from ntk_inr.infinite.network import InfiniteKernel, infinite_kernel
 from ntk_inr.infinite.quadrature import Quadrature
 from ntk_inr.infinite.resolve import dual_of
-from ntk_inr.networks.initializers import FanIn
+from ntk_inr.networks.initializers import Law
 
 stax_installed = pytest.mark.skipif(
     importlib.util.find_spec("neural_tangents") is None or importlib.util.find_spec("frozendict") is None,
     reason="neural-tangents is not installed",
 )
-NORMAL = FanIn(0.5)
+NORMAL = Law(0.5)
 
 
 class NormalGauss(ni.Gauss):

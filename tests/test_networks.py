@@ -97,7 +97,7 @@ def test_residual_layers_add_what_enters_them(key, x):
 def test_biases_follow_their_law_or_are_left_out(key, x):
     _, params = small("relu", key, x, bias_law=None)
     assert set(params["hidden_0"]) == {"kernel"}
-    _, params = ni.init(ni.CoordinateMLP(features=20_000, depth=1, bias_law=initializers.FanIn(3.0)), key, x)
+    _, params = ni.init(ni.CoordinateMLP(features=20_000, depth=1, bias_law=initializers.Law(3.0)), key, x)
     # Normal of variance 3 / 2; five standard errors of a variance from 20000 draws.
     np.testing.assert_allclose(params["hidden_0"]["bias"].var(), 1.5, rtol=5 * np.sqrt(2 / 20_000))
 

@@ -18,11 +18,12 @@ from ntk_inr.infinite.duals import Dual, Wavelet
 from ntk_inr.infinite.gating import HardGate
 from ntk_inr.infinite.maps import State
 from ntk_inr.infinite.resolve import dual_of
-from ntk_inr.networks import activations
+from ntk_inr.networks import activations, normalization
 from ntk_inr.networks.encodings import CONSTANTS, GaussianFourier, NeRFEncoding
-from ntk_inr.networks.initializers import FanIn, siren_hidden
+from ntk_inr.networks.initializers import Law, siren_hidden
 from ntk_inr.networks.mlp import CoordinateMLP
-from ntk_inr.networks.normalization import NORMALIZATIONS, LayerNorm, Sphere
+from ntk_inr.networks.modulation import FourierModulation
+from ntk_inr.networks.normalization import LayerNorm, Sphere
 
 _PARTS = ("encoding", "activation", "normalization", "modulation", "sparsity")
 
@@ -88,8 +89,7 @@ class Description:
         """The parts that have settings, by name, with names resolved."""
         parts = {name: getattr(self.net, name) for name in _PARTS}
         parts["activation"] = activations.resolve(parts["activation"])
-        if isinstance(parts["normalization"], str):
-            parts["normalization"] = NORMALIZATIONS[parts["normalization"]]
+        parts["normalization"] = normalization.resolve(parts["normalization"])
         return parts
 
     @functools.cached_property
@@ -113,6 +113,23 @@ class Description:
 
     def check(self) -> None:
         """Raise where the limit of a part is not known."""
+        known: dict[str, tuple[type, ...]] = {"normalization": (Sphere, LayerNorm), "modulation": (FourierModulation,)}
+        for name, kinds in known.items():
+            if self.parts[name] is not None and not isinstance(self.parts[name], kinds):
+                raise ValueError(
+                    f"{name} {type(self.parts[name]).__name__} has no infinite-width limit known here, only "
+                    f"{', '.join(kind.__name__ for kind in kinds)}; take ni.ntk of a wide network."
+                )
+        if self.net.head is not None:
+            raise ValueError(
+                f"head={self.net.head!r} follows the readout, whose values are random at any width; take the kernel "
+                "with head=None, before it."
+            )
+        if any(law.shift for law in self.net.every_law()):
+            raise ValueError(
+                f"initializer={self.net.initializer!r} draws weights of nonzero mean, whose limit is not a kernel; "
+                "take ni.ntk of a wide network."
+            )
         gated = isinstance(self.dual(self.parts), HardGate)
         if gated and self.layer(self.parts, 1, first=True).weights == "uniform":
             raise ValueError(
@@ -124,22 +141,23 @@ class Description:
         """Return the dual of the activation with the sparsity that follows it."""
         return dual_of(parts["activation"], parts["sparsity"], units=self.net.features, order=self.order)
 
-    def law(self, parts: Mapping[str, Any], **layer: bool) -> FanIn:
+    def law(self, parts: Mapping[str, Any], **layer: bool) -> Law:
         """Return the law of a dense layer's weights, at settings that may be traced."""
-        declared, activation = self.parts["activation"], parts["activation"]
-        law = declared.law(**layer)
-        if not isinstance(declared, activations.Sine) or law != siren_hidden(declared.omega):
+        declared, law = self.parts["activation"], self.net.laws(**layer)[0]
+        own = self.net.initializer is None and hasattr(declared, "omega")
+        if not own or law != siren_hidden(declared.omega):
             return law
         # The law itself takes numbers only.
         followed = copy.copy(law)
-        object.__setattr__(followed, "gain", 2 / activation.omega**2)
+        object.__setattr__(followed, "gain", 2 / parts["activation"].omega ** 2)
         return followed
 
     def layer(self, parts: Mapping[str, Any], fan_in: int, *, first: bool = False, readout: bool = False) -> Layer:
         """Return the laws of a dense layer."""
-        law, bias_law = self.law(parts, first=first, readout=readout), self.net.bias_law
-        gain = law.gain / fan_in ** (law.power - 1)
-        variance = 0.0 if bias_law is None else bias_law.gain / fan_in**bias_law.power
+        law, (_, bias_law) = self.law(parts, first=first, readout=readout), self.net.laws(first=first, readout=readout)
+        fan_out = self.net.out if readout else self.net.features
+        gain = fan_in * law.variance(fan_in, fan_out)
+        variance = 0.0 if bias_law is None else bias_law.variance(fan_in, fan_out)
         # The spread of a hidden bias that falls with the width leaves the sum of weights normal.
         exact = bias_law is not None and bias_law.distribution == "uniform" and (first or bias_law.power == 0)
         uniform = (3 * variance) ** 0.5 if exact and not readout else None
@@ -165,7 +183,7 @@ class Description:
             return x
         given = self.constants or {}
         own = given.get(CONSTANTS, given).get("encoding")
-        if isinstance(encoding, GaussianFourier):
+        if isinstance(encoding, GaussianFourier) and not encoding.trained:
             if own is None:
                 return None
             # The frequencies were drawn at the network's own scale.

@@ -45,13 +45,14 @@ def dual_of(
     dual = _plain(activation, order)
     if sparsity is None:
         return dual
-    q = sparsity.k / units
+    k, temperature = sparsity.settled()
+    q = k / units
     if q > 1:
-        raise ValueError(f"sparsity keeps k={sparsity.k} of {units} units; choose k up to {units}.")
-    if sparsity.temperature is not None:
+        raise ValueError(f"sparsity keeps k={k} of {units} units; choose k up to {units}.")
+    if temperature is not None:
         if q == 1:
             raise ValueError(f"sparsity keeps all {units} units; a soft gate then has no finite threshold.")
-        return SoftGate(activation, q, sparsity.temperature, sparsity.soft, order)
+        return SoftGate(activation, q, temperature, sparsity.soft, order)
     if q == 1:
         return dual
     if isinstance(dual, Rectifier) and dual.p > 0 and dual.r <= 0:

@@ -104,7 +104,7 @@ def _check(given: Description) -> None:
         (first.weights != "normal", f"the first layer's weights are {first.weights} by {parts['activation']!r}"),
         (
             first.uniform is not None,
-            f"bias_law={net.bias_law!r} is uniform; stax's are normal, such as initializers.FanIn(1.0)",
+            f"bias_law={net.bias_law!r} is uniform; stax's are normal, such as initializers.Law(1.0)",
         ),
         (
             parts["sparsity"] is not None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -51,6 +52,45 @@ def _call_linen(module: nn.Module, mutable: tuple[str, ...], constants: Any, par
         return module.apply(variables, x)
     out, _ = module.apply(variables, x, mutable=mutable)
     return out
+
+
+STATISTICS, SCHEDULE = "batch_stats", "schedule"
+
+
+def training_call(apply: Any) -> Callable[[Partial, Any, Array, Any], tuple[Any, Partial]] | None:
+    """Return how a model runs in training, where that is another way than ``apply`` does.
+
+    Linen modules with batch statistics average them over training, and run with ``train=True`` where their call
+    takes it; those with a schedule count the steps in their variable "step" of the collection "schedule".
+
+    Args:
+        apply: as :func:`init` and :func:`split` return it, or any function.
+
+    Returns:
+        ``call(apply, params, x, step)``, which gives the values (n, c) and ``apply`` with the statistics and step
+        of after; None where nothing but the parameters changes in training.
+    """
+    static = getattr(apply, "func", None)
+    if not (isinstance(static, _Static) and static.function is _call_linen):
+        return None
+    module, mutable = static.parts
+    trains = "train" in inspect.signature(type(module).__call__).parameters
+    (constants,) = apply.args
+    averages = STATISTICS in constants and (trains or STATISTICS in mutable)
+    if not averages and SCHEDULE not in constants:
+        return None
+    keywords = {"train": True} if trains else {}
+
+    def call(apply: Partial, params: Any, x: Array, step: Any) -> tuple[Any, Partial]:
+        (constants,) = apply.args
+        if SCHEDULE in constants:
+            counted = jax.tree.map(lambda old: jnp.asarray(step, old.dtype), constants[SCHEDULE])
+            constants = {**constants, SCHEDULE: counted}
+        changing = [STATISTICS] if averages else []
+        values, changed = module.apply({**constants, "params": params}, x, mutable=[*changing, *mutable], **keywords)
+        return values, Partial(apply.func, {**constants, **{name: changed[name] for name in changing}})
+
+    return call
 
 
 def _call_nnx(graphdef: Any, constants: Any, params: Any, x: Array) -> Any:

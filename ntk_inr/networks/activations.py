@@ -13,18 +13,22 @@ from jax import Array
 
 from ntk_inr import _checks
 from ntk_inr.networks import initializers, trig
-from ntk_inr.networks.initializers import FanIn
+from ntk_inr.networks.initializers import Law
+from ntk_inr.networks.modulated_sines import Finer, Hosc, Sinc, Spder
 
 
 @runtime_checkable
 class Activation(Protocol):
-    """What :class:`CoordinateMLP` needs of an activation beyond calling it elementwise."""
+    """What :class:`CoordinateMLP` needs of an activation beyond calling it elementwise.
+
+    One that wants biases of its own has a method ``bias_law`` too, like ``law``.
+    """
 
     def __call__(self, u: Array, /) -> Array:
         """Return the activation of each entry."""
         ...
 
-    def law(self, *, first: bool, readout: bool) -> FanIn:
+    def law(self, *, first: bool, readout: bool) -> Law:
         """Return the law of the weights of a layer; ``first`` and ``readout`` say which layer."""
         ...
 
@@ -43,7 +47,7 @@ class ReLU:
         """Return the activation of each entry."""
         return nn.relu(u)
 
-    def law(self, *, first: bool, readout: bool) -> FanIn:
+    def law(self, *, first: bool, readout: bool) -> Law:
         """Return He-normal, LeCun-normal for the readout."""
         return initializers.LECUN_NORMAL if readout else initializers.HE_NORMAL
 
@@ -77,7 +81,7 @@ class Sine:
         """Return the activation of each entry."""
         return trig.sin(self.omega * u + self.phase)
 
-    def law(self, *, first: bool, readout: bool) -> FanIn:
+    def law(self, *, first: bool, readout: bool) -> Law:
         """Return U(±1/d) for the first layer, U(±sqrt(6/n)/omega) for the others."""
         return initializers.siren_first() if first else initializers.siren_hidden(self.omega)
 
@@ -109,7 +113,39 @@ class Gauss:
         """Return the activation of each entry."""
         return jnp.exp(-((u / self.width) ** 2) / 2)
 
-    def law(self, *, first: bool, readout: bool) -> FanIn:
+    def law(self, *, first: bool, readout: bool) -> Law:
+        """Return U(±1/sqrt(n))."""
+        return initializers.BIAS_UNIFORM
+
+
+@dataclasses.dataclass(frozen=True)
+class Quadratic:
+    r"""The bump with long tails :math:`1/(1 + (u/s)^2)`, with weights U(±1/sqrt(n)).
+
+    Args:
+        width: s.
+
+    Raises:
+        ValueError: width is not a finite number above 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(Quadratic(width=0.5)(jnp.float32(0.5)))
+        0.5
+
+    Source: Ramasinghe and Lucey 2022, arXiv 2111.15135, table 1.
+    """
+
+    width: float = 0.1
+
+    def __post_init__(self) -> None:
+        _checks.check_positive(self.width, "width")
+
+    def __call__(self, u: Array, /) -> Array:
+        """Return the activation of each entry."""
+        return 1 / (1 + (u / self.width) ** 2)
+
+    def law(self, *, first: bool, readout: bool) -> Law:
         """Return U(±1/sqrt(n))."""
         return initializers.BIAS_UNIFORM
 
@@ -146,7 +182,7 @@ class Gabor:
         """Return the activation of each entry."""
         return jnp.exp(-((self.scale * u) ** 2)) * trig.cos(self.omega * u + self.phase)
 
-    def law(self, *, first: bool, readout: bool) -> FanIn:
+    def law(self, *, first: bool, readout: bool) -> Law:
         """Return U(±1/sqrt(n))."""
         return initializers.BIAS_UNIFORM
 
@@ -176,7 +212,7 @@ class Erf:
         """Return the activation of each entry."""
         return jax.scipy.special.erf(self.slope * u)
 
-    def law(self, *, first: bool, readout: bool) -> FanIn:
+    def law(self, *, first: bool, readout: bool) -> Law:
         """Return LeCun-normal."""
         return initializers.LECUN_NORMAL
 
@@ -191,7 +227,7 @@ class Elementwise:
         """Return the activation of each entry."""
         return self.function(u)
 
-    def law(self, *, first: bool, readout: bool) -> FanIn:
+    def law(self, *, first: bool, readout: bool) -> Law:
         """Return LeCun-normal."""
         return initializers.LECUN_NORMAL
 
@@ -200,8 +236,15 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": ReLU(),
     "sine": Sine(),
     "gauss": Gauss(),
+    "quadratic": Quadratic(),
     "gabor": Gabor(),
+    "finer": Finer(),
+    "spder": Spder(),
+    "sinc": Sinc(),
+    "hosc": Hosc(),
     "erf": Erf(),
+    "tanh": Elementwise(jnp.tanh),
+    "gelu": Elementwise(nn.gelu),
 }
 
 

@@ -63,11 +63,12 @@ class GaussianFourier(nn.Module):
     .. math:: \gamma(x) = (\cos 2\pi Bx, \sin 2\pi Bx), \qquad B_{ij} \sim N(0, \sigma^2)
 
     with :math:`\lVert\gamma\rVert^2 = M` and :math:`E\,\tfrac1M\langle\gamma,\gamma'\rangle =
-    e^{-2\pi^2\sigma^2\lVert x - x'\rVert^2}`. B is fixed: it lives in the "constants" collection.
+    e^{-2\pi^2\sigma^2\lVert x - x'\rVert^2}`. B is fixed and lives in the "constants" collection, or is trained.
 
     Attributes:
         features: number of frequencies M; the encoding has 2 M entries.
         scale: standard deviation sigma of the frequencies, in cycles per unit length.
+        trained: True puts B among the parameters, as learnable Fourier features do.
         param_dtype: dtype that the frequencies are drawn in.
 
     Raises:
@@ -80,11 +81,12 @@ class GaussianFourier(nn.Module):
         >>> gamma.shape
         (5, 256)
 
-    Source: Tancik et al. 2020, arXiv 2006.10739, section 6.
+    Source: Tancik et al. 2020, arXiv 2006.10739, section 6; trained, Li et al. 2021, arXiv 2106.02795.
     """
 
     features: int = 128
     scale: float = 10.0
+    trained: bool = False
     param_dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
@@ -96,10 +98,75 @@ class GaussianFourier(nn.Module):
     def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n features"]:
         """Return the encoding, shape (n, 2 M)."""
 
-        def draw() -> Array:
-            shape = (x.shape[-1], self.features)
-            return self.scale * jax.random.normal(self.make_rng("params"), shape, self.param_dtype)
+        def draw(key: Array) -> Array:
+            return self.scale * jax.random.normal(key, (x.shape[-1], self.features), self.param_dtype)
 
-        matrix = self.variable(CONSTANTS, "frequencies", draw).value
+        if self.trained:
+            matrix = self.param("frequencies", draw)
+        else:
+            matrix = self.variable(CONSTANTS, "frequencies", lambda: draw(self.make_rng("params"))).value
         sine, cosine = trig.sincos(2 * jnp.pi * (x @ matrix.astype(x.dtype)))
         return jnp.concatenate([cosine, sine], axis=-1)
+
+
+class TriangleWave(nn.Module):
+    r"""NeRF's encoding with triangle waves for sines, cheap where sines are not.
+
+    .. math:: \gamma(x) = (\mathrm{tri}(2^k x_t))_{k < L,\,t \le d}, \qquad \mathrm{tri}(s) = 2\,|s \bmod 2 - 1| - 1
+
+    Attributes:
+        bands: number of octaves L.
+
+    Raises:
+        ValueError: fewer than one band.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> TriangleWave(bands=2).apply({}, jnp.array([[0.0], [0.25]])).tolist()
+        [[1.0, 1.0], [0.5, 0.0]]
+
+    Source: Müller et al. 2021, Real-time Neural Radiance Caching, arXiv 2106.12372, section 4.
+    """
+
+    bands: int = 6
+
+    def __post_init__(self) -> None:
+        _checks.check_positive(self.bands, "bands", integer=True)
+        super().__post_init__()
+
+    def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n features"]:
+        """Return the encoding, shape (n, L d)."""
+        turns = (x[:, :, None] * jnp.asarray(2.0 ** jnp.arange(self.bands), x.dtype)[None, None, :]).reshape(len(x), -1)
+        return 2 * jnp.abs(jnp.mod(turns, 2.0) - 1) - 1
+
+
+class OneBlob(nn.Module):
+    r"""Each coordinate by Gaussian bumps at the centres of k bins of [-1, 1], a soft one-hot code.
+
+    .. math:: \gamma(x)_{t,r} = e^{-(x_t-c_r)^2/2s^2}, \qquad s = 2/k
+
+    Attributes:
+        bins: k.
+
+    Raises:
+        ValueError: fewer than two bins.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> OneBlob(bins=16).apply({}, jnp.zeros((5, 2))).shape
+        (5, 32)
+
+    Source: Müller et al. 2019, Neural Importance Sampling, arXiv 1808.03856, section 4.3.
+    """
+
+    bins: int = 32
+
+    def __post_init__(self) -> None:
+        _checks.check_positive(self.bins, "bins", integer=True, least=2)
+        super().__post_init__()
+
+    def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n features"]:
+        """Return the encoding, shape (n, k d)."""
+        width = 2 / self.bins
+        centres = jnp.asarray(-1 + width * (jnp.arange(self.bins) + 0.5), x.dtype)
+        return jnp.exp(-(((x[:, :, None] - centres[None, None, :]) / width) ** 2) / 2).reshape(len(x), -1)

@@ -11,63 +11,18 @@ from jax import Array
 from jaxtyping import Float
 
 from ntk_inr import _checks
-from ntk_inr.networks import activations, initializers
-from ntk_inr.networks.initializers import FanIn
-from ntk_inr.networks.modulation import FourierModulation
-from ntk_inr.networks.normalization import NORMALIZATIONS, LayerNorm, Sphere
+from ntk_inr.networks import activations, initializers, normalization
+from ntk_inr.networks.dense import PARAMETERIZATIONS, Dense
+from ntk_inr.networks.film import FiLM
+from ntk_inr.networks.initializers import Law, Scheme
+from ntk_inr.networks.modulation import FourierModulation, GaborModulation, MLPModulation
+from ntk_inr.networks.normalization import BatchNorm, Normalization, WeightNorm
 from ntk_inr.networks.sparsity import TopK
 
-PARAMETERIZATIONS = ("standard", "ntk")
+SCHEDULE = "schedule"
+"""The collection that holds the number of training steps, where a setting follows a schedule."""
 
-
-class Dense(nn.Module):
-    r"""An affine map in either parameterization, (T8.1).
-
-    .. math:: u = \alpha W^\top h + \beta b
-
-    "standard": alpha = beta = 1 and W is drawn with variance gain / fan_in. "ntk": W and b are
-    drawn with unit variance, and alpha and beta are the standard deviations instead, so the
-    function has the same law at initialisation while its kernel stays bounded as the width grows.
-
-    Attributes:
-        features: number of outputs.
-        law: law of the weights.
-        bias_law: law of the biases; None leaves them out.
-        parameterization: "standard" or "ntk".
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> u, _ = Dense(3).init_with_output(jax.random.key(0), jnp.ones((5, 2)))
-        >>> u.shape
-        (5, 3)
-    """
-
-    features: int
-    law: FanIn = initializers.LECUN_NORMAL
-    bias_law: FanIn | None = initializers.BIAS_UNIFORM
-    parameterization: Literal["standard", "ntk"] = "standard"
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, h: Float[Array, "n fan_in"]) -> Float[Array, "n features"]:
-        """Return the affine map of each row."""
-        fan_in = h.shape[-1]
-        stored = self.parameterization == "standard"
-
-        def entered(name: str, law: FanIn, shape: tuple[int, ...]) -> tuple[Array, float]:
-            """Return the parameter, and what it is multiplied by in the forward pass."""
-            scale = law.std(fan_in)
-            drawn = self.param(name, lambda key: (scale if stored else 1.0) * law.draw(key, shape, self.param_dtype))
-            return drawn, 1.0 if stored else scale
-
-        kernel, alpha = entered("kernel", self.law, (fan_in, self.features))
-        h, kernel = nn.dtypes.promote_dtype(h, kernel, dtype=None)
-        u = (h if stored else alpha * h) @ kernel
-        if self.bias_law is None:
-            return u
-        bias, beta = entered("bias", self.bias_law, (self.features,))
-        u, bias = nn.dtypes.promote_dtype(u, bias, dtype=None)
-        return u + (bias if stored else beta * bias)[None, :]
+HEADS: dict[str, Callable[[Array], Array]] = {"sigmoid": nn.sigmoid, "tanh": nn.tanh}
 
 
 class CoordinateMLP(nn.Module):
@@ -81,17 +36,25 @@ class CoordinateMLP(nn.Module):
         depth: number of hidden layers.
         out: number of outputs c.
         encoding: a module (n, d) -> (n, k), such as :class:`NeRFEncoding`; None feeds raw coordinates.
-        activation: a name ("relu", "sine"), or any elementwise callable.
-        normalization: a :class:`Sphere` or :class:`LayerNorm`, "sphere" or "layer" for their defaults, or None.
-        modulation: a :class:`FourierModulation`, independent factors for each hidden layer, or None.
+        activation: a name of ``ntk_inr.networks.activations.ACTIVATIONS``, one of the classes there, or any
+            elementwise callable.
+        normalization: a :class:`Sphere`, :class:`LayerNorm`, :class:`BatchNorm` or :class:`WeightNorm`; "sphere",
+            "layer", "batch" or "weight" for their defaults; or None.
+        modulation: factors of each hidden layer's activations, a :class:`FourierModulation`,
+            :class:`GaborModulation` or :class:`MLPModulation`; a :class:`FiLM` of their pre-activations; or None.
         sparsity: a :class:`TopK` on the activations of each hidden layer, or None.
         residual: add what enters each hidden layer but the first to what leaves it.
-        bias_law: law of the biases; None leaves them out.
+        initializer: a :class:`Scheme`, or a name of ``ntk_inr.networks.initializers.SCHEMES``; None is the
+            activation's own.
+        bias_law: law of the biases; "own" is what the initializer or the activation asks for, by default
+            U(±1/sqrt(fan_in)); None leaves them out.
+        head: what the readout passes through: "sigmoid", "tanh", any callable, or None.
         parameterization: "standard" or "ntk"; see :class:`Dense`.
         param_dtype: dtype that parameters are drawn in.
 
     Raises:
-        ValueError: a size below 1, or an unknown activation, normalization or parameterization.
+        ValueError: a size below 1, an unknown name, or an initializer of means other than 0 in the "ntk"
+            parameterization.
 
     Example:
         >>> import jax, jax.numpy as jnp, ntk_inr as ni
@@ -106,11 +69,13 @@ class CoordinateMLP(nn.Module):
     out: int = 1
     encoding: nn.Module | None = None
     activation: str | Callable[[Array], Array] = "relu"
-    normalization: Sphere | LayerNorm | str | None = None
-    modulation: FourierModulation | None = None
+    normalization: Normalization | str | None = None
+    modulation: FourierModulation | GaborModulation | MLPModulation | FiLM | None = None
     sparsity: TopK | None = None
     residual: bool = False
-    bias_law: FanIn | None = initializers.BIAS_UNIFORM
+    initializer: Scheme | str | None = None
+    bias_law: Law | Literal["own"] | None = "own"
+    head: str | Callable[[Array], Array] | None = None
     parameterization: Literal["standard", "ntk"] = "standard"
     param_dtype: Any = jnp.float32
 
@@ -118,38 +83,75 @@ class CoordinateMLP(nn.Module):
         for name in ("features", "depth", "out"):
             _checks.check_positive(getattr(self, name), name, integer=True)
         activations.resolve(self.activation)
-        if isinstance(self.normalization, str):
-            _checks.check_choice(self.normalization, NORMALIZATIONS, "normalization")
+        normalization.resolve(self.normalization)
+        if isinstance(self.initializer, str):
+            _checks.check_choice(self.initializer, initializers.SCHEMES, "initializer")
+        if isinstance(self.head, str):
+            _checks.check_choice(self.head, HEADS, "head")
         _checks.check_choice(self.parameterization, PARAMETERIZATIONS, "parameterization")
+        if self.parameterization == "ntk" and any(law.shift or not law.gain for law in self.every_law()):
+            raise ValueError(
+                f"initializer={self.initializer!r} draws from laws of nonzero mean or no variance, which the "
+                '"ntk" parameterization does not have; use parameterization="standard".'
+            )
         super().__post_init__()
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n out"]:
-        """Return the network's values at coordinates ``x``, shape (n, out)."""
-        activation = activations.resolve(self.activation)
-        normalization = self.normalization
-        if isinstance(normalization, str):
-            normalization = NORMALIZATIONS[normalization]
+    def laws(self, *, first: bool = False, readout: bool = False) -> tuple[Law, Law | None]:
+        """Return the laws of the weights and of the biases of a layer."""
+        source: Any = self.initializer or activations.resolve(self.activation)
+        if isinstance(source, str):
+            source = initializers.SCHEMES[source]
+        bias_law = self.bias_law
+        if isinstance(bias_law, str):
+            own = getattr(source, "bias_law", None)
+            bias_law = initializers.BIAS_UNIFORM if own is None else own(first=first, readout=readout)
+        return source.law(first=first, readout=readout), bias_law
 
-        def normalized(h: Array, at: str) -> Array:
-            return h if normalization is None or normalization.placement != at else normalization(h)
+    def every_law(self) -> list[Law]:
+        """Return the laws of all weights and biases that there are."""
+        layers = self.laws(first=True), self.laws(), self.laws(readout=True)
+        return [law for layer in layers for law in layer if law is not None]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n d"], train: bool = False) -> Float[Array, "n out"]:
+        """Return the network's values at coordinates ``x``, shape (n, out); ``train`` is for batch normalization."""
+        activation = activations.resolve(self.activation)
+        norm = normalization.resolve(self.normalization)
+        weight_norm = isinstance(norm, WeightNorm)
+
+        def normalized(h: Array, at: str, layer: int = 0) -> Array:
+            if norm is None or isinstance(norm, WeightNorm) or norm.placement != at:
+                return h
+            if isinstance(norm, BatchNorm):
+                return norm.module(train=train, name=f"batch_norm_{layer}")(h)
+            return norm(h)
 
         def dense(features: int, name: str, **layer: bool) -> Dense:
-            law = activation.law(**layer)
-            return Dense(features, law, self.bias_law, self.parameterization, self.param_dtype, name=name)
+            laws = self.laws(**layer)
+            return Dense(features, *laws, self.parameterization, self.param_dtype, weight_norm, name=name)
 
+        step = None
+        if self.sparsity is not None and self.sparsity.scheduled:
+            step = self.variable(SCHEDULE, "step", jnp.zeros, (), jnp.int32).value
         h = normalized(x if self.encoding is None else self.encoding(x), "input")
-        if self.modulation is not None:
-            factors = jnp.split(self.modulation(x, self.features * self.depth), self.depth, axis=-1)
+        film, factors = None, None
+        if isinstance(self.modulation, FiLM):
+            film = self.modulation(self.features, self.depth)
+        elif self.modulation is not None:
+            factors = jnp.split(self.modulation(x, self.features, self.depth), self.depth, axis=-1)
         for layer in range(self.depth):
             entered = h
-            u = dense(self.features, f"hidden_{layer}", first=layer == 0, readout=False)(h)
-            h = activation(normalized(u, "hidden_pre"))
+            u = normalized(dense(self.features, f"hidden_{layer}", first=layer == 0)(h), "hidden_pre", layer)
+            if film is not None:
+                u = film.scale[layer][None, :] * u + film.shift[layer][None, :]
+            h = activation(u)
             if self.sparsity is not None:
-                h = self.sparsity(h)
-            if self.modulation is not None:
+                h = self.sparsity(h, step)
+            if factors is not None:
                 h = h * factors[layer]
-            h = normalized(h, "hidden_post")
+            h = normalized(h, "hidden_post", layer)
             if self.residual and layer > 0:
                 h = entered + h
-        return dense(self.out, "readout", first=False, readout=True)(h)
+        values = dense(self.out, "readout", readout=True)(h)
+        head = HEADS[self.head] if isinstance(self.head, str) else self.head
+        return values if head is None else head(values)

@@ -1,10 +1,11 @@
-"""Normalization of each example: to a sphere (T5 of the theory), or to mean zero and variance one."""
+"""Normalization of each example: to a sphere (T5 of the theory) or standardised; of batches; of weights."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Literal
 
+import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
@@ -98,4 +99,63 @@ class LayerNorm:
         return centred / jnp.sqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.epsilon)
 
 
-NORMALIZATIONS: dict[str, Sphere | LayerNorm] = {"sphere": Sphere(), "layer": LayerNorm()}
+@dataclasses.dataclass(frozen=True)
+class BatchNorm:
+    r"""Each unit shifted and scaled to mean zero and variance one over the batch, then by trained gain and bias.
+
+    .. math:: z = \gamma\,(u - E\,u) / \sqrt{\mathrm{Var}(u) + \epsilon} + \beta
+
+    In training the mean and variance are the batch's, so examples mix, and running averages of them are kept in
+    the collection "batch_stats" (:func:`ntk_inr.fit` carries them along); in evaluation these averages stand in.
+
+    Args:
+        placement: as of :class:`Sphere`, "hidden_pre" or "hidden_post".
+        momentum: share of the old in a running average.
+        epsilon: added to the variance.
+
+    Raises:
+        ValueError: unknown placement, momentum outside [0, 1), or epsilon not above 0.
+
+    Source: Ioffe and Szegedy 2015, arXiv 1502.03167; for coordinate networks Cai et al. 2024, arXiv 2407.17834.
+    """
+
+    placement: Literal["hidden_post", "hidden_pre"] = "hidden_pre"
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        _checks.check_choice(self.placement, PLACEMENTS[1:], "placement")
+        _checks.check_positive(self.epsilon, "epsilon")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum is {self.momentum}; expected a share in [0, 1), such as 0.9.")
+
+    def module(self, *, train: bool, name: str) -> nn.BatchNorm:
+        """Return the Flax module of one layer."""
+        return nn.BatchNorm(not train, momentum=self.momentum, epsilon=self.epsilon, name=name)
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightNorm:
+    r"""Each unit's weights as a trained length times a trained direction, :math:`w = g\,v/\lVert v\rVert`.
+
+    At initialisation g is the length of v, so the function is that of the plain network, and its kernel is not.
+
+    Source: Salimans and Kingma 2016, arXiv 1602.07868.
+    """
+
+
+Normalization = Sphere | LayerNorm | BatchNorm | WeightNorm
+NORMALIZATIONS: dict[str, Normalization] = {
+    "sphere": Sphere(),
+    "layer": LayerNorm(),
+    "batch": BatchNorm(),
+    "weight": WeightNorm(),
+}
+
+
+def resolve(normalization: Normalization | str | None) -> Normalization | None:
+    """Return the normalization of that name, or the one given."""
+    if not isinstance(normalization, str):
+        return normalization
+    _checks.check_choice(normalization, NORMALIZATIONS, "normalization")
+    return NORMALIZATIONS[normalization]

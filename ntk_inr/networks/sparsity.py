@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
@@ -16,6 +16,9 @@ from ntk_inr.networks.normalization import Sphere
 
 Mode = Literal["hard", "sphere", "soft"]
 Soft = Literal["shrinkage", "gated", "straight_through"]
+Schedule = Callable[[Any], Any]
+"""From the number of steps taken to a value, such as optax's schedules."""
+
 # Each halves the bracket of the threshold; this many reach float64's last digit.
 _BISECTIONS = 60
 
@@ -35,30 +38,38 @@ class TopK:
     * "straight_through" :math:`u\,\mathrm{stop\_gradient}(s)`.
 
     Args:
-        k: units that pass.
+        k: units that pass; or a schedule, a function of the training step such as optax's, whose value is rounded.
+            :func:`ntk_inr.fit` counts the steps.
         mode: "hard", "sphere" or "soft".
-        temperature: T of "soft", in units of u.
+        temperature: T of "soft", in units of u; or a schedule.
         soft: how "soft" uses its gate.
         radius: C of "sphere"; None is sqrt(m).
 
     Raises:
         ValueError: k below 1 or above the number of units (when called), a temperature that is not above 0 or
-            is missing or unused, an unknown mode.
+            is missing or unused, an unknown mode, a schedule without a step.
 
     Example:
         >>> import jax.numpy as jnp
         >>> TopK(k=2)(jnp.array([[3.0, 0.5, 2.0, 1.0]])).tolist()
         [[3.0, 0.0, 2.0, 0.0]]
+
+        Dense at first, sparse at the end of training:
+
+        >>> import optax
+        >>> TopK(k=optax.linear_schedule(256, 32, 1000)).at(500).k
+        144
     """
 
-    k: int
+    k: int | Schedule
     mode: Mode = "hard"
-    temperature: float | None = None
+    temperature: float | Schedule | None = None
     soft: Soft = "shrinkage"
     radius: float | None = None
 
     def __post_init__(self) -> None:
-        _checks.check_positive(self.k, "k", integer=True)
+        if not callable(self.k):
+            _checks.check_positive(self.k, "k", integer=True)
         _checks.check_choice(self.mode, get_args(Mode), "mode")
         _checks.check_choice(self.soft, get_args(Soft), "soft")
         if self.radius is not None:
@@ -66,37 +77,71 @@ class TopK:
         if self.mode == "soft":
             if self.temperature is None:
                 raise ValueError('mode="soft" needs a temperature, in units of the activations; 0.1 is a start.')
-            _checks.check_positive(self.temperature, "temperature")
+            if not callable(self.temperature):
+                _checks.check_positive(self.temperature, "temperature")
         elif self.temperature is not None:
             raise ValueError(f'temperature={self.temperature} has no effect with mode={self.mode!r}; use mode="soft".')
 
-    def __call__(self, u: Float[Array, "*batch m"]) -> Float[Array, "*batch m"]:
-        """Return ``u`` with all but the k largest of each last-axis row suppressed."""
+    @property
+    def scheduled(self) -> bool:
+        """Whether k or the temperature follows a schedule."""
+        return callable(self.k) or callable(self.temperature)
+
+    def settled(self) -> tuple[int, float | None]:
+        """Return k and the temperature as numbers.
+
+        Raises:
+            ValueError: one of them follows a schedule.
+        """
+        if callable(self.k) or callable(self.temperature):
+            raise ValueError(f"sparsity={self!r} follows a schedule; take it at a step of training, by .at(step).")
+        return self.k, self.temperature
+
+    def at(self, step: int) -> TopK:
+        """Return the gate with its settings as they are after ``step`` training steps."""
+        k, temperature = self._settings(step)
+        fixed = None if temperature is None else float(temperature)
+        return dataclasses.replace(self, k=round(float(k)), temperature=fixed)
+
+    def __call__(self, u: Float[Array, "*batch m"], step: Any = None) -> Float[Array, "*batch m"]:
+        """Return ``u`` with all but the k largest of each last-axis row suppressed; ``step`` is of the schedules."""
         m = u.shape[-1]
-        if self.k > m:
-            raise ValueError(f"k is {self.k} but there are only {m} units; choose k up to {m}.")
-        if self.temperature is not None:
-            if self.k == m:
-                raise ValueError(f"k is {self.k}, all units; a soft gate then has no finite threshold. Choose less.")
-            return self._soft(u, self.temperature)
-        least = jax.lax.top_k(jax.lax.stop_gradient(u), self.k)[0][..., -1:]
+        k, temperature = self.settled() if step is None else self._settings(step)
+        if isinstance(k, int):
+            if k > m:
+                raise ValueError(f"k is {k} but there are only {m} units; choose k up to {m}.")
+            if temperature is not None and k == m:
+                raise ValueError(f"k is {k}, all units; a soft gate then has no finite threshold. Choose less.")
+        if temperature is not None:
+            # A schedule may start with all units: with one less, then.
+            return self._soft(u, k if isinstance(k, int) else jnp.clip(jnp.round(k), 1, m - 1), temperature)
+        fixed = jax.lax.stop_gradient(u)
+        if isinstance(k, int):
+            least = jax.lax.top_k(fixed, k)[0][..., -1:]
+        else:
+            place = m - jnp.clip(jnp.round(k).astype(int), 1, m)
+            least = jax.lax.dynamic_slice_in_dim(jnp.sort(fixed), place, 1, axis=-1)
         kept = u * (u >= least)
         return Sphere(radius=self.radius)(kept) if self.mode == "sphere" else kept
 
-    def _soft(self, u: Array, temperature: float) -> Array:
+    def _settings(self, step: Any) -> tuple[Any, Any]:
+        k, temperature = self.k, self.temperature
+        return k(step) if callable(k) else k, temperature(step) if callable(temperature) else temperature
+
+    def _soft(self, u: Array, k: Any, temperature: Any) -> Array:
         z = u / temperature
-        threshold = soft_threshold(jax.lax.stop_gradient(z), self.k)
+        threshold = soft_threshold(jax.lax.stop_gradient(z), k)
         if self.soft == "shrinkage":
             return temperature * jax.nn.softplus(z - threshold)
         gate = jax.nn.sigmoid(z - threshold)
         return u * (gate if self.soft == "gated" else jax.lax.stop_gradient(gate))
 
 
-def soft_threshold(z: Float[Array, "*batch m"], k: int) -> Float[Array, "*batch 1"]:
+def soft_threshold(z: Float[Array, "*batch m"], k: Any) -> Float[Array, "*batch 1"]:
     r"""Return t with :math:`\sum_r \mathrm{sigmoid}(z_r - t) = k < m` for each row, by bisection."""
     m = z.shape[-1]
     # With all entries at the largest, or at the smallest, the sum is k at these two.
-    shift = jnp.asarray(math.log((m - k) / k), z.dtype)
+    shift = jnp.log((m - k) / jnp.asarray(k, z.dtype))
     low, high = z.min(-1, keepdims=True) + shift, z.max(-1, keepdims=True) + shift
 
     def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:

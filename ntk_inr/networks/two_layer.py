@@ -150,7 +150,7 @@ def two_layer_network(
     ):
         if value is not None and not isinstance(value, jax.core.Tracer):
             _checks.check_positive(value, name)
-    if sparsity is not None and sparsity.k > width:
+    if sparsity is not None and sparsity.settled()[0] > width:
         raise ValueError(f"sparsity keeps k = {sparsity.k} units but width is {width}; choose k up to {width}.")
     return TwoLayerNetwork(
         width=width,

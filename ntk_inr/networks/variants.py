@@ -10,10 +10,17 @@ from typing import Any
 import flax.linen as nn
 
 from ntk_inr import _checks
-from ntk_inr.networks.encodings import GaussianFourier, NeRFEncoding
+from ntk_inr.networks.activations import Gauss
+from ntk_inr.networks.encodings import GaussianFourier, NeRFEncoding, OneBlob, TriangleWave
+from ntk_inr.networks.film import FiLM
+from ntk_inr.networks.filter_networks import BACON, FourierNet, GaborNet
+from ntk_inr.networks.hash_grid import HashGrid
 from ntk_inr.networks.mlp import CoordinateMLP
-from ntk_inr.networks.modulation import FourierModulation
+from ntk_inr.networks.modulated_sines import Finer
+from ntk_inr.networks.modulation import FourierModulation, GaborModulation, MLPModulation
 from ntk_inr.networks.normalization import Sphere
+from ntk_inr.networks.sparsity import TopK
+from ntk_inr.networks.wire import Wire
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +35,18 @@ def _mlp(summary: str, **settings: Any) -> Variant:
     return Variant(summary, functools.partial(CoordinateMLP, **settings))
 
 
+def _sparse(summary: str, **gate: Any) -> Variant:
+    """Return pe with a gate on a quarter of the units."""
+
+    def build(features: int, **settings: Any) -> nn.Module:
+        own = {"encoding": _PE, "sparsity": TopK(k=max(1, features // 4), **gate), **settings}
+        return CoordinateMLP(features=features, **own)
+
+    return Variant(summary, build)
+
+
 _PE = NeRFEncoding(bands=6)
+_RFF = GaussianFourier(features=128, scale=4.0)
 _SPHERE = Sphere(placement="hidden_post")
 _HADAMARD = FourierModulation(omega=10.0)
 
@@ -37,12 +55,40 @@ VARIANTS: dict[str, Variant] = {
     "relu+hadamard": _mlp("ReLU, hidden layers times fixed Fourier features", modulation=_HADAMARD),
     "pe": _mlp("NeRF positional encoding, 6 octaves, then ReLU", encoding=_PE),
     "pe+sphere": _mlp("pe, hidden layers normalised to a sphere", encoding=_PE, normalization=_SPHERE),
+    "pe+layer": _mlp("pe, pre-activations normalised by layer", encoding=_PE, normalization="layer"),
+    "pe+batch": _mlp("pe, pre-activations normalised by batch", encoding=_PE, normalization="batch"),
+    "pe+weight": _mlp("pe, weights normalised", encoding=_PE, normalization="weight"),
     "pe+hadamard": _mlp("pe, hidden layers times fixed Fourier features", encoding=_PE, modulation=_HADAMARD),
     "pe+sphere+hadamard": _mlp(
         "pe, modulated, then normalised", encoding=_PE, normalization=_SPHERE, modulation=_HADAMARD
     ),
-    "rff": _mlp("random Fourier features, sigma 4, then ReLU", encoding=GaussianFourier(features=128, scale=4.0)),
+    "pe+gabor": _mlp("pe, hidden layers times fixed Gabor filters", encoding=_PE, modulation=GaborModulation()),
+    "pe+modulator": _mlp("pe, hidden layers times those of a second network", encoding=_PE, modulation=MLPModulation()),
+    "pe+topk": _sparse("pe, a quarter of the units passes"),
+    "pe+topk+sphere": _sparse("pe, a quarter of the units passes, on a sphere (TopK-SP)", mode="sphere"),
+    "pe+topk+soft": _sparse("pe, a soft gate on a quarter of the units", mode="soft", temperature=0.1),
+    "rff": _mlp("random Fourier features, sigma 4, then ReLU", encoding=_RFF),
+    "rff+learned": _mlp(
+        "rff, the frequencies trained", encoding=GaussianFourier(features=128, scale=4.0, trained=True)
+    ),
+    "triangle": _mlp("triangle waves, 6 octaves, then ReLU", encoding=TriangleWave(bands=6)),
+    "oneblob": _mlp("one-blob encoding, 32 bins a coordinate, then ReLU", encoding=OneBlob(bins=32)),
+    "hash": _mlp("multiresolution hash grid, 8 levels, then ReLU", encoding=HashGrid(levels=8, log2_size=12, base=8)),
     "siren": _mlp("sine activations, omega 30, SIREN initialisation", activation="sine"),
+    "siren+film": _mlp("siren, modulated by a trained latent code", activation="sine", modulation=FiLM(latent=64)),
+    "finer": _mlp("sines of growing frequency, omega 30, first biases up to 1", activation=Finer(bias_spread=1.0)),
+    "spder": _mlp("damped sines, omega 30", activation="spder"),
+    "hosc": _mlp("sharpened sines, omega 30, beta 8", activation="hosc"),
+    "sinc": _mlp("cardinal sines, omega 30", activation="sinc"),
+    "gauss": _mlp("Gaussian bumps, exp(-(30 u)^2)", activation=Gauss(width=1 / (30 * 2**0.5))),
+    "quadratic": _mlp("bumps with long tails, 1 / (1 + (10 u)^2)", activation="quadratic"),
+    "gabor": _mlp("real Gabor wavelets, omega 20, scale 10", activation="gabor"),
+    "tanh": _mlp("tanh network on raw coordinates", activation="tanh"),
+    "gelu": _mlp("GELU network on raw coordinates", activation="gelu"),
+    "wire": Variant("complex Gabor wavelets, omega 20, scale 10 (WIRE)", Wire),
+    "fouriernet": Variant("multiplicative Fourier filters, scale 64", functools.partial(FourierNet, scale=64.0)),
+    "gabornet": Variant("multiplicative Gabor filters, scale 64", functools.partial(GaborNet, scale=64.0)),
+    "bacon": Variant("band-limited multiplicative filters, 16 cycles a unit", functools.partial(BACON, bandwidth=16.0)),
 }
 
 

@@ -254,11 +254,11 @@ def _computed(
 def _gate(net: TwoLayerNetwork, pairs: Pairs) -> Threshold | SoftGates:
     if net.sparsity is None:
         return RELU
-    fraction = net.sparsity.k / net.width
-    if net.sparsity.temperature is None:
-        return Threshold(fraction, exact=True)
+    k, temperature = net.sparsity.settled()
+    if temperature is None:
+        return Threshold(k / net.width, exact=True)
     std = normalised_laws.gated_std(net, inputs.preactivations(net, pairs))
-    return soft_gates(fraction, net.sparsity.soft, net.sparsity.temperature / std)
+    return soft_gates(k / net.width, net.sparsity.soft, temperature / std)
 
 
 def _route(net: TwoLayerNetwork, *, limit: bool) -> _Route:
@@ -293,11 +293,12 @@ def _check_covered(net: TwoLayerNetwork) -> None:
     """Raise where no formula covers this combination."""
     if net.sparsity is None:
         return
-    if 2 * net.sparsity.k > net.width:
+    k, _ = net.sparsity.settled()
+    if 2 * k > net.width:
         raise ValueError(
-            f"sparsity keeps {net.sparsity.k} of {net.width} units; the formulas of T7 take at most half, since TopK "
+            f"sparsity keeps {k} of {net.width} units; the formulas of T7 take at most half, since TopK "
             f"stands in place of the ReLU and more would let negative units through. Choose k up to {net.width // 2}, "
-            f"or a width from {2 * net.sparsity.k}."
+            f"or a width from {2 * k}."
         )
     sphere = None if net.normalization is None or net.normalization.placement == "input" else net.normalization
     if sphere is not None and net.sparsity.mode == "sphere":
