@@ -1,0 +1,185 @@
+"""Tomography as a task: an image learnt from its integrals along parallel rays."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ntk_inr import _checks
+from ntk_inr._optional import require
+from ntk_inr.tasks import metrics
+from ntk_inr.tasks.grid import axis_centres, grid_coordinates
+from ntk_inr.tasks.image import reconstruct_image, ssim_score
+from ntk_inr.tasks.image_file import load_prepared, reduce_image, to_unit
+from ntk_inr.tasks.interface import PointwiseTask, fingerprint
+from ntk_inr.tasks.pictures import Panel, error_panel, picture_rows, save_image
+from ntk_inr.tasks.radon import filtered_back_projection, line_integrals, radon
+
+# The measured integrals are finer than those of the network, lest its own error be fitted.
+_FINER = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class TomographyTask(PointwiseTask):
+    """An image in the unit disc, of which integrals along rays are known.
+
+    Attributes:
+        name: what to call it in a report.
+        image: (size, size, 1) in [0, 1], 0 outside the unit disc.
+        angles: (a,) of the projections, in radians in [0, pi).
+        samples: points along a ray at which the network is evaluated.
+        y: integrals (a * size, 1), angle by angle; the disc's diameter has length 2.
+    """
+
+    kind: ClassVar[str] = "tomography"
+    large: ClassVar[int] = 2**11
+
+    name: str
+    image: np.ndarray
+    angles: np.ndarray
+    samples: int
+    y: np.ndarray
+
+    @property
+    def x(self) -> np.ndarray:
+        """Rays (a * size, 2): angles over pi/2 less 1, and offsets in (-1, 1)."""
+        return _rays(self.angles, len(self.image))
+
+    @property
+    def sinogram(self) -> np.ndarray:
+        """The integrals as (a, size)."""
+        return self.y.reshape(len(self.angles), -1)
+
+    @property
+    def data_range(self) -> float:
+        """Span of the integrals."""
+        return float(self.y.max() - self.y.min())
+
+    @property
+    def digest(self) -> str:
+        """A fingerprint of the image and of the rays."""
+        return fingerprint(self.image, self.angles, self.samples)
+
+    def observe(self, apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """Return the integrals of the network along rays, ``(params, rays (n, 2)) -> (n, 1)``."""
+        return line_integrals(apply, self.samples)
+
+    def reconstruct(self, predict: Callable[[Any], Any]) -> np.ndarray:
+        """Return the image (size, size, 1), clipped to [0, 1] and 0 outside the disc, where nothing is measured."""
+        return reconstruct_image(predict, self.image.shape) * _disc(len(self.image))
+
+    @functools.cached_property
+    def back_projection(self) -> np.ndarray:
+        """The image (size, size, 1) by filtered back projection, treated alike."""
+        points = grid_coordinates(self.image.shape[:2]).astype(np.float64)
+        found = filtered_back_projection(self.sinogram, self.angles, points).reshape(self.image.shape)
+        return (np.clip(found, 0, 1) * _disc(len(found))).astype(np.float32)
+
+    def scores(self, reconstruction: np.ndarray) -> dict[str, float]:
+        """Return "psnr" in dB and "ssim" of the image, and "fbp_psnr" of filtered back projection."""
+        scores = {"psnr": metrics.psnr(reconstruction, self.image), **ssim_score(reconstruction, self.image)}
+        return scores | {"fbp_psnr": metrics.psnr(self.back_projection, self.image)}
+
+    def figure(self, reconstruction: np.ndarray | None = None) -> Any:
+        """Return image, sinogram, filtered back projection, and a reconstruction with its error."""
+        title = f"back projection, {metrics.psnr(self.back_projection, self.image):.1f} dB"
+        panels = [
+            Panel(self.name, self.image),
+            Panel("sinogram (offset, angle)", _square(self.sinogram.T), "field"),
+            Panel(title, self.back_projection),
+        ]
+        if reconstruction is not None:
+            title = f"reconstruction, {self.scores(reconstruction)['psnr']:.1f} dB"
+            panels += [Panel(title, reconstruction), error_panel(reconstruction, self.image)]
+        return picture_rows([panels])
+
+    def save(self, reconstruction: np.ndarray, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a reconstruction as 8-bit ``.png`` or ``.tif``, or as exact values ``.npy``."""
+        return save_image(reconstruction, path, overwrite=overwrite)
+
+
+def tomography_task(
+    source: str | Path | np.ndarray = "shepp-logan",
+    *,
+    angles: int | Sequence[float] | np.ndarray = 60,
+    size: int = 64,
+    samples: int | None = None,
+) -> TomographyTask:
+    """Make a task of the integrals of an image along parallel rays.
+
+    The image is cut to its middle square, and to the disc in it. A projection has one ray for each row of
+    pixels. The integrals are of the bilinear image, four times as finely as the network's own.
+
+    Args:
+        source: "shepp-logan", the phantom; or an image as :func:`image_task` takes it, turned grey.
+        angles: how many, equally spaced from 0 degrees to below 180; or the angles themselves, in degrees.
+        size: side of the image in pixels, and rays a projection.
+        samples: points along each ray at which the network is evaluated; None is ``size``.
+
+    Returns:
+        :class:`TomographyTask`. Training on k rays costs as much as on k * samples points.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: as :func:`image_task`; an image smaller than ``size``, no
+            angles, an image that is black in its disc.
+
+    Example:
+        >>> task = tomography_task("shepp-logan", angles=12, size=32)
+        >>> task.x.shape, task.y.shape, task.channels
+        ((384, 2), (384, 1), 1)
+
+    Source: L. A. Shepp & B. F. Logan, "The Fourier Reconstruction of a Head Section", IEEE Transactions on
+    Nuclear Science 21 (1974).
+    """
+    _checks.check_positive(size, "size", integer=True, least=8)
+    samples = size if samples is None else samples
+    _checks.check_positive(samples, "samples", integer=True, least=2)
+    radians = _radians(angles)
+    name, image = _load(source, size)
+    image = image * _disc(size)
+    if not image.any():
+        raise ValueError(f"{name} is black inside the disc: there is nothing to measure.")
+    y = radon(image[:, :, 0], _rays(radians, size), _FINER * samples)[:, None]
+    return TomographyTask(f"{name}, {len(radians)} angles", image, radians, samples, y)
+
+
+def _load(source: Any, size: int) -> tuple[str, np.ndarray]:
+    if isinstance(source, str) and source == "shepp-logan" and not Path(source).exists():
+        name, image = source, to_unit(require("skimage.data").shepp_logan_phantom(), source)
+    else:
+        name, image = load_prepared(source, size=None, grey=True)
+    side = min(image.shape[:2])
+    if side < size:
+        raise ValueError(f"{name} has {image.shape[:2]} pixels; pass size={side} or less, or a larger image.")
+    top, left = ((length - side) // 2 for length in image.shape[:2])
+    return name, reduce_image(image[top : top + side, left : left + side], size).astype(np.float32)
+
+
+def _radians(angles: Any) -> np.ndarray:
+    if isinstance(angles, int | np.integer):
+        _checks.check_positive(angles, "angles", integer=True)
+        return np.arange(angles) * np.pi / angles
+    degrees = np.asarray(angles, np.float64)
+    if degrees.ndim != 1 or not degrees.size or not ((degrees >= 0) & (degrees < 180)).all():
+        raise ValueError(f"angles is {angles!r}; expected how many, or degrees from 0 to below 180.")
+    return np.deg2rad(degrees)
+
+
+def _rays(angles: np.ndarray, size: int) -> np.ndarray:
+    scaled = angles * (2 / np.pi) - 1
+    return np.stack(np.meshgrid(scaled, axis_centres(size), indexing="ij"), axis=-1).reshape(-1, 2).astype(np.float32)
+
+
+def _disc(size: int) -> np.ndarray:
+    """Return (size, size, 1) True where a pixel's centre lies in the unit disc."""
+    return (np.hypot(*np.meshgrid(axis_centres(size), axis_centres(size))) <= 1)[:, :, None]
+
+
+def _square(sinogram: np.ndarray) -> np.ndarray:
+    """Return a sinogram with its angles repeated, so that few of them fill a square picture."""
+    return np.repeat(sinogram, max(1, round(sinogram.shape[0] / sinogram.shape[1])), axis=1)
