@@ -11,12 +11,13 @@ import scipy.optimize
 import scipy.special
 
 import ntk_inr as ni
-from ntk_inr.infinite import maps, pairs, tiles
+from ntk_inr.infinite import filters, maps, pairs, tiles
 from ntk_inr.infinite.duals import Erf, Rectifier, Sine, Wavelet
 from ntk_inr.infinite.gating import HardGate, SoftGate
 from ntk_inr.infinite.network import InfiniteKernel, infinite_kernel
 from ntk_inr.infinite.quadrature import Quadrature
 from ntk_inr.infinite.resolve import dual_of
+from ntk_inr.networks.filter_networks import FilterNetwork
 from ntk_inr.networks.initializers import Law
 
 stax_installed = pytest.mark.skipif(
@@ -275,6 +276,74 @@ def test_against_wide_networks(key, name):
         size = jnp.sqrt(jnp.outer(jnp.diagonal(expected), jnp.diagonal(expected)))
         # Four standard errors, and a correction of order 1/width.
         assert bool((jnp.abs(samples.mean(0) - expected) < 4 * stderr + 5 / width * size).all())
+
+
+FILTERS = {
+    "fourier": ni.FourierNet(192, 3, 4, scale=6.0, weight_scale=3.0),
+    "fourier fixed": ni.FourierNet(192, 2, 4, scale=6.0, trained=False, parameterization="ntk"),
+    "gabor": ni.GaborNet(192, 2, 4, scale=4.0, alpha=3.0, weight_scale=3.0),
+    "bacon": ni.BACON(192, 3, 4, bandwidth=3.0, parameterization="ntk"),
+}
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_filter_networks_against_wide_ones(key, name):
+    x, seeds, net = jax.random.uniform(key, (4, 2), minval=-1.0), 64, FILTERS[name]
+
+    def sample(key):
+        apply, params = ni.init(net, key, x)
+        values = apply(params, x)
+        return InfiniteKernel(values @ values.T / 4, ni.ntk(apply, params, x))
+
+    found = jax.lax.map(sample, jax.random.split(key, seeds), batch_size=8)
+    for samples, expected in zip(found, infinite_kernel(net)(x), strict=True):
+        stderr = samples.std(0, ddof=1) / seeds**0.5
+        size = jnp.sqrt(jnp.outer(jnp.diagonal(expected), jnp.diagonal(expected)))
+        # Four standard errors, and a correction of order 1/width.
+        assert bool((jnp.abs(samples.mean(0) - expected) < 4 * stderr + 5 / net.features * size).all())
+
+
+def test_gabor_filters_against_sampled_ones(x64, key):
+    """Values, and gradients by each of the filters' own parameters."""
+    net, units = ni.GaborNet(200_000, 1, scale=4.0, alpha=1.4, param_dtype=jnp.float64), 200_000
+    x = jax.random.uniform(key, (4, 2), minval=-1.0, dtype=jnp.float64)
+    p = net.init(key, x)["params"]
+
+    def value(x, omega, phase, mu, gamma):
+        return jnp.exp(-gamma / 2 * ((x - mu) ** 2).sum()) * jnp.sin(omega @ x + phase)
+
+    own = p["frequency_0"].T, p["phase_0"], p["centre_0"], p["sharpness_0"]
+    units_of = jax.vmap(jax.value_and_grad(value, argnums=(1, 2, 3, 4)), in_axes=(None, 0, 0, 0, 0))
+    values, slopes = jax.vmap(units_of, in_axes=(0, None, None, None, None))(x, *own)
+    state = jax.jit(lambda: filters._filters(net, net.scale, x, x, same=True))()
+    gradients = jnp.concatenate([leaf.reshape(4, units, -1) for leaf in slopes], axis=2)
+    products = jnp.einsum("imp,jmp->ijm", gradients, gradients)
+    for samples, expected in ((values[:, None] * values[None], state.k), (products, state.theta)):
+        # Of 32 entries none is off by four standard errors, except once in 500 runs.
+        stderr = samples.std(2) / units**0.5
+        assert bool((jnp.abs(samples.mean(2) - expected) < 4 * stderr).all())
+
+
+def test_filter_networks_answer_to_their_scale(x64, key):
+    x = jax.random.uniform(key, (5, 2), minval=-1.0, dtype=jnp.float64)
+    for net in (ni.FourierNet(16, 2, scale=5.0), ni.GaborNet(16, 2, scale=5.0)):
+        kernel = infinite_kernel(net)
+        slope = jax.grad(lambda scale, kernel=kernel: kernel(x, hyper={"scale": scale}).ntk.sum())(5.0)
+        ends = (kernel(x, hyper={"scale": 5.0 + step}).ntk.sum() for step in (1e-4, -1e-4))
+        assert float(slope) == pytest.approx(float(-np.subtract(*reversed(list(ends))) / 2e-4), rel=1e-5)
+        np.testing.assert_array_equal(kernel(x).ntk, kernel(x).ntk.T)
+        np.testing.assert_allclose(kernel(x, x[:2]).ntk, kernel(x).ntk[:, :2], rtol=1e-10)
+
+
+def test_filters_of_ones_own_are_refused():
+    class Own(FilterNetwork):
+        def filter(self, x, layer):
+            return x
+
+    with pytest.raises(ValueError, match="Own has filters"):
+        infinite_kernel(Own())
+    with pytest.raises(ValueError, match="backend"):
+        infinite_kernel(ni.FourierNet(), backend="neural-tangents")
 
 
 STAX = {

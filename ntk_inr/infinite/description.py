@@ -58,6 +58,17 @@ class Layer:
         return (3 * self.gain / self.fan_in) ** 0.5
 
 
+def layer_of(
+    law: Law, bias_law: Law | None, fan_in: int, fan_out: int, parameterization: str, *, exact: bool = False
+) -> Layer:
+    """Return the laws of a dense layer; ``exact`` keeps uniform biases apart from the normal sum of weights."""
+    gain = fan_in * law.variance(fan_in, fan_out)
+    variance = 0.0 if bias_law is None else bias_law.variance(fan_in, fan_out)
+    gradient = (gain, variance) if parameterization == "ntk" else (float(fan_in), float(bias_law is not None))
+    uniform = (3 * variance) ** 0.5 if exact else None
+    return Layer(law.distribution, fan_in, gain, 0.0 if exact else variance, uniform, gradient)
+
+
 class Points(NamedTuple):
     """Coordinates as the kernel takes them.
 
@@ -156,14 +167,9 @@ class Description:
         """Return the laws of a dense layer."""
         law, (_, bias_law) = self.law(parts, first=first, readout=readout), self.net.laws(first=first, readout=readout)
         fan_out = self.net.out if readout else self.net.features
-        gain = fan_in * law.variance(fan_in, fan_out)
-        variance = 0.0 if bias_law is None else bias_law.variance(fan_in, fan_out)
         # The spread of a hidden bias that falls with the width leaves the sum of weights normal.
         exact = bias_law is not None and bias_law.distribution == "uniform" and (first or bias_law.power == 0)
-        uniform = (3 * variance) ** 0.5 if exact and not readout else None
-        scaled = self.net.parameterization == "ntk"
-        gradient = (gain, variance) if scaled else (float(fan_in), float(bias_law is not None))
-        return Layer(law.distribution, fan_in, gain, 0.0 if uniform is not None else variance, uniform, gradient)
+        return layer_of(law, bias_law, fan_in, fan_out, self.net.parameterization, exact=exact and not readout)
 
     def terms(self, layer: Layer, *, pre: bool) -> int:
         """Return how many Fourier terms a wavelet needs of a layer's pre-activations, inputs in [-1, 1].

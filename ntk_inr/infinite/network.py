@@ -1,8 +1,9 @@
-"""The infinite-width kernel of a :class:`ntk_inr.CoordinateMLP`, read from its description."""
+"""The infinite-width kernel of a network, read from its description."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -12,11 +13,12 @@ from jax import Array
 from jaxtyping import Float
 
 from ntk_inr import _checks
-from ntk_inr.infinite import maps, pairs, stax, tiles
+from ntk_inr.infinite import filters, maps, pairs, stax, tiles
 from ntk_inr.infinite.description import Description, Layer, Points, normalized
 from ntk_inr.infinite.duals import Dual, Erf, Rectifier, Sine, Wavelet
 from ntk_inr.infinite.maps import State
 from ntk_inr.infinite.quadrature import Quadrature
+from ntk_inr.networks.filter_networks import FilterNetwork
 from ntk_inr.networks.mlp import CoordinateMLP
 from ntk_inr.networks.normalization import Sphere
 
@@ -36,7 +38,7 @@ class InfiniteKernel(NamedTuple):
 
 
 def infinite_kernel(
-    net: CoordinateMLP,
+    net: CoordinateMLP | FilterNetwork,
     *,
     backend: Backend = "own",
     constants: Mapping[str, Any] | None = None,
@@ -60,13 +62,16 @@ def infinite_kernel(
     other elementwise function is integrated by Gauss-Hermite (:class:`ntk_inr.infinite.quadrature.Quadrature`); under
     uniform weights of more than two features it takes their sum as normal, an error of about 0.3 / features.
 
+    Filter networks have closed forms in their frequencies, (6.6); for :class:`GaborNet` with a quadrature over the
+    windows, for coordinates in [-1, 1]. For several readouts the kernel is that of the last.
+
     Args:
-        net: a :class:`CoordinateMLP`.
+        net: a :class:`CoordinateMLP`, :class:`FourierNet`, :class:`GaborNet` or :class:`BACON`.
         backend: "own", or "neural-tangents" to build the same in that package's ``stax``, for comparison, where it
             has the layers (an extra to install; takes no ``hyper``).
         constants: the network's fixed matrices, ``net.init(key, x)`` or its "constants". For
             :class:`GaussianFourier` they give the kernel at those frequencies; without them it is that of infinitely
-            many (T4.2). Modulation is always at infinitely many units.
+            many (T4.2). Modulation and filters are always at infinitely many units.
         order: nodes of Gauss-Hermite for functions without a closed form.
 
     Returns:
@@ -74,7 +79,7 @@ def infinite_kernel(
         of the network's parts by name, as numbers or traced scalars: ``{"activation.omega": 30.0}``.
 
     Raises:
-        TypeError: ``net`` is not a :class:`CoordinateMLP`.
+        TypeError: ``net`` is none of these.
         ValueError: a part whose limit is not known here, by name; when called, coordinates that are not (n, d), or an
             unknown name in ``hyper``.
         ModuleNotFoundError: "neural-tangents" without that package.
@@ -95,18 +100,25 @@ def infinite_kernel(
 
     Source: Jacot et al. 2018, arXiv 1806.07572; T5, T6, T7 and T11 of the theory.
     """
-    if not isinstance(net, CoordinateMLP):
+    if not isinstance(net, CoordinateMLP | FilterNetwork):
         raise TypeError(
             f"net is {type(net).__name__}; the infinite-width kernel is read from the description of an "
-            "ni.CoordinateMLP. For other architectures compose the maps of ntk_inr.infinite.maps."
+            "ni.CoordinateMLP or a filter network. For other architectures compose the maps of ntk_inr.infinite.maps."
         )
     _checks.check_choice(backend, get_args(Backend), "backend")
     _checks.check_positive(order, "order", integer=True)
-    description = Description(net, constants, order)
-    description.check()
     own = backend == "own"
-    names = description.hyper if own else []
-    forward = jax.jit(lambda x1, x2, hyper: _forward(description, x1, x2, hyper)) if own else stax.kernel(description)
+    names: list[str] = []
+    forward: Callable[..., tuple[Array, ...]]
+    if isinstance(net, FilterNetwork):
+        _checks.refuse_if(not own, f'stax has no layer for {type(net).__name__}\'s filters; use backend="own".')
+        names, plain = filters.kernel(net)
+        forward = jax.jit(plain)
+    else:
+        description = Description(net, constants, order)
+        description.check()
+        names = description.hyper if own else []
+        forward = jax.jit(functools.partial(_forward, description)) if own else stax.kernel(description)
 
     def kernel(x1: Any, x2: Any = None, hyper: Mapping[str, Any] | None = None) -> InfiniteKernel:
         """Return the kernels at coordinates x1 (n1, d) and x2 (n2, d), None for x1."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from ntk_inr import _checks
 from ntk_inr.networks import trig
-from ntk_inr.networks.dense import Dense
+from ntk_inr.networks.dense import PARAMETERIZATIONS, Dense
 from ntk_inr.networks.initializers import BIAS_UNIFORM
 
 
@@ -22,10 +22,12 @@ class ComplexDense(nn.Module):
 
     Attributes:
         features: number of complex outputs.
+        parameterization: "standard" or "ntk"; see :class:`Dense`.
         param_dtype: dtype that parameters are drawn in.
     """
 
     features: int
+    parameterization: Literal["standard", "ntk"] = "standard"
     param_dtype: Any = jnp.float32
 
     @nn.compact
@@ -34,10 +36,12 @@ class ComplexDense(nn.Module):
         fan_in = real.shape[-1]
 
         def drawn(name: str, shape: tuple[int, ...]) -> Array:
-            def draw(key: Array) -> Array:
-                return BIAS_UNIFORM.std(fan_in) * BIAS_UNIFORM.draw(key, shape, self.param_dtype)
+            scale, stored = BIAS_UNIFORM.std(fan_in), self.parameterization == "standard"
 
-            return self.param(name, draw).astype(real.dtype)
+            def draw(key: Array) -> Array:
+                return (scale if stored else 1.0) * BIAS_UNIFORM.draw(key, shape, self.param_dtype)
+
+            return (1.0 if stored else scale) * self.param(name, draw).astype(real.dtype)
 
         a, b = (drawn(f"kernel_{part}", (fan_in, self.features)) for part in ("real", "imaginary"))
         c, d = (drawn(f"bias_{part}", (self.features,)) for part in ("real", "imaginary"))
@@ -56,6 +60,7 @@ class Wire(nn.Module):
         out: number of outputs c.
         scale: s, the inverse width of the window.
         omega: angular frequency of the wave.
+        parameterization: "standard" or "ntk"; see :class:`Dense`.
         param_dtype: dtype that parameters are drawn in.
 
     Raises:
@@ -75,6 +80,7 @@ class Wire(nn.Module):
     out: int = 1
     scale: float = 10.0
     omega: float = 20.0
+    parameterization: Literal["standard", "ntk"] = "standard"
     param_dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
@@ -82,23 +88,22 @@ class Wire(nn.Module):
             _checks.check_positive(getattr(self, name), name, integer=True)
         _checks.check_positive(self.scale, "scale")
         _checks.check_positive(self.omega, "omega")
+        _checks.check_choice(self.parameterization, PARAMETERIZATIONS, "parameterization")
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n out"]:
         """Return the network's values at coordinates ``x``, shape (n, out)."""
-        units = max(1, int(self.features / 2**0.5))
-        u = Dense(units, BIAS_UNIFORM, param_dtype=self.param_dtype, name="hidden_0")(x)
+        units, how = max(1, int(self.features / 2**0.5)), (self.parameterization, self.param_dtype)
+        u = Dense(units, BIAS_UNIFORM, BIAS_UNIFORM, *how, name="hidden_0")(x)
         sine, cosine = trig.sincos(self.omega * u)
         window = jnp.exp(-((self.scale * u) ** 2))
         real, imaginary = window * cosine, window * sine
         for layer in range(1, self.depth):
-            a, b = ComplexDense(units, self.param_dtype, name=f"hidden_{layer}")(real, imaginary)
+            a, b = ComplexDense(units, *how, name=f"hidden_{layer}")(real, imaginary)
             sine, cosine = trig.sincos(self.omega * a)
             window = jnp.exp(-self.omega * b - self.scale**2 * (a * a + b * b))
             real, imaginary = window * cosine, window * sine
         # Of the readout only what the real part needs.
-        a = Dense(self.out, BIAS_UNIFORM, param_dtype=self.param_dtype, name="readout_real")(real)
-        return a - Dense(self.out, BIAS_UNIFORM, None, param_dtype=self.param_dtype, name="readout_imaginary")(
-            imaginary
-        )
+        a = Dense(self.out, BIAS_UNIFORM, BIAS_UNIFORM, *how, name="readout_real")(real)
+        return a - Dense(self.out, BIAS_UNIFORM, None, *how, name="readout_imaginary")(imaginary)

@@ -1,0 +1,153 @@
+"""The infinite-width kernels of multiplicative filter networks, (6.6)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+from jax import Array
+
+from ntk_inr.infinite import maps, pairs, tiles
+from ntk_inr.infinite.description import layer_of
+from ntk_inr.infinite.maps import State
+from ntk_inr.networks import trig
+from ntk_inr.networks.filter_networks import BACON, FilterNetwork, FourierNet, GaborNet
+from ntk_inr.networks.initializers import BIAS_UNIFORM
+
+# Gauss-Legendre for the windows' centres: exact to rounding for windows wider than a tenth of the domain.
+_CENTRES = 64
+# Share of the windows' law of sharpness that is left out.
+_TAIL = 1e-9
+
+Forward = Callable[[Array, Array | None, Mapping[str, Array]], tuple[Array, ...]]
+
+
+def kernel(net: FilterNetwork) -> tuple[list[str], Forward]:
+    """Return the settings that may be replaced, and the function of (x1, x2, settings) to covariance and kernel.
+
+    Raises:
+        ValueError: filters of a class of the user's own, whose kernel is not known here.
+    """
+    if not isinstance(net, FourierNet | GaborNet | BACON):
+        raise ValueError(
+            f"{type(net).__name__} has filters whose kernel is not known here, only those of FourierNet, GaborNet and "
+            "BACON; take ni.ntk of a wide network."
+        )
+    names = [] if isinstance(net, BACON) else ["scale"]
+
+    def forward(x1: Array, x2: Array | None, hyper: Mapping[str, Array]) -> tuple[Array, ...]:
+        scale = hyper.get("scale", getattr(net, "scale", None))
+        with jax.default_matmul_precision("highest"):
+            return tiles.tiled(lambda left, right: _tile(net, scale, left, right), x1, x2)
+
+    return names, forward
+
+
+def _tile(net: FourierNet | GaborNet | BACON, scale: Any, left: Array, right: Array | None) -> tuple[Array, Array]:
+    filters = _filters(net, scale, left, left if right is None else right, same=right is None)
+    state, depth = filters, net.readouts[-1] if isinstance(net, BACON) else net.depth
+    for layer in range(1, depth + 1):
+        width = net.out if layer == depth else net.features
+        affine = layer_of(net.law, BIAS_UNIFORM, net.features, width, net.parameterization)
+        state = affine.apply(state)
+        state = state if layer == depth else maps.product(state, filters)
+    return state.k, state.theta
+
+
+def _filters(net: FourierNet | GaborNet | BACON, scale: Any, x1: Array, x2: Array, *, same: bool) -> State:
+    """Return the kernels of one layer's filters: means of g g' and of the products of its gradients."""
+    if isinstance(net, GaborNet):
+        k, theta, *squares = _gabor(net, _reach(net, scale, x1), x1, x2)
+        state = maps.state_of(k, *squares, same=same)
+        return dataclasses.replace(state, theta=theta) if net.trained else state
+    columns = [a[:, None] - b[None, :] for a, b in zip(x1.T, x2.T, strict=True)]
+    if isinstance(net, BACON):
+        waves = functools.reduce(jnp.multiply, [_dirichlet(jnp.pi * gap, net.steps) for gap in columns]) / 2
+        theta = waves
+    else:
+        waves = functools.reduce(jnp.multiply, [pairs.sinc(_reach(net, scale, x1) * gap) for gap in columns]) / 2
+        theta = waves * (x1 @ x2.T + 1)
+    state = maps.state_of(waves, *(jnp.full_like(x[:, 0], 0.5) for x in (x1, x2)), same=same)
+    return dataclasses.replace(state, theta=theta) if net.trained else state
+
+
+def _reach(net: FourierNet | GaborNet, scale: Any, x: Array) -> Any:
+    """Return the largest frequency of a coordinate."""
+    return scale / (x.shape[1] * net.depth) ** 0.5
+
+
+def _dirichlet(angle: Array, steps: int) -> Array:
+    """Return the mean of cos(k angle) over k from -steps to steps."""
+    found = jax.lax.map(lambda k: trig.cos(k * angle), jnp.arange(1, steps + 1, dtype=angle.dtype))
+    return (1 + 2 * found.sum(0)) / (2 * steps + 1)
+
+
+def _gabor(net: GaborNet, reach: Any, x1: Array, x2: Array) -> tuple[Array, Array, Array, Array]:
+    r"""Return the means of g g' and of its gradients' products, and of the squares of g on either side.
+
+    Over the phase first, which leaves :math:`\frac12\cos(\omega^\top\delta)` in every term; then over the frequency, a
+    product of sincs; then over the centres, by Gauss-Legendre in each coordinate; then over the sharpness.
+    """
+    sharpness, weights = (jnp.asarray(part, x1.dtype) for part in _gamma_rule(net, float(net.scale)))
+    at, chance = np.polynomial.legendre.leggauss(_CENTRES)
+    centres, chances = (jnp.asarray(part, x1.dtype) for part in (at, chance / 2))
+    gaps = [a[:, None] - b[None, :] for a, b in zip(x1.T, x2.T, strict=True)]
+    inner = x1 @ x2.T + 1
+
+    def window(column: Array, gamma: Array) -> tuple[Array, Array]:
+        off = column[:, None] - centres[None, :]
+        return jnp.exp(-gamma / 2 * off * off), off
+
+    def add(total: tuple[Array, ...], node: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
+        gamma, weight = node
+        waves = math.prod(pairs.sinc(jnp.sqrt(gamma) * reach * gap) for gap in gaps) / 2
+        along, even, left_far, right_far, both_far, squares = [], [], [], [], [], []
+        for a, b in zip(x1.T, x2.T, strict=True):
+            (u, p), (v, q) = window(a, gamma), window(b, gamma)
+            weighted = u * chances[None, :]
+            even.append(weighted @ v.T)
+            along.append((p * weighted) @ (q * v).T)
+            left_far.append((p * p * weighted) @ v.T)
+            right_far.append(weighted @ (q * q * v).T)
+            both_far.append((p * p * weighted) @ (q * q * v).T)
+            squares.append(((u * u) @ chances, (v * v) @ chances))
+
+        def but(*axes: int) -> Any:
+            return math.prod(part for t, part in enumerate(even) if t not in axes)
+
+        d = range(len(even))
+        toward = sum(along[t] * but(t) for t in d)
+        far = sum(both_far[t] * but(t) if s == t else left_far[t] * right_far[s] * but(t, s) for t in d for s in d)
+        found = (
+            waves * but(),
+            waves * (inner * but() + gamma**2 * toward + far / 4),
+            math.prod(left for left, _ in squares) / 2,
+            math.prod(right for _, right in squares) / 2,
+        )
+        return tuple(t + weight * f for t, f in zip(total, found, strict=True)), None
+
+    zeros = jnp.zeros_like(gaps[0])
+    start = zeros, zeros, zeros[:, 0], zeros[0]
+    return jax.lax.scan(jax.checkpoint(add), start, (sharpness, weights))[0]
+
+
+def _gamma_rule(net: GaborNet, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    r"""Return nodes and weights for the mean over the sharpness, for coordinates in [-1, 1].
+
+    By Gauss-Jacobi in :math:`\sqrt\gamma`, in which the waves are smooth, with the law's own power at 0.
+    """
+    shape = net.alpha / net.depth
+    largest = math.sqrt(scipy.special.gammainccinv(shape, _TAIL) / net.beta)
+    turns = 2 * largest * scale / net.depth**0.5
+    order = 32 + math.ceil(turns)
+    t, w = scipy.special.roots_jacobi(order, 0, 2 * shape - 1)
+    root = largest * (1 + t) / 2
+    w = w * np.exp(-net.beta * root**2)
+    return root**2, w / w.sum()
