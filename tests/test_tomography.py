@@ -53,20 +53,18 @@ def test_a_disc_off_the_middle_has_known_integrals():
 
 def test_integrals_are_differentiable(key, x64):
     task = tomography_task(angles=3, size=8, samples=5)
-    net = ni.variant("siren", features=8, depth=1, out=1)
+    net = ni.CoordinateMLP(features=8, depth=1, out=1, activation=jnp.tanh)
     apply, params = ni.init(net, key, np.zeros((1, 2)))
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
-    measured = task.observe(apply)
-    jax.test_util.check_grads(
-        lambda p: measured(p, jnp.asarray(task.x, jnp.float64)), (params,), order=1, modes=["rev"]
-    )
+    measured, rays = jax.jit(task.observe(apply)), jnp.asarray(task.x, jnp.float64)
+    check_grads(lambda p: measured(jax.tree.map(jnp.asarray, p), rays), (params,), order=1, modes=["rev"])
 
 
 def test_the_kernel_of_integrals(key):
     task = tomography_task(angles=4, size=8, samples=6)
     apply, params = ni.init(ni.variant("relu", features=16, depth=2, out=1), key, task.x)
     measured = task.observe(apply)
-    jacobian = jax.jacobian(lambda p: measured(p, task.x))(params)
+    jacobian = jax.jit(jax.jacobian(lambda p: measured(p, task.x)))(params)
     rows = np.concatenate([np.reshape(leaf, (32, -1)) for leaf in jax.tree.leaves(jacobian)], axis=1)
     expected = rows @ rows.T
     np.testing.assert_allclose(ni.ntk(measured, params, task.x), expected, rtol=1e-4, atol=1e-5 * expected.max())
@@ -87,6 +85,18 @@ def test_back_projection_of_a_disc_has_its_value():
     sinogram = np.tile(2 * np.sqrt(np.maximum(0.5**2 - offsets**2, 0)), (180, 1))
     inside = filtered_back_projection(sinogram, angles, np.array([[0.0, 0.0], [0.2, -0.2], [0.7, 0.5]]))
     np.testing.assert_allclose(inside, [1, 1, 0], atol=0.02)
+
+
+def test_back_projection_weighs_angles_by_the_part_of_the_turn_that_they_stand_for():
+    offsets = (2 * np.arange(128) + 1) / 128 - 1
+    projection = 2 * np.sqrt(np.maximum(0.5**2 - offsets**2, 0))
+    dense, sparse = np.arange(0, 90, 1), np.arange(90, 180, 2)
+    angles = np.deg2rad(np.concatenate([sparse, dense]))
+    middle = filtered_back_projection(np.tile(projection, (len(angles), 1)), angles, np.zeros((1, 2)))
+    np.testing.assert_allclose(middle, 1, atol=0.02)
+    # A wedge that was not measured adds nothing.
+    wedge = filtered_back_projection(np.tile(projection, (45, 1)), np.deg2rad(dense[:45]), np.zeros((1, 2)))
+    np.testing.assert_allclose(wedge, 0.25, atol=0.02)
 
 
 def test_the_image_itself_scores_full_marks(phantom):

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -68,22 +65,6 @@ class EikonalLoss:
         there = self.surface * jnp.abs(value) + self.normal * _norm(slope - normal)
         elsewhere = self.away * jnp.exp(-self.sharpness * jnp.abs(value))
         return self.eikonal * unit + on * there + (1 - on) * elsewhere
-
-
-def value_and_gradient(apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Return ``(params, x) -> (n, 1 + d)``: the one output of ``apply`` and its derivatives by x.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> print(value_and_gradient(lambda params, x: params * x[:, :1] ** 2)(3.0, jnp.array([[1.0, 5.0]])))
-        [[3. 6. 0.]]
-    """
-
-    def observed(params: Any, x: Any) -> Array:
-        value, back = jax.vjp(lambda x: apply(params, x), jnp.asarray(x))
-        return jnp.concatenate([value, *back(jnp.ones_like(value))], axis=1)
-
-    return observed
 
 
 def _norm(v: Array) -> Array:

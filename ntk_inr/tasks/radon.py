@@ -82,7 +82,8 @@ def filtered_back_projection(sinogram: np.ndarray, angles: np.ndarray, points: n
 
     Args:
         sinogram: (angles, offsets), offsets at the centres of equal pieces of [-1, 1].
-        angles: in radians, equally spaced over a half turn.
+        angles: in radians in [0, pi), in any order. Each stands for the part of the half turn that is nearest to
+            it; gaps of more than three times the usual one count as not measured.
         points: (n, 2) as (row, column).
 
     Returns:
@@ -99,7 +100,18 @@ def filtered_back_projection(sinogram: np.ndarray, angles: np.ndarray, points: n
     filtered = np.fft.irfft(spectrum, padded, axis=1)[:, :count] * (count / 2)
     offsets = (2 * np.arange(count) + 1) / count - 1
     total = np.zeros(len(points))
-    for angle, projection in zip(angles, filtered, strict=True):
+    for angle, weight, projection in zip(angles, _shares(angles), filtered, strict=True):
         along = points[:, 1] * np.cos(angle) - points[:, 0] * np.sin(angle)
-        total += np.interp(along, offsets, projection)
-    return total * np.pi / len(angles)
+        total += weight * np.interp(along, offsets, projection)
+    return total
+
+
+def _shares(angles: np.ndarray) -> np.ndarray:
+    """Return the part of a half turn that each angle stands for."""
+    order = np.argsort(angles)
+    gaps = np.diff(angles[order], append=angles[order[0]] + np.pi)
+    usual = np.median(gaps)
+    gaps = np.where(gaps > 3 * usual, usual, gaps) if len(angles) > 2 else gaps
+    shares = np.empty(len(angles))
+    shares[order] = (gaps + np.roll(gaps, 1)) / 2
+    return shares

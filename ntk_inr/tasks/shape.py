@@ -12,7 +12,8 @@ import numpy as np
 
 from ntk_inr import _checks, style
 from ntk_inr.tasks import metrics
-from ntk_inr.tasks.eikonal import EikonalLoss, value_and_gradient
+from ntk_inr.tasks.derivatives import value_and_gradient
+from ntk_inr.tasks.eikonal import EikonalLoss
 from ntk_inr.tasks.grid import axis_centres, grid_coordinates, in_batches
 from ntk_inr.tasks.interface import Loss, PointwiseTask, fingerprint
 from ntk_inr.tasks.mesh_file import Solid, load_solid, save_mesh

@@ -107,7 +107,7 @@ class VolumeTask(PointwiseTask):
 
     def figure(self, reconstruction: np.ndarray | None = None) -> Any:
         """Return a few frames, and below them a reconstruction and its error."""
-        frames = np.unique(np.linspace(0, self.shape[0] - 1, _FRAMES_SHOWN).astype(int))
+        frames = np.unique(np.linspace(0, self.shape[0] - 1, _FRAMES_SHOWN).astype(int)).tolist()
         seen = [self.stack.slab(frame, frame + 1)[0] for frame in frames]
         rows = [[Panel(f"frame {frame}", _viewable(image)) for frame, image in zip(frames, seen, strict=True)]]
         if reconstruction is not None:

@@ -1,0 +1,108 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ntk_inr as ni
+from ntk_inr.tasks.derivatives import value_and_gradient, value_and_laplacian
+from ntk_inr.tasks.image_gradients import image_gradient_task
+from ntk_inr.tasks.pde import pde_task
+
+
+def exact(task, scale=1.0):
+    """Return the solution as a network."""
+    a, b = task.frequencies
+
+    def apply(params, x):
+        return params * scale * jnp.sin(a * jnp.pi * x[:, :1]) * jnp.sin(b * jnp.pi * x[:, 1:])
+
+    return apply
+
+
+def test_derivatives_of_a_network_against_its_hessian(key, x, x64):
+    apply, params = ni.init(ni.CoordinateMLP(features=8, depth=1, out=2, activation=jnp.tanh), key, x)
+    params, x = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), (params, x))
+
+    def point(z):
+        return apply(params, z[None])[0]
+
+    value, laplacian = jax.jit(value_and_laplacian(apply))(params, x)
+    hessian = jax.jit(jax.vmap(jax.hessian(point)))(x)
+    np.testing.assert_allclose(value, apply(params, x), rtol=1e-12)
+    np.testing.assert_allclose(laplacian, np.trace(hessian, axis1=2, axis2=3), rtol=1e-9, atol=1e-9)
+
+    def first(params, x):
+        return apply(params, x)[:, :1]
+
+    both = jax.jit(value_and_gradient(first))(params, x)
+    gradient = jax.jit(jax.vmap(jax.grad(lambda z: point(z)[0])))(x)
+    np.testing.assert_allclose(both, np.concatenate([first(params, x), gradient], axis=1), rtol=1e-9)
+
+
+@pytest.mark.parametrize("frequencies", [(1.0, 4.0), (0.5, 1.5)])  # the second is not zero on the boundary
+@pytest.mark.parametrize("equation", ["poisson", "helmholtz"])
+def test_the_solution_solves_it(equation, frequencies, x64):
+    task = pde_task(equation, points=6, frequencies=frequencies, wavenumber=2.5)
+    observed = task.observe(exact(task))(1.0, jnp.asarray(task.x, jnp.float64))
+    np.testing.assert_allclose(observed, task.y, atol=1e-6)
+    # Another field does not, inside or on the sides.
+    wrong = task.observe(exact(task, 1.1))(1.0, jnp.asarray(task.x, jnp.float64)) - task.y
+    np.testing.assert_allclose(wrong, 0.1 * task.y, atol=1e-6)
+    assert np.abs(task.y).max() < task.boundary_weight + 1e-6
+
+
+def test_boundary_rows_lie_on_all_four_sides():
+    task = pde_task(points=5)
+    edge = np.abs(task.x).max(axis=1) == 1
+    assert edge.sum() == 20
+    assert [int((task.x[edge][:, axis] == side).sum()) for axis in (0, 1) for side in (-1, 1)] == [5, 5, 5, 5]
+
+
+def test_scores_of_a_scaled_solution():
+    task = pde_task("poisson", resolution=32)
+    found = task.reconstruct(lambda x: exact(task)(0.9, jnp.asarray(x)))
+    scores = task.scores(found)
+    np.testing.assert_allclose(scores["relative_l2"], 0.1, rtol=1e-4)
+    np.testing.assert_allclose(scores["psnr"], 10 * np.log10(4 / (0.01 * 0.25)), rtol=1e-3)
+
+
+def test_the_kernel_of_an_equation(key):
+    """Blocks of interior and boundary rows, as of the derivatives of a Jacobian."""
+    task = pde_task(points=2)
+    apply, params = ni.init(ni.CoordinateMLP(features=8, depth=1, out=1, activation=jnp.tanh), key, task.x)
+    measured = task.observe(apply)
+    jacobian = jax.jit(jax.jacobian(lambda p: measured(p, task.x)))(params)
+    rows = np.concatenate([np.reshape(leaf, (12, -1)) for leaf in jax.tree.leaves(jacobian)], axis=1)
+    expected = rows @ rows.T
+    np.testing.assert_allclose(ni.ntk(measured, params, task.x), expected, rtol=1e-3, atol=1e-5 * expected.max())
+
+
+def test_an_image_from_its_gradients():
+    row, column = np.meshgrid(*[(2 * np.arange(24) + 1) / 24 - 1] * 2, indexing="ij")
+    image = 0.5 + 0.2 * np.sin(2 * row) + 0.2 * column**2
+    task = image_gradient_task(image, size=None)
+
+    def network(params, x):
+        return 7.0 + 0.2 * jnp.sin(2 * x[:, :1]) + 0.2 * x[:, 1:] ** 2  # off by a constant
+
+    observed = np.asarray(task.observe(network)(None, task.x)).reshape(24, 24, 2)
+    expected = task.y.reshape(24, 24, 2)
+    np.testing.assert_allclose(observed[1:-1, 1:-1], expected[1:-1, 1:-1], atol=3e-4)
+    scores = task.scores(task.reconstruct(lambda x: network(None, jnp.asarray(x))))
+    assert scores["psnr"] > 100
+    assert scores["relative_l2"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"equation": "heat"}, "unknown equation 'heat'"),
+        ({"frequencies": (1.0, 0.0)}, "a frequency is 0.0"),
+        ({"wavenumber": float(np.pi * np.sqrt(17))}, "resonance"),
+        ({"points": 1}, "points is 1"),
+        ({"equation": "poisson-gradients", "image": np.full((9, 9), 0.5)}, "no gradients"),
+    ],
+)
+def test_bad_settings(unchecked, options, message):
+    with pytest.raises(ValueError, match=message):
+        pde_task(**options)

@@ -1,0 +1,133 @@
+"""What holds for every task."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ntk_inr as ni
+from ntk_inr.tasks import shape
+from ntk_inr.tasks.audio import audio_task
+from ntk_inr.tasks.grid import grid_coordinates, in_batches
+from ntk_inr.tasks.image import image_task
+from ntk_inr.tasks.interface import Task, fingerprint
+from ntk_inr.tasks.pde import pde_task
+from ntk_inr.tasks.restored import denoising_task, inpainting_task, super_resolution_task
+from ntk_inr.tasks.shape import shape_task
+from ntk_inr.tasks.signal import signal_task
+from ntk_inr.tasks.tomography import tomography_task
+from ntk_inr.tasks.volume import volume_task
+
+TASKS = {
+    "image": lambda: image_task("camera", size=16, holdout=0.25),
+    "colour": lambda: image_task("coffee", size=12),
+    "signal": lambda: signal_task("steps", samples=64, holdout=0.5),
+    "super-resolution": lambda: super_resolution_task("camera", size=16),
+    "denoising": lambda: denoising_task("camera", size=16, noise="poisson"),
+    "inpainting": lambda: inpainting_task("chelsea", size=16),
+    "audio": lambda: audio_task("chord", seconds=0.02),
+    "volume": lambda: volume_task("orbits", rows=100),
+    "sdf": lambda: shape_task("sphere", points=60, resolution=12),
+    "occupancy": lambda: shape_task("torus", points=60, resolution=12, kind="occupancy"),
+    "eikonal": lambda: shape_task("sphere", points=60, resolution=12, kind="eikonal"),
+    "tomography": lambda: tomography_task(angles=4, size=12),
+    "poisson": lambda: pde_task("poisson", points=4, resolution=8),
+    "helmholtz": lambda: pde_task("helmholtz", points=4, resolution=8),
+    "gradients": lambda: pde_task("poisson-gradients", resolution=12),
+}
+
+
+@pytest.fixture(params=list(TASKS))
+def task(request, monkeypatch):
+    monkeypatch.setattr(shape, "_COMPARED_POINTS", 500)
+    monkeypatch.setattr(shape, "_SHOWN_CELLS", 12)
+    return TASKS[request.param]()
+
+
+def linear(task):
+    """A network without layers, which compiles at once."""
+    d = task.x.shape[1]
+    params = 0.3 * jax.random.normal(jax.random.key(0), (d, task.channels))
+    return (lambda params, x: jnp.asarray(x) @ params), params
+
+
+def test_every_task_has_the_interface(task):
+    assert isinstance(task, Task)
+    assert task.x.dtype == task.y.dtype == np.float32
+    assert task.x.shape[0] == task.y.shape[0]
+    assert np.abs(task.x).max() <= 1
+    assert np.isfinite(task.y).all()
+    assert task.data_range > 0
+    assert task.sampling is None or 0 < task.sampling < len(task.x)
+    assert isinstance(task.loss, str) or callable(task.loss)
+    assert hash(task.loss) == hash(task.loss)
+    assert len(task.digest) == 16
+    if task.heldout is not None:
+        assert task.heldout[0].shape[1:] == task.x.shape[1:]
+        assert task.heldout[1].shape[1:] == task.y.shape[1:]
+
+
+def test_what_is_observed_has_gradients_and_a_loss_per_example(task):
+    apply, params = linear(task)
+    measured = task.observe(apply)
+    prediction, x, y = measured(params, task.x), task.x, jnp.asarray(task.y)
+    assert prediction.shape[0] == len(x)
+    if callable(task.loss):
+        losses = task.loss(prediction, y)
+        assert losses.shape == (len(x),)
+    else:
+        assert prediction.shape == y.shape
+    gradient = jax.grad(lambda p: jnp.sum(measured(p, x) ** 2))(params)
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient).max() > 0
+
+
+def test_reconstruction_scores_figure_and_file(task, tmp_path):
+    import matplotlib.pyplot as plt
+
+    apply, params = linear(task)
+    found = task.reconstruct(lambda x: apply(params, x))
+    scores = task.scores(found)
+    assert task.metric in scores
+    assert all(isinstance(value, float) for value in scores.values())
+    for figure in (task.figure(), task.figure(found)):
+        figure.savefig(tmp_path / "figure.png", dpi=30)
+        plt.close(figure)
+    suffix = {"audio": ".wav", "shape": ".ply"}.get(task.kind, ".npy")
+    path = task.save(found, tmp_path / f"found{suffix}")
+    assert path.stat().st_size > 0
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        task.save(found, path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["figure.png", f"found{suffix}"]
+    with pytest.raises(ValueError, match="expected a name that ends in"):
+        task.save(found, tmp_path / "found.unknown")
+
+
+def test_a_task_of_derivatives_trains():
+    """What the interface's docstring shows, with the loss that fit has."""
+    task = pde_task("helmholtz", points=10, frequencies=(0.5, 1.0), resolution=16)
+    apply, params = ni.init(ni.variant("siren", features=16, depth=1), jax.random.key(0), task.x)
+    result = ni.fit(task.observe(apply), params, task.x, task.y, optimizer=optax.adam(3e-3), steps=60)
+    assert result.losses[-1] < 0.5 * result.losses[0]
+
+
+def test_microbatches_change_nothing_and_keep_one_shape():
+    x = grid_coordinates((7, 3))
+    shapes = set()
+
+    def predict(x):
+        shapes.add(x.shape)
+        return x[:, :1] * 2 + x[:, 1:]
+
+    np.testing.assert_array_equal(in_batches(predict, x, 1, batch=4), predict(x))
+    assert shapes == {(4, 2), (21, 2)}
+    np.testing.assert_array_equal(in_batches(predict, x, 1, batch=100), predict(x))
+    with pytest.raises(ValueError, match="expected \\(n, 3\\)"):
+        in_batches(predict, x, 3)
+
+
+def test_fingerprints_tell_shapes_and_types_apart():
+    a = np.zeros((2, 3), np.float32)
+    assert fingerprint(a, 1) == fingerprint(a.copy(), 1)
+    assert len({fingerprint(a, 1), fingerprint(a, 2), fingerprint(a.T, 1), fingerprint(a.astype(np.int32), 1)}) == 4
