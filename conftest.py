@@ -12,3 +12,19 @@ jaxtyping.install_import_hook("ntk_inr", "tests.typechecker.check")
 import jax  # noqa: E402  (the hook must stand before the package is imported)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Linux gives a process 65530 memory maps, and XLA, which takes some for each program, crashes without.
+_MAPS = 20_000
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Let go of compiled programs between modules, before they use up the process's memory maps."""
+    if nextitem is None or nextitem.path == item.path:
+        return
+    try:
+        with open("/proc/self/maps") as maps:
+            full = sum(1 for _ in maps) > _MAPS
+    except FileNotFoundError:  # not Linux
+        return
+    if full:
+        jax.clear_caches()
