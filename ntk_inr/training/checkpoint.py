@@ -1,0 +1,219 @@
+"""Checkpoints of a run with orbax: written whole or not at all, read back only if every byte is right."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntk_inr._optional import require
+
+_STEP = re.compile(r"step_(\d+)$")
+_UNFINISHED = re.compile(r"step_\d+\.orbax-checkpoint-tmp")
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds: the leaves of the state, columns of the history, and a dictionary for JSON."""
+
+    leaves: list[np.ndarray | None]
+    history: dict[str, np.ndarray]
+    meta: dict[str, Any]
+
+
+class Store:
+    """The checkpoints of one run in a folder, ``step_<steps done>`` each; other files there are left alone.
+
+    Orbax writes a checkpoint under another name and renames it when it is complete, so that a process killed at any
+    moment leaves none that is half-written. A SHA-256 of all content is checked on reading.
+
+    Args:
+        folder: made where it does not exist.
+        keep: how many of the newest stay.
+        run: what makes this run what it is, a digest or value each; :meth:`load` refuses checkpoints of others.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], keep: int, run: dict[str, Any]) -> None:
+        self.folder = Path(folder).absolute()
+        self.keep, self.run = keep, run
+        if self.folder.exists() and not self.folder.is_dir():
+            raise NotADirectoryError(f"checkpoint={str(folder)!r} is a file; expected a folder.")
+
+    def steps(self) -> list[int]:
+        """Return the steps that have a complete checkpoint, ascending."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(found[1]) for path in self.folder.iterdir() if (found := _STEP.match(path.name)))
+
+    def begin(self, resume: bool, overwrite: bool) -> Saved | None:
+        """Return the newest good checkpoint to go on from, None for a fresh start; clear what may be cleared.
+
+        Raises:
+            FileExistsError: the folder has checkpoints that may neither be resumed nor overwritten.
+        """
+        saved, damaged = self._newest()
+        other = {} if saved is None else saved.meta["run"]
+        differing = [name for name in self.run if saved is not None and other.get(name) != self.run[name]]
+        if saved is not None and resume and not differing:
+            self._clear(_UNFINISHED)
+            for step in damaged:  # out of the way of the run, which comes by these steps again
+                self._at(step).rename(self.folder / f"damaged_{step}_{os.getpid()}")
+            return saved
+        if self.steps() and not overwrite:
+            why = "checkpoints of this run, and resume=False"
+            if saved is None:
+                why = "checkpoints, none of which can be read"
+            elif differing:
+                why = f"checkpoints of another run: {', '.join(differing)} differ"
+            raise FileExistsError(
+                f"{self.folder} has {why}. Give another folder, or overwrite=True to delete them and begin anew."
+            )
+        for step in self.steps():
+            self._delete(step)
+        self._clear(_UNFINISHED)
+        return None
+
+    def save(self, step: int, leaves: list[Any], history: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+        """Write a checkpoint, then delete the oldest beyond ``keep``.
+
+        Raises:
+            OSError: it can't be written, as on a full disk; those before it are left as they are.
+        """
+        ocp = require("orbax.checkpoint", "checkpoint")
+        target = self._at(step)
+        if target.exists():
+            return
+        content = {f"state.{i}": _on_host(leaf) for i, leaf in enumerate(leaves)}
+        content |= {f"history.{name}": np.asarray(column) for name, column in history.items()}
+        content = {name: array for name, array in content.items() if array.size}  # which orbax can't hold
+        content["meta"] = np.frombuffer(json.dumps({"run": self.run, "step": step, **meta}).encode(), np.uint8)
+        content["digest"] = _digest(content)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _quiet(), ocp.StandardCheckpointer() as writer:
+                writer.save(target, content)
+        except Exception as error:  # tensorstore raises OSError, ValueError or XlaRuntimeError for one cause
+            self._clear(_UNFINISHED)
+            last = self.steps()
+            kept = f"the last good one is of step {last[-1]}" if last else "there is none yet"
+            raise OSError(
+                f"could not write the checkpoint of step {step} to {self.folder}; {kept}. Make room there, then make "
+                f"the same call to go on. The cause: {str(error)[:500]}"
+            ) from error
+        for old in self.steps()[: -self.keep]:
+            self._delete(old)
+
+    def _newest(self) -> tuple[Saved | None, list[int]]:
+        """Return the newest checkpoint that can be read, and the steps of newer ones that can't."""
+        damaged: list[int] = []
+        for step in reversed(self.steps()):
+            try:
+                return _read(self._at(step)), damaged
+            except Exception as error:  # whatever a damaged file makes orbax raise
+                warnings.warn(f"checkpoint {self._at(step)} is damaged and not used: {error}", stacklevel=5)
+                damaged.append(step)
+        return None, damaged
+
+    def _at(self, step: int) -> Path:
+        return self.folder / f"step_{step}"
+
+    def _delete(self, step: int) -> None:
+        # Renamed first: a process killed while it deletes must not leave half of a checkpoint under its name.
+        gone = self.folder / f"step_{step}.orbax-checkpoint-tmp-deleted"
+        shutil.rmtree(gone, ignore_errors=True)
+        self._at(step).rename(gone)
+        shutil.rmtree(gone)
+
+    def _clear(self, pattern: re.Pattern[str]) -> None:
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if pattern.match(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep orbax from logging pages about an error that it raises too."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _read(path: Path) -> Saved:
+    ocp = require("orbax.checkpoint", "checkpoint")
+    with _quiet(), ocp.StandardCheckpointer() as reader:
+        content = {name: np.asarray(array) for name, array in reader.restore(path).items()}
+    digest = content.pop("digest")
+    if not np.array_equal(digest, _digest(content)):
+        raise ValueError("its content does not match its digest")
+    meta = json.loads(content.pop("meta").tobytes())
+    leaves = [content.get(f"state.{i}") for i in range(meta["leaves"])]
+    prefix = "history."
+    return Saved(leaves, {n.removeprefix(prefix): a for n, a in content.items() if n.startswith(prefix)}, meta)
+
+
+def restore(saved: Saved, fresh: Any) -> Any:
+    """Return ``fresh``, a state at step 0, with the leaves of a checkpoint in place of its own."""
+    leaves, structure = jax.tree.flatten(fresh)
+    return jax.tree.unflatten(structure, [_on_device(own, new) for own, new in zip(leaves, saved.leaves, strict=True)])
+
+
+def _on_host(leaf: Any) -> np.ndarray:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.array(leaf)
+
+
+def _on_device(own: Any, new: np.ndarray | None) -> Any:
+    if new is None:  # without entries
+        return own
+    if jax.dtypes.issubdtype(own.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.asarray(new), impl=jax.random.key_impl(own))
+    return jax.device_put(jnp.asarray(new, own.dtype).reshape(own.shape), own.sharding)
+
+
+def _digest(content: dict[str, np.ndarray]) -> np.ndarray:
+    state = hashlib.sha256()
+    for name in sorted(content):
+        array = content[name]
+        state.update(f"{name} {array.dtype} {array.shape} ".encode())
+        state.update(np.ascontiguousarray(array).tobytes())
+    return np.frombuffer(state.digest(), np.uint8)
+
+
+def tree_digest(tree: Any) -> str:
+    """Return a digest of a pytree of arrays: its structure, and every byte."""
+    leaves, structure = jax.tree.flatten(tree)
+    content = {f"{i}": _on_host(jnp.asarray(leaf)) for i, leaf in enumerate(leaves)}
+    shape = re.sub(r"0x[0-9a-f]+", "", str(structure))  # functions print their address
+    return _digest(content).tobytes().hex() + hashlib.sha256(shape.encode()).hexdigest()[:16]
+
+
+def program_digest(function: Any, *arguments: Any) -> str:
+    """Return a digest of what ``function`` computes as JAX traces it: of model, loss, optimizer and their settings."""
+    closed = jax.make_jaxpr(function)(*arguments)
+    text = re.sub(r"0x[0-9a-f]+", "", str(closed))
+    return hashlib.sha256(text.encode()).hexdigest()[:16] + tree_digest(_constants(closed))
+
+
+def _constants(closed: Any) -> list[Any]:
+    """Return the arrays that a traced program and those within it have closed over."""
+    found = [value for value in closed.consts if hasattr(value, "dtype")]
+    for equation in closed.jaxpr.eqns:
+        for value in jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda node: hasattr(node, "jaxpr")):
+            if hasattr(value, "jaxpr") and hasattr(value, "consts"):
+                found += _constants(value)
+    return found

@@ -1,0 +1,125 @@
+"""Losses by name, and what the loop needs to know of each: is it on values, and when has it blown up."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from ntk_inr import _checks
+
+# A loss this far above the first one, and above that of an error of the whole data range, counts as
+# divergence; waiting for infinity wastes steps.
+_BLOW_UP = 1e4
+
+_HUBER_DELTA = 0.1  # of the data range: errors of values in [0, 1] hardly reach the usual 1
+
+_NAMED: dict[str, Callable[[Array, Array, float], Array]] = {
+    "mse": lambda f, y, _: optax.l2_loss(f, y),
+    "l1": lambda f, y, _: jnp.abs(f - y),
+    "huber": lambda f, y, data_range: optax.huber_loss(f, y, delta=_HUBER_DELTA * data_range),
+    "bce": lambda f, y, _: optax.sigmoid_binary_cross_entropy(f, y),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleLoss:
+    """A loss of each example; equal for equal settings, so that jit compiles once.
+
+    Attributes:
+        name: "mse", "l1", "huber", "bce" or "callable".
+        data_range: span of the values, which sets where Huber's loss turns linear.
+        function: the user's, where there is one.
+    """
+
+    name: str
+    data_range: float = 1.0
+    function: Callable[[Any, Any], Any] | None = None
+
+    def __call__(self, prediction: Array, y: Array) -> Array:
+        """Return the losses (n,) of ``prediction`` (n, c') for ``y`` (n, c)."""
+        if self.function is not None:
+            return self.function(prediction, y)
+        return _NAMED[self.name](prediction, y, self.data_range).mean(axis=1)
+
+    @property
+    def on_values(self) -> bool:
+        """Whether predictions are values like y, so that PSNR means something."""
+        return self.name in ("mse", "l1", "huber")
+
+    def limit(self, first: Array, data_range: float) -> Array:
+        """Return what a loss may not exceed, in a run that begins with ``first``.
+
+        The scale of a user's loss is unknown, and a run may rightly begin near its zero: only a loss that
+        is not finite counts then.
+        """
+        if self.function is not None:
+            return jnp.full_like(first, jnp.inf)
+        delta = _HUBER_DELTA * data_range
+        whole = {"mse": data_range**2 / 2, "l1": data_range, "huber": delta * (data_range - delta / 2)}
+        return _BLOW_UP * jnp.maximum(first, whole.get(self.name, math.log(2)))
+
+
+def as_loss(loss: str | Callable[[Any, Any], Any], data_range: float = 1.0) -> ExampleLoss:
+    r"""Return the loss that a name or a function of ``(prediction, y)`` stands for.
+
+    With an error e = f - y of each output, averaged over outputs: "mse" is e²/2, "l1" is |e|, "huber" is e²/2 up
+    to delta = 0.1 data_range and delta (|e| - delta/2) beyond, "bce" is -y log s(f) - (1 - y) log(1 - s(f)) of
+    logits f.
+
+    Args:
+        loss: a name, or ``loss(prediction (n, c'), y (n, c)) -> (n,)``.
+        data_range: span of the values.
+
+    Returns:
+        :class:`ExampleLoss`.
+
+    Raises:
+        ValueError: an unknown name.
+        TypeError: neither a name nor a function.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> as_loss("l1")(jnp.zeros((2, 1)), jnp.ones((2, 1))).tolist()
+        [1.0, 1.0]
+
+    Source:
+        Huber 1964, Robust estimation of a location parameter.
+    """
+    if isinstance(loss, str):
+        _checks.check_choice(loss, _NAMED, "loss")
+        return ExampleLoss(loss, float(data_range) if loss == "huber" else 1.0)
+    if not callable(loss):
+        raise TypeError(
+            f"loss is {loss!r}; expected one of {', '.join(map(repr, _NAMED))}, or a function "
+            "(prediction (n, c'), y (n, c)) -> (n,), one loss an example."
+        )
+    return ExampleLoss("callable", function=loss)
+
+
+def check_loss(loss: ExampleLoss, outputs: int, x: Array, y: Array) -> None:
+    """Raise where ``loss`` can't compare predictions of ``outputs`` columns with ``y``."""
+    if loss.function is not None:
+        given = jax.eval_shape(loss.function, jax.ShapeDtypeStruct((len(x), outputs), x.dtype), y)
+        if getattr(given, "shape", None) != (len(x),):
+            got = f"shape {given.shape}" if hasattr(given, "shape") else type(given).__name__
+            raise ValueError(
+                f"loss(prediction, y) gave {got} for {len(x)} examples; expected ({len(x)},), one loss an example. "
+                "Average over the outputs, not over the examples: .mean(axis=1)."
+            )
+        return
+    if outputs != y.shape[1]:
+        raise ValueError(
+            f"apply gives {outputs} outputs but y has {y.shape[1]} columns; build the network with out={y.shape[1]}."
+        )
+    if loss.name == "bce" and bool(((y < 0) | (y > 1)).any()):
+        raise ValueError(
+            f'y lies in [{float(y.min()):g}, {float(y.max()):g}]; loss="bce" expects probabilities in [0, 1] '
+            "(and apply to give logits)."
+        )

@@ -1,0 +1,161 @@
+"""Optimizers of optax by name, with schedule, warm-up, clipping and weight decay."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+import optax.contrib
+
+from ntk_inr import _checks
+
+SCHEDULES = ("constant", "cosine", "exponential", "linear")
+_END = 1e-2  # of the peak, where exponential decay ends; the others end at zero
+_SEARCHES = (optax.ScaleByZoomLinesearchState, optax.ScaleByBacktrackingLinesearchState)
+
+
+def optimizer(
+    name: str,
+    *,
+    learning_rate: float | None = None,
+    schedule: str = "constant",
+    steps: int | None = None,
+    warmup: int = 0,
+    clip: float | None = None,
+    weight_decay: float | None = None,
+    **settings: Any,
+) -> optax.GradientTransformation:
+    r"""Make an optimizer of optax from its name.
+
+    The gradient is clipped first, to the global norm ``clip``. Weight decay is that of the optimizer where it has
+    one ("adamw", "lion"), else decoupled likewise: :math:`\theta \leftarrow \theta + u_t - \eta_t\lambda\theta`
+    with the optimizer's own update u.
+
+    Args:
+        name: of a function of optax or optax.contrib that takes a learning rate, such as "adam", "sgd", "lion",
+            "muon"; or "lbfgs", which searches along its direction itself and trains on the full batch only.
+        learning_rate: the peak of the schedule. None is 1e-3, and for "lbfgs" its line search.
+        schedule: "constant"; or after the warm-up down to zero at ``steps`` by "cosine" or "linear", or to 1 % by
+            "exponential".
+        steps: length of the run in steps, warm-up included; needed for every schedule but "constant".
+        warmup: steps in which the rate grows linearly from zero.
+        clip: largest global norm of the gradient; None does not clip.
+        weight_decay: lambda above; None is the optimizer's default.
+        **settings: the optimizer's own, as optax names them, such as ``b1=0.9`` or ``memory_size=20``.
+
+    Returns:
+        An optax transformation for :func:`fit`; the same one for the same arguments, so that nothing compiles twice.
+
+    Raises:
+        ValueError: an unknown name or schedule, ``steps`` missing or no more than ``warmup``, a number out of range.
+        TypeError: a setting that this optimizer does not have.
+
+    Example:
+        >>> adam = optimizer("adam", learning_rate=1e-3, schedule="cosine", steps=1000, warmup=50, clip=1.0)
+        >>> optimizer("adam", b1=0.8) is optimizer("adam", b1=0.8)
+        True
+
+    Source:
+        Loshchilov & Hutter 2019 (arXiv 1711.05101) for decoupled weight decay; Liu & Nocedal 1989 for L-BFGS.
+    """
+    _checks.check_choice(name, sorted(_makers()), "optimizer")
+    _checks.check_choice(schedule, SCHEDULES, "schedule")
+    if learning_rate is not None:
+        _checks.check_positive(learning_rate, "learning_rate")
+    _checks.check_positive(warmup, "warmup", integer=True, least=0)
+    if clip is not None:
+        _checks.check_positive(clip, "clip")
+    if weight_decay is not None:
+        _checks.check_positive(weight_decay, "weight_decay", least=0)
+    if steps is not None:
+        _checks.check_positive(steps, "steps", integer=True)
+    if schedule != "constant" and (steps is None or steps <= warmup):
+        raise ValueError(
+            f'schedule="{schedule}" got steps={steps} and warmup={warmup}; expected steps=, the length of the run, '
+            "above warmup."
+        )
+    takes = inspect.signature(_makers()[name]).parameters
+    for setting in settings:
+        if setting not in takes:
+            raise TypeError(f"optax.{name} has no setting {setting!r}; it has {', '.join(takes)}.")
+    if name == "lbfgs" and learning_rate is None and (schedule != "constant" or warmup or weight_decay):
+        raise ValueError(
+            "lbfgs searches for its step itself, so a schedule, warm-up or weight decay has no rate to scale; give "
+            "learning_rate= to go without the search, or leave them out."
+        )
+    arguments = (name, learning_rate, schedule, steps, warmup, clip, weight_decay, tuple(sorted(settings.items())))
+    try:
+        return _build(*arguments)
+    except TypeError as error:
+        if "unhashable" not in str(error):
+            raise
+        return _build.__wrapped__(*arguments)
+
+
+@functools.cache
+def _makers() -> dict[str, Callable[..., Any]]:
+    """Return optax's functions that make an optimizer of a learning rate, by name."""
+    functions = {**vars(optax.contrib), **vars(optax)}
+    return {
+        name: value
+        for name, value in functions.items()
+        if inspect.isfunction(value)
+        and "learning_rate" in inspect.signature(value).parameters
+        and not name.startswith(("scale_by", "_"))
+    }
+
+
+@functools.lru_cache(maxsize=128)
+def _build(
+    name: str, learning_rate: float | None, schedule: str, steps: int | None, warmup: int, clip: float | None,
+    weight_decay: float | None, settings: tuple[tuple[str, Any], ...],
+) -> optax.GradientTransformation:  # fmt: skip
+    own = dict(settings)
+    if name == "lbfgs" and learning_rate is None:
+        base = optax.lbfgs(**own)
+        return base if clip is None else optax.chain(optax.clip_by_global_norm(clip), base)
+    rate = _rate(1e-3 if learning_rate is None else learning_rate, schedule, steps, warmup)
+    if name == "lbfgs":
+        own.setdefault("linesearch", None)
+    maker = _makers()[name]
+    native = "weight_decay" in inspect.signature(maker).parameters
+    if native and weight_decay is not None:
+        own["weight_decay"] = weight_decay
+    parts = [maker(learning_rate=rate, **own)]
+    if clip is not None:
+        parts.insert(0, optax.clip_by_global_norm(clip))
+    if weight_decay and not native:
+        decay = (lambda t: -weight_decay * rate(t)) if callable(rate) else -weight_decay * rate
+        parts.append(optax.add_decayed_weights(decay))
+    return optax.chain(*parts) if len(parts) > 1 else parts[0]
+
+
+def _rate(peak: float, schedule: str, steps: int | None, warmup: int) -> Any:
+    """Return a number, or the schedule as a function of the step."""
+    if schedule == "constant":
+        return optax.linear_schedule(0.0, peak, warmup) if warmup else peak
+    assert steps is not None
+    left = steps - warmup
+    after = {
+        "cosine": lambda: optax.cosine_decay_schedule(peak, left),
+        "linear": lambda: optax.linear_schedule(peak, 0.0, left),
+        "exponential": lambda: optax.exponential_decay(peak, left, _END),
+    }[schedule]()
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
+
+
+def line_search(opt_state: Any) -> Any:
+    """Return the state of the line search in an optimizer's, where there is one."""
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, _SEARCHES))
+    found = [leaf for leaf in leaves if isinstance(leaf, _SEARCHES) and leaf.grad is not None]
+    return found[0] if found else None
+
+
+def evaluates_again(opt_state: Any) -> bool:
+    """Return whether the optimizer evaluates the loss by itself, so that it must be the same function every step."""
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, (*_SEARCHES, optax.ScaleByLBFGSState)))
+    return any(isinstance(leaf, (*_SEARCHES, optax.ScaleByLBFGSState)) for leaf in leaves)

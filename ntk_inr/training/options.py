@@ -1,0 +1,122 @@
+"""The keyword arguments of ``fit``, and what is checked of them before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import AxisType, Mesh
+
+from ntk_inr import _checks
+from ntk_inr.training.losses import ExampleLoss, as_loss
+from ntk_inr.training.optimizers import evaluates_again
+
+SAMPLING = ("shuffle", "importance")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The keyword arguments of ``fit``, checked as far as they can be by themselves."""
+
+    optimizer: Any = None
+    steps: int = 1000
+    key: Array | None = None
+    loss: str | Callable[[Any, Any], Any] = "mse"
+    batch_size: int | None = None
+    sampling: str = "shuffle"
+    microbatch: int | None = None
+    target_psnr: float | None = None
+    validation: tuple[Any, Any] | None = None
+    ntk_points: int | None = None
+    data_range: float = 1.0
+    progress: Callable[[int, int], None] | None = None
+    recorder: Any = None
+    checkpoint: str | os.PathLike[str] | None = None
+    checkpoint_every: float = 60.0
+    keep: int = 3
+    resume: bool = True
+    overwrite: bool = False
+    mesh: Mesh | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "ntk_points", "microbatch", "keep"):
+            if getattr(self, name) is not None:
+                _checks.check_positive(getattr(self, name), name, integer=True)
+        _checks.check_positive(self.data_range, "data_range")
+        _checks.check_positive(self.checkpoint_every, "checkpoint_every")
+        _checks.check_choice(self.sampling, SAMPLING, "sampling")
+        if self.optimizer is not None and not hasattr(self.optimizer, "update"):
+            raise TypeError(
+                f"optimizer is {self.optimizer!r}; expected an optax transformation such as optax.adam(1e-3) or "
+                'ni.optimizer("adam").'
+            )
+        if self.recorder is not None and not hasattr(self.recorder, "record"):
+            raise TypeError(f"recorder is {self.recorder!r}; expected a ni.Recorder(...).")
+        if self.target_psnr is not None and not self.example_loss.on_values:
+            raise ValueError(
+                f'target_psnr={self.target_psnr} needs a loss on values ("mse", "l1", "huber"); got loss={self.loss!r}.'
+            )
+        if self.sampling == "importance" and self.batch_size is None:
+            raise ValueError('sampling="importance" draws minibatches; give batch_size= too.')
+
+    @property
+    def example_loss(self) -> ExampleLoss:
+        """The loss, as what the loop calls."""
+        return as_loss(self.loss, self.data_range)
+
+
+def check_batches(options: Options, n: int) -> Array:
+    """Return the random key of the batches, or say why ``n`` rows can't be cut into them."""
+    size, key = options.batch_size, options.key
+    if size is None:
+        return jax.random.key(0)
+    _checks.check_positive(size, "batch_size", integer=True)
+    if size > n:
+        raise ValueError(f"batch_size is {size} but x has {n} rows; expected at most {n}, or None for all.")
+    if key is None:
+        raise ValueError("batch_size needs key=, a random key for the order of the examples: key=jax.random.key(0).")
+    return key
+
+
+def check_whole_batch(options: Options, opt_state: Any, rows: int, has_state: bool) -> None:
+    """Raise where the optimizer or the model needs other batches than were asked for."""
+    size = options.microbatch
+    parts = size is not None and size < rows
+    if evaluates_again(opt_state) and (options.batch_size is not None or parts):
+        what = f"microbatch={size}" if options.batch_size is None else f"batch_size={options.batch_size}"
+        raise ValueError(
+            f"{what} got an optimizer that searches along a line (L-BFGS), whose steps compare losses of one and the "
+            'same batch; expected the full batch, or another optimizer such as ni.optimizer("adam").'
+        )
+    if has_state and parts and size is not None and rows % size:
+        raise ValueError(
+            f"microbatch={size} does not divide the {rows} rows of a step, and this model keeps statistics of its "
+            "batches, which rows that fill up the last one would change; choose a divisor."
+        )
+
+
+def check_mesh(mesh: Mesh | None, rows: int, microbatch: int | None, checkpoint: Any) -> Mesh | None:
+    """Return ``mesh`` with Auto axes, or say why its devices can't share the rows of a step."""
+    if mesh is None:
+        return None
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f'mesh is {mesh!r}; expected a jax.sharding.Mesh: jax.make_mesh((4,), ("rows",)).')
+    for name, count in (("a step", rows), ("microbatch", microbatch)):
+        if count is not None and count % mesh.size:
+            raise ValueError(
+                f"{name} has {count} rows, which {mesh.size} devices can't share equally; expected a multiple of "
+                f"{mesh.size}: set batch_size or microbatch, or leave {count % mesh.size} rows out."
+            )
+    if mesh.is_multi_process and checkpoint is not None:
+        raise ValueError("checkpoint= is for one process, but the mesh has devices of several; leave it out.")
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
+def subset(n: int, points: int) -> np.ndarray:
+    """Return ``points`` (at most n) evenly spaced rows of n."""
+    return np.linspace(0, n - 1, min(points, n)).astype(int)

@@ -1,0 +1,203 @@
+"""The kernel while a network trains: moments, top eigenvalues, alignment and drift, to memory and to files."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from ntk_inr import _checks
+from ntk_inr._optional import require
+from ntk_inr.kernels.api import ntk
+from ntk_inr.spectra.eigen import Eigensystem, alignment, eigensystem
+from ntk_inr.spectra.moments import moments
+from ntk_inr.training.losses import ExampleLoss
+from ntk_inr.training.options import subset
+
+
+class Recorder:
+    r"""Records the kernel of a fixed subset of the data at chosen steps: ``ni.fit(..., recorder=recorder)``.
+
+    With K_t the kernel at step t, r_t the gradient of the loss at the outputs (f - y for "mse") and u_k the
+    eigenvector of the k-th largest eigenvalue, it records the moments of K_t, its largest eigenvalues, the shares
+    :math:`\lVert u_k^\top r_t\rVert^2 / \lVert r_t\rVert^2` and :math:`\lVert u_k^\top y\rVert^2 / \lVert y\rVert^2`,
+    and the drift :math:`\lVert K_t - K_0\rVert_F / \lVert K_0\rVert_F`.
+
+    Each line of the JSONL file is written and flushed when it is known, so a killed run keeps what it had: "event" is
+    "start", "report" (a row of the history of :func:`fit`) or "kernel". A run that is resumed from a checkpoint cuts
+    the file back to that checkpoint and goes on.
+
+    Args:
+        points: rows of x, evenly spaced, that the kernel is taken on.
+        every: steps between records; None is steps 0, 1, 2, 4, 8, ... The first and last step are always there.
+        top: how many eigenvalues and shares.
+        jsonl: file to write; one that exists is not overwritten.
+        tensorboard: folder to write events for TensorBoard to; needs the extra "tensorboard".
+        overwrite: whether an existing ``jsonl`` may be replaced.
+
+    Raises:
+        ValueError: a number below 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, ntk_inr as ni
+        >>> from ntk_inr.training.recorder import Recorder
+        >>> x = jnp.linspace(-1, 1, 32)[:, None]
+        >>> model = ni.init(ni.variant("siren", features=16, depth=2), jax.random.key(0), x)
+        >>> recorder = Recorder(points=16)
+        >>> run = ni.fit(*model, x, jnp.sin(3 * x), steps=4, recorder=recorder)
+        >>> recorder.history["step"].tolist(), recorder.history["eigenvalues"].shape, recorder.history["drift"][0]
+        ([0, 1, 2, 4], (4, 8), 0.0)
+    """
+
+    def __init__(
+        self,
+        points: int = 256,
+        *,
+        every: int | None = None,
+        top: int = 8,
+        jsonl: str | os.PathLike[str] | None = None,
+        tensorboard: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        for name, value in (("points", points), ("every", 1 if every is None else every), ("top", top)):
+            _checks.check_positive(value, name, integer=True)
+        self.points, self.every, self.top, self.overwrite = points, every, top, overwrite
+        self.jsonl = None if jsonl is None else Path(jsonl)
+        self.tensorboard = tensorboard
+        self._lines: list[dict[str, Any]] = []
+        self._file: Any = None
+        self._writer: Any = None
+
+    @property
+    def history(self) -> dict[str, np.ndarray]:
+        """Columns, an entry a record: "step", "ntk_mean", "eigenvalues" (records, top), "drift" and so on."""
+        rows = [line for line in self._lines if line["event"] == "kernel"]
+        names = [name for name in rows[0] if name != "event"] if rows else []
+        return {name: np.array([row[name] for row in rows]) for name in names}
+
+    @property
+    def settings(self) -> list[Any]:
+        """What a resumed run must not change."""
+        return [self.points, self.every, self.top]
+
+    def begin(
+        self, apply: Any, params: Any, x: Array, y: Array, loss: ExampleLoss, steps: int,
+        lines: list[dict[str, Any]] | None,
+    ) -> None:  # fmt: skip
+        """Take the first kernel, and what an earlier part of the run recorded; refuse files of others."""
+        self._steps, self._loss = steps, loss
+        rows = subset(len(x), self.points)
+        self._x, self._y = x[rows], y[rows]
+        self._first = np.asarray(ntk(apply, params, self._x))
+        if lines is None:
+            if self.jsonl is not None and self.jsonl.exists() and not self.overwrite:
+                raise FileExistsError(
+                    f"{self.jsonl} exists; give another jsonl=, or Recorder(..., overwrite=True) to replace it."
+                )
+            lines = [{"event": "start", "run": uuid.uuid4().hex, "points": len(rows), "steps": steps}]
+        elif self.jsonl is not None and self.jsonl.exists():
+            written = _complete_lines(self.jsonl)
+            if written and written[: len(lines)] != lines[: len(written)]:
+                raise FileExistsError(f"{self.jsonl} is of another run than the checkpoint; give another jsonl=.")
+        self._lines = list(lines)
+
+    def open(self, done: int) -> None:
+        """Open the files, cut back to what is known at step ``done``."""
+        if self.jsonl is not None:
+            self.jsonl.parent.mkdir(parents=True, exist_ok=True)
+            partial = self.jsonl.with_name(f"{self.jsonl.name}.{os.getpid()}.tmp")
+            partial.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
+            partial.replace(self.jsonl)
+            self._file = self.jsonl.open("a")
+        if self.tensorboard is not None:
+            tensorboard = require("tensorboardX", "tensorboard")
+            self._writer = tensorboard.SummaryWriter(str(self.tensorboard), purge_step=done + 1 if done else None)
+
+    def close(self) -> None:
+        """Close the files."""
+        for opened in (self._file, self._writer):
+            if opened is not None:
+                opened.close()
+        self._file = self._writer = None
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return what was recorded so far, as the file has it."""
+        return list(self._lines)
+
+    def next(self, done: int) -> int:
+        """Return the first step after ``done`` to record."""
+        after = (done // self.every + 1) * self.every if self.every else 1 << done.bit_length()
+        return min(after, self._steps)
+
+    def record(self, step: int, apply: Any, params: Any) -> None:
+        """Record the kernel at ``step`` if that is one to record and not recorded yet."""
+        last = next((line["step"] for line in reversed(self._lines) if line["event"] == "kernel"), -1)
+        if step <= last or (step and step != self.next(step - 1)):
+            return
+        kernel = ntk(apply, params, self._x)
+        system, residual = eigensystem(kernel), _residual(apply, params, self._x, self._y, loss=self._loss)
+        found = moments(kernel)
+        host = np.asarray(kernel)
+        row: dict[str, Any] = {f"ntk_{name}": float(value) for name, value in found._asdict().items()}
+        row |= {
+            "eigenvalues": _numbers(np.asarray(system.values)[: self.top]),
+            "residual_alignment": self._shares(system, residual),
+            "target_alignment": self._shares(system, self._y),
+            "drift": float(np.linalg.norm(host - self._first) / np.linalg.norm(self._first)),
+        }
+        self._write({"event": "kernel", "step": step, **row})
+
+    def report(self, row: dict[str, float]) -> None:
+        """Write a row of the run's history."""
+        self._write({"event": "report", **row})
+
+    def _shares(self, system: Eigensystem, vectors: Array) -> list[float]:
+        if not np.any(np.asarray(vectors)):
+            return [0.0] * min(self.top, len(self._x))  # nothing left to learn
+        return _numbers(np.asarray(alignment(system, vectors).energy)[: self.top])
+
+    def _write(self, line: dict[str, Any]) -> None:
+        # JSON has no infinity, which the PSNR of a perfect fit is.
+        line = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in line.items()}
+        self._lines.append(line)
+        if self._file is not None:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        if self._writer is not None:
+            for name, value in line.items():
+                for i, number in enumerate(value if isinstance(value, list) else [value]):
+                    if name not in ("event", "step") and number is not None:
+                        self._writer.add_scalar(
+                            f"{name}/{i}" if isinstance(value, list) else name, number, line["step"]
+                        )
+            self._writer.flush()
+
+
+@functools.partial(jax.jit, static_argnames="loss")
+def _residual(apply: Any, params: Any, x: Array, y: Array, *, loss: ExampleLoss) -> Array:
+    """Return the gradient of the loss at the outputs, which is what the kernel acts on."""
+    return jax.grad(lambda f: loss(f, y).sum())(apply(params, x))
+
+
+def _numbers(values: np.ndarray) -> list[float]:
+    return [float(value) for value in values]
+
+
+def _complete_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a file but one that was cut off in the middle."""
+    lines = []
+    for text in path.read_text().splitlines(keepends=True):
+        if not text.endswith("\n"):
+            break
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            return [{"event": "not a record"}]
+    return lines

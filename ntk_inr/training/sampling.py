@@ -1,0 +1,52 @@
+"""Which rows a step sees: all, a shuffled share, or those with large losses more often."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+# Half of each draw is uniform, so that no weight is above 2 and rows that got worse unseen are found again.
+_UNIFORM = 0.5
+
+
+def shuffle(key: Array, epoch: Any, n: int) -> Array:
+    """Return the order (n,) of the rows in an epoch; the same wherever a run is taken up again."""
+    return jax.random.permutation(jax.random.fold_in(key, epoch), n)
+
+
+def next_rows(key: Array, order: Array, t: Array, size: int) -> tuple[Array, Array]:
+    """Return the rows (size,) of step t without replacement, and the order of its epoch."""
+    n = len(order)
+    batches = n // size
+    order = lax.cond(t % batches == 0, lambda: shuffle(key, t // batches, n), lambda: order)
+    return lax.dynamic_slice_in_dim(order, (t % batches) * size, size), order
+
+
+def important_rows(key: Array, last: Array, t: Array, size: int) -> tuple[Array, Array]:
+    r"""Draw rows by their last known losses, with replacement; weights keep the mean loss unbiased.
+
+    .. math:: p_i = \frac{1}{2n} + \frac{|\ell_i|}{2\sum_j|\ell_j|},\qquad w_i = \frac{1}{n p_i} \le 2
+
+    Args:
+        key: random key of the run.
+        last: losses (n,) when each row was last seen.
+        t: step.
+        size: how many rows.
+
+    Returns:
+        rows (size,) and their weights (size,): the mean of w_i l_i over draws is the mean of l over all rows.
+
+    Source:
+        Loshchilov & Hutter 2015 (arXiv 1511.06343), draws by last known loss; Katharopoulos & Fleuret 2018
+        (arXiv 1803.00942), unbiased weights.
+    """
+    n = len(last)
+    losses = jnp.abs(last)
+    total = losses.sum()
+    share = jnp.where(total > 0, losses / jnp.where(total > 0, total, 1), 1 / n)
+    p = _UNIFORM / n + (1 - _UNIFORM) * share
+    rows = jax.random.choice(jax.random.fold_in(key, t), n, (size,), p=p)
+    return rows, 1 / (n * p[rows])

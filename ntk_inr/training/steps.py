@@ -1,0 +1,208 @@
+"""The training step, fused over any number of steps on the device, and the evaluation between."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import Partial
+
+from ntk_inr.kernels.adapters import training_call
+from ntk_inr.training import sampling
+from ntk_inr.training.losses import ExampleLoss
+from ntk_inr.training.optimizers import line_search
+
+
+class State(NamedTuple):
+    """All that changes in a run; with several seeds each leaf has a leading axis of them.
+
+    ``model`` is the ``apply`` of models whose statistics or schedules change in training, else None; ``last`` holds
+    the last known losses (n,) of all rows where those draw the batches, else None.
+    """
+
+    params: Any
+    opt_state: Any
+    model: Partial | None
+    last: Array | None
+    alive: Array
+    steps: Array
+    losses: Array
+
+
+class Evaluation(NamedTuple):
+    """Loss on all of the data, mean square error (NaN unless the loss is on values), and losses (n,) of the rows."""
+
+    loss: Array
+    mse: Array
+    each: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is fixed when a run compiles."""
+
+    optimizer: optax.GradientTransformation
+    loss: ExampleLoss
+    batch_size: int | None
+    sampling: str
+    microbatch: int | None
+    mesh: Mesh | None
+    seeds: bool
+
+    def shared(self, *arrays: Array) -> tuple[Array, ...]:
+        """Spread the rows of a batch over the devices of the mesh."""
+        if self.mesh is None:
+            return arrays
+        rows = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
+        return tuple(lax.with_sharding_constraint(array, rows) for array in arrays)
+
+    def replicated(self, tree: Any) -> Any:
+        """Put ``tree`` whole on every device of the mesh."""
+        if self.mesh is None:
+            return tree
+        return lax.with_sharding_constraint(tree, NamedSharding(self.mesh, PartitionSpec()))
+
+
+@functools.partial(jax.jit, static_argnames="program")
+def evaluate(apply: Partial, params: Any, x: Array, y: Array, *, program: Program) -> Evaluation:
+    """Return the losses on ``(x, y)``, ``microbatch`` rows at a time, of each seed where there are several."""
+    size = program.microbatch
+
+    def part(apply: Partial, params: Any, rows: tuple[Array, Array]) -> tuple[Array, Array]:
+        x, y = program.shared(*rows)
+        prediction = apply(params, x)
+        square = jnp.square(prediction - y).mean(axis=1) if program.loss.on_values else jnp.full(len(x), jnp.nan)
+        return program.loss(prediction, y), square
+
+    def single(apply: Partial, params: Any) -> Evaluation:
+        if size is None or size >= len(x):
+            each, square = part(apply, params, (x, y))
+        else:
+            padded = [_chunks(array, size, jnp.broadcast_to(array[:1], (size, array.shape[1]))) for array in (x, y)]
+            each, square = lax.map(lambda rows: part(apply, params, rows), tuple(padded))
+            each, square = each.reshape(-1)[: len(x)], square.reshape(-1)[: len(x)]
+        return Evaluation(each.mean(), square.mean(), each)
+
+    return program.replicated((jax.vmap(single) if program.seeds else single)(apply, params))
+
+
+@functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
+def advance(
+    apply: Partial, state: State, key: Array, limit: Array, x: Array, y: Array, start: Any, stop: Any,
+    *, program: Program,
+) -> State:  # fmt: skip
+    """Take the steps from ``start`` to ``stop``, both traced: one compilation serves every interval.
+
+    So a run that is cut in other intervals gives the same bits.
+    """
+    n, size = len(x), program.batch_size or len(x)
+    shuffled = program.batch_size is not None and program.sampling == "shuffle"
+
+    def single(apply: Partial, state: State, key: Array, limit: Array) -> State:
+        def step(t: Array, carry: tuple[State, Array]) -> tuple[State, Array]:
+            state, order = carry
+            rows, weights = None, None
+            if shuffled:
+                rows, order = sampling.next_rows(key, order, t, size)
+            elif state.last is not None:
+                rows, weights = sampling.important_rows(key, state.last, t, size)
+            loss, gradient, model, each, whole = _gradient(program, apply, state, x, y, rows, weights, t)
+            if isinstance(program.optimizer, optax.GradientTransformationExtraArgs):
+                extra = {"value": loss, "grad": gradient, "value_fn": whole}
+            else:
+                extra = {}
+            updates, opt_state = program.optimizer.update(gradient, state.opt_state, state.params, **extra)
+            alive = state.alive & jnp.isfinite(loss) & (loss <= limit) & jnp.isfinite(optax.tree.norm(updates))
+
+            def keep(new: Any, old: Any) -> Any:
+                return jax.tree.map(lambda a, b: jnp.where(alive, a, b), new, old)
+
+            state = State(
+                keep(optax.apply_updates(state.params, updates), state.params),
+                keep(opt_state, state.opt_state),
+                keep(model, state.model),
+                None if state.last is None else keep(state.last.at[rows].set(each), state.last),
+                alive,
+                state.steps + alive,
+                state.losses.at[t].set(jnp.where(alive, loss, jnp.nan).astype(state.losses.dtype)),
+            )
+            return state, order
+
+        order = sampling.shuffle(key, start // (n // size), n) if shuffled else jnp.zeros(0, jnp.int32)
+        return lax.fori_loop(start, stop, step, (state, order))[0]
+
+    return program.replicated((jax.vmap(single) if program.seeds else single)(apply, state, key, limit))
+
+
+def _gradient(
+    program: Program,
+    apply: Partial,
+    state: State,
+    x: Array,
+    y: Array,
+    rows: Array | None,
+    weights: Array | None,
+    t: Any,
+) -> tuple[Array, Any, Any, Array, Any]:
+    """Return loss, gradient, the model after, losses of the rows, and the loss as a function of the parameters."""
+    call = training_call(apply)
+    m = len(x) if rows is None else len(rows)
+
+    def share(params: Any, model: Any, x: Array, y: Array, weights: Array | None) -> tuple[Array, tuple[Any, Array]]:
+        x, y = program.shared(x, y)
+        prediction, model = (apply(params, x), None) if call is None else call(model, params, x, t)
+        each = program.loss(prediction, y)
+        return (each if weights is None else weights * each).sum() / m, (model, each)
+
+    differentiated = jax.value_and_grad(share, has_aux=True)
+    size = program.microbatch
+    if size is not None and size < m:
+        rows = _chunks(jnp.arange(m) if rows is None else rows, size)
+        weights = _chunks(jnp.ones(m, x.dtype) if weights is None else weights, size)
+
+        def accumulate(carry: Any, chunk: tuple[Array, Array]) -> tuple[Any, Array]:
+            loss, gradient, model = carry
+            (value, (model, each)), part = differentiated(state.params, model, x[chunk[0]], y[chunk[0]], chunk[1])
+            return (loss + value.astype(loss.dtype), optax.tree.add(gradient, part), model), each
+
+        zero = jnp.zeros((), state.losses.dtype), optax.tree.zeros_like(state.params), state.model
+        (loss, gradient, model), each = lax.scan(accumulate, zero, (rows, weights))
+        return loss, gradient, model, each.reshape(-1)[:m], None
+
+    batch = (x, y) if rows is None else (x[rows], y[rows])
+
+    def whole(params: Any) -> Array:
+        return share(params, state.model, *batch, weights)[0]
+
+    def fresh() -> tuple[tuple[Array, tuple[Any, Array]], Any]:
+        return differentiated(state.params, state.model, *batch, weights)
+
+    found = line_search(state.opt_state)
+    if found is not None and call is None and rows is None:
+        # A line search ends with the value and gradient that the next step begins with.
+        def known() -> tuple[Array, Any]:
+            return found.value, found.grad
+
+        def computed() -> tuple[Array, Any]:
+            (loss, _), gradient = fresh()
+            return loss.astype(found.value.dtype), gradient
+
+        loss, gradient = lax.cond(jnp.isfinite(found.value), known, computed)
+        return loss, gradient, None, jnp.zeros(0), whole
+    (loss, (model, each)), gradient = fresh()
+    return loss, gradient, model, each, whole
+
+
+def _chunks(array: Array, size: int, fill: Array | None = None) -> Array:
+    """Cut into chunks of ``size`` rows, the last one filled up with ``fill`` (zeros)."""
+    missing = -len(array) % size
+    if missing:
+        fill = jnp.zeros((size, *array.shape[1:]), array.dtype) if fill is None else fill
+        array = jnp.concatenate([array, fill[:missing]])
+    return array.reshape(-1, size, *array.shape[1:])

@@ -1,0 +1,30 @@
+"""A run to be killed in a process of its own: ``python interrupted_worker.py FOLDER STEPS EVERY``."""
+
+import functools
+import sys
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import ntk_inr as ni
+
+
+@functools.cache
+def optimizer(steps):
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-3, steps)))
+
+
+def run(folder, steps, every):
+    """Train with all that a state can hold: momenta, a schedule's count, the last losses of all rows."""
+    x = jax.random.uniform(jax.random.key(3), (40, 2), minval=-1.0)
+    y = jnp.sin(3 * x[:, :1])
+    apply, params = ni.init(ni.variant("siren", features=16, depth=2), jax.random.key(0), x)
+    return ni.fit(
+        apply, params, x, y, optimizer=optimizer(steps), steps=steps, batch_size=8, key=jax.random.key(1),
+        sampling="importance", checkpoint=folder, checkpoint_every=every, keep=2,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,138 @@
+"""Importance sampling, microbatches, and models that change while they train."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ntk_inr as ni
+from ntk_inr.training import sampling
+from tests.conftest import in_float64, small
+
+
+def linear(params, x):
+    return x @ params
+
+
+def test_importance_weights_are_unbiased_and_bounded(x64):
+    losses = jnp.asarray(np.random.default_rng(0).exponential(size=7)) ** 3
+    wanted = jnp.asarray(np.random.default_rng(1).normal(size=7))  # any quantity of the rows, not the losses only
+    rows, weights = sampling.important_rows(jax.random.key(0), losses, jnp.asarray(3), 200_000)
+    products = weights * wanted[rows]
+    assert abs(products.mean() - wanted.mean()) < 4 * products.std() / np.sqrt(len(rows))
+    assert weights.max() <= 2
+    share = np.bincount(rows, minlength=7) / len(rows)
+    np.testing.assert_allclose(share, 0.5 / 7 + 0.5 * losses / losses.sum(), atol=0.005)
+    np.testing.assert_array_equal(sampling.important_rows(jax.random.key(0), 0 * losses, jnp.asarray(0), 9)[1], 1.0)
+
+
+def test_importance_sampling_finds_the_rows_that_are_wrong():
+    """Of 400 rows one is wrong: it is drawn every other time, where a shuffle shows it once an epoch."""
+    x, y = jnp.eye(400), jnp.zeros((400, 1)).at[17].set(1.0)
+    options = {"optimizer": optax.sgd(20.0), "steps": 50, "batch_size": 4, "key": jax.random.key(0)}
+    runs = {
+        name: ni.fit(linear, jnp.zeros((400, 1)), x, y, sampling=name, **options) for name in ("importance", "shuffle")
+    }
+    assert runs["importance"].history["loss"][-1] < 0.01 * runs["shuffle"].history["loss"][-1]
+    again = ni.fit(linear, jnp.zeros((400, 1)), x, y, sampling="importance", **options)
+    np.testing.assert_array_equal(runs["importance"].params, again.params)
+
+
+@pytest.mark.parametrize("batches", [{}, {"batch_size": 10, "key": jax.random.key(1), "sampling": "importance"}])
+def test_microbatches_give_the_gradient_of_the_whole_batch(key, x, x64, batches):
+    x = jnp.asarray(x, float)
+    y = jnp.sin(3 * x[:, :1])
+    model = in_float64(small("siren", key, x))
+    runs = [ni.fit(*model, x, y, optimizer=optax.sgd(0.01), steps=5, microbatch=size, **batches) for size in (None, 4)]
+    np.testing.assert_allclose(runs[1].losses, runs[0].losses, rtol=1e-12)
+    np.testing.assert_allclose(runs[1].history["loss"], runs[0].history["loss"], rtol=1e-12)
+    for one, other in zip(*(jax.tree.leaves(run.params) for run in runs), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-14)
+
+
+def test_microbatches_bound_memory():
+    """What XLA says that a step takes, of 4096 rows at once and of 256."""
+    from ntk_inr.training.loop import prepare
+    from ntk_inr.training.options import Options
+    from ntk_inr.training.steps import advance
+
+    x = jnp.linspace(-1, 1, 4096)[:, None]
+    model = small("relu", jax.random.key(0), x)
+    taken = []
+    for size in (None, 256):
+        run = prepare(*model, x, x, Options(microbatch=size, steps=2), None)
+        arguments = (run.apply, run.start, run.keys, run.limit, run.x, run.y, 0, 1)
+        compiled = advance.lower(*arguments, program=run.program).compile()
+        taken.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert taken[1] < taken[0] / 4
+
+
+class Normalized(nn.Module):
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.5, name="norm")(nn.Dense(8, name="first")(x))
+        return nn.Dense(1, name="last")(nn.tanh(x))
+
+
+def test_batch_statistics_are_carried_and_handed_back(key, x):
+    y = jnp.sin(3 * x[:, :1])
+    net = Normalized()
+    apply, params = ni.init(net, key, x)
+    before = apply(params, x)
+    run = ni.fit(apply, params, x, y, optimizer=optax.sgd(0.1), steps=4)
+
+    variables = net.init(key, x[:1])
+    params, statistics = variables["params"], variables["batch_stats"]
+
+    def loss(params):
+        values, changed = net.apply({"params": params, "batch_stats": statistics}, x, train=True, mutable="batch_stats")
+        return optax.l2_loss(values, y).mean(), changed["batch_stats"]
+
+    for _ in range(4):
+        gradient, statistics = jax.grad(loss, has_aux=True)(params)
+        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
+    expected = net.apply({"params": params, "batch_stats": statistics}, x)
+    np.testing.assert_allclose(run.apply(run.params, x), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(run.history["loss"][-1], optax.l2_loss(expected, y).mean(), rtol=1e-4)
+    np.testing.assert_array_equal(apply(variables["params"], x), before)  # the given model is as it was
+    assert run.psnr.shape == run.history["psnr"].shape  # the losses are of training mode
+    with pytest.raises(ValueError, match="microbatch=4 does not divide the 23 rows"):
+        ni.fit(apply, variables["params"], x, y, steps=1, microbatch=4)
+
+
+def test_seeds_have_their_own_statistics(x):
+    y = jnp.sin(3 * x[:, :1])
+    models = jax.vmap(lambda k: ni.init(Normalized(), k, x))(jax.random.split(jax.random.key(0), 2))
+    runs = ni.fit_seeds(*models, x, y, optimizer=optax.sgd(0.1), steps=3)
+    for seed, run in enumerate(runs):
+        alone = ni.fit(*jax.tree.map(lambda leaf, s=seed: leaf[s], models), x, y, optimizer=optax.sgd(0.1), steps=3)
+        np.testing.assert_allclose(run.apply(run.params, x), alone.apply(alone.params, x), rtol=1e-3, atol=1e-5)
+
+
+def test_a_schedule_counts_the_steps(key, x):
+    net = ni.CoordinateMLP(features=16, depth=1, sparsity=ni.TopK(k=optax.linear_schedule(16, 2, 8)))
+    apply, params = ni.init(net, key, x)
+    run = ni.fit(apply, params, x, x[:, :1], optimizer=optax.sgd(1e-9), steps=9)
+    dense = ni.init(ni.CoordinateMLP(features=16, depth=1, sparsity=ni.TopK(k=2)), key, x)
+    np.testing.assert_allclose(run.apply(params, x), dense[0](dense[1], x), rtol=1e-5, atol=1e-6)
+    assert abs(run.apply(params, x) - apply(params, x)).max() > 1e-3
+
+
+def test_a_model_without_state_comes_back_as_it_was(x):
+    run = ni.fit(linear, jnp.zeros((2, 1)), x, x[:, :1], steps=1)
+    assert run.apply is linear
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sampling": "important", "batch_size": 2}, "unknown sampling.*'importance'"),
+        ({"sampling": "importance"}, "give batch_size="),
+        ({"microbatch": 0}, "microbatch is 0"),
+    ],
+)
+def test_bad_batches(unchecked, change, message):
+    with pytest.raises(ValueError, match=message):
+        ni.fit(linear, np.ones((2, 1)), np.zeros((5, 2)), np.zeros((5, 1)), **change)

@@ -1,0 +1,217 @@
+"""Checkpoints: a run stopped in any way and resumed ends with the bits of one never stopped."""
+
+import json
+import os
+import pathlib
+import random
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ntk_inr as ni
+from tests.interrupted_worker import run as run_worker
+
+WORKER = pathlib.Path(__file__).with_name("interrupted_worker.py")
+ROOT = str(WORKER.parents[1])
+ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": ROOT}
+ADAM = optax.adam(0.01)
+STEPS, EVERY = 4000, 300
+
+
+def killed(folder, seconds):
+    """Start the worker and kill it ``seconds`` after its first new checkpoint begins to be written."""
+    before = set(folder.iterdir()) if folder.exists() else set()
+    command = [sys.executable, "-W", "error", WORKER, folder, str(STEPS), str(EVERY)]
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        until = time.monotonic() + 50
+        while process.poll() is None and time.monotonic() < until:
+            if folder.exists() and set(folder.iterdir()) - before:
+                time.sleep(seconds)
+                break
+            time.sleep(0.01)
+        process.kill()
+        printed = process.communicate()[0]
+    assert process.returncode in (0, -signal.SIGKILL), printed.decode()
+    assert folder.exists(), printed.decode()
+
+
+def same(one, other):
+    assert set(one) == set(other)
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def everything(run):
+    leaves = {f"params{i}": leaf for i, leaf in enumerate(jax.tree.leaves(run.params))}
+    return leaves | {name: c for name, c in run.history.items() if name != "seconds"} | {"losses": run.losses}
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(6, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_and_resumed_gives_the_same_bits(tmp_path, kills):
+    folder, moment = tmp_path / "run", random.Random(kills)
+    for _ in range(kills):
+        killed(folder, moment.uniform(0, 0.4))
+    resumed, straight = run_worker(folder, STEPS, EVERY), run_worker(None, STEPS, EVERY)
+    assert resumed.status == "finished"
+    same(everything(resumed), everything(straight))
+    assert len(list(folder.iterdir())) <= 2  # keep=2, and nothing half-written is left
+
+
+@pytest.fixture
+def problem(x):
+    y = jnp.sin(3 * x[:, :1])
+    return (lambda p, x: jnp.tanh(x @ p[0]) @ p[1]), (jnp.ones((2, 4)), jnp.ones((4, 1))), x, y
+
+
+def bits(run):
+    return {"w": run.params[0], "v": run.params[1], "losses": run.losses, "loss": run.history["loss"]}
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_the_run_and_the_same_call_goes_on(problem, tmp_path, name):
+    before = signal.getsignal(getattr(signal, name))
+    seen = []
+
+    def progress(done, total):
+        seen.append(done)
+        if len(seen) == 20:
+            signal.raise_signal(getattr(signal, name))
+
+    options = {"optimizer": ADAM, "steps": 60, "checkpoint": tmp_path / "run", "checkpoint_every": 7}
+    stopped = ni.fit(*problem, progress=progress, **options)
+    assert stopped.status == "interrupted"
+    assert 0 < stopped.steps < 60
+    assert stopped.history["step"][-1] == stopped.steps
+    assert len(stopped.losses) == stopped.steps
+    assert signal.getsignal(getattr(signal, name)) is before
+    resumed, straight = ni.fit(*problem, **options), ni.fit(*problem, optimizer=ADAM, steps=60)
+    assert resumed.status == "finished"
+    same(bits(resumed), bits(straight))
+    assert np.all(np.diff(resumed.history["seconds"]) >= 0)
+    # Once more: nothing is left to do.
+    again = ni.fit(*problem, **options)
+    same(bits(again), bits(straight))
+    assert again.history["seconds"][-1] == resumed.history["seconds"][-1]
+
+
+def test_in_a_thread_no_signal_is_touched(problem, tmp_path):
+    found = []
+    thread = threading.Thread(
+        target=lambda: found.append(ni.fit(*problem, optimizer=ADAM, steps=3, checkpoint=tmp_path / "run").status)
+    )
+    thread.start()
+    thread.join()
+    assert found == ["finished"]
+
+
+def test_runs_that_ended_early_stay_ended(problem, tmp_path):
+    target = ni.fit(*problem, optimizer=ADAM, steps=50).history["psnr"][15]
+    for name, options in (("target", {"target_psnr": target}), ("diverged", {"optimizer": optax.sgd(1e9)})):
+        options = {"optimizer": ADAM, "steps": 50, "checkpoint": tmp_path / name, "checkpoint_every": 3, **options}
+        one, two = ni.fit(*problem, **options), ni.fit(*problem, **options)
+        assert one.status == two.status == {"target": "target reached", "diverged": "diverged"}[name]
+        same(bits(one), bits(two))
+
+
+def test_seeds_resume_together(x, tmp_path):
+    def apply(params, x):
+        return x @ params
+
+    y, params = x[:, :1], jnp.stack([jnp.zeros((2, 1)), jnp.ones((2, 1))])
+    apply = jax.tree_util.Partial(apply)
+    options = {"optimizer": ADAM, "steps": 30, "checkpoint": tmp_path / "run", "checkpoint_every": 4}
+
+    def stop(done, total):
+        if done >= 10:
+            signal.raise_signal(signal.SIGINT)
+
+    assert {run.status for run in ni.fit_seeds(apply, params, x, y, progress=stop, **options)} == {"interrupted"}
+    resumed = ni.fit_seeds(apply, params, x, y, **options)
+    straight = ni.fit_seeds(apply, params, x, y, optimizer=ADAM, steps=30)
+    for one, other in zip(resumed, straight, strict=True):
+        np.testing.assert_array_equal(one.params, other.params)
+        np.testing.assert_array_equal(one.losses, other.losses)
+
+
+def finished(problem, folder, **options):
+    return ni.fit(*problem, **{"optimizer": ADAM, "steps": 12, "checkpoint": folder, "checkpoint_every": 4, **options})
+
+
+def test_half_written_and_damaged_checkpoints_are_not_loaded(problem, tmp_path):
+    folder = tmp_path / "run"
+    good = finished(problem, folder)
+    half = folder / "step_99.orbax-checkpoint-tmp"  # as orbax names what it has not completed
+    (half / "d").mkdir(parents=True)
+    newest = folder / "step_12"
+    data = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    data.write_bytes(data.read_bytes()[:-20])
+    with pytest.warns(UserWarning, match="step_12 is damaged and not used"):
+        again = finished(problem, folder)
+    same(bits(again), bits(good))
+    assert not half.exists()
+    assert len(list(folder.glob("damaged_12_*"))) == 1
+    assert newest.exists()
+
+
+def test_other_runs_are_refused_and_left_as_they_are(problem, tmp_path):
+    folder = tmp_path / "run"
+    finished(problem, folder)
+    (folder / "notes.txt").write_text("mine")
+    content = sorted(folder.rglob("*"))
+    apply, params, x, y = problem
+    for other, named in (
+        ({"problem": (apply, params, x, 2 * y)}, "data differ"),
+        ({"problem": (apply, (params[0], 2 * params[1]), x, y)}, "parameters at the start"),
+        ({"steps": 13}, "settings"),
+        ({"optimizer": optax.adam(0.02)}, "model, loss or optimizer"),
+        ({"resume": False}, "this run, and resume=False"),
+    ):
+        with pytest.raises(FileExistsError, match=named):
+            finished(**({"problem": problem, "folder": folder} | other))
+    assert sorted(folder.rglob("*")) == content
+    fresh = finished((apply, params, x, 2 * y), folder, overwrite=True)
+    same(bits(fresh), bits(finished((apply, params, x, 2 * y), folder)))
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_keep_bounds_the_disk(problem, tmp_path):
+    finished(problem, tmp_path / "run", checkpoint_every=1, keep=2)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["step_11", "step_12"]
+
+
+def test_seconds_between_checkpoints(problem, tmp_path):
+    finished(problem, tmp_path / "run", checkpoint_every=3600.0)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["step_0", "step_12"]
+
+
+# Orbax forgets about a coroutine of what it could not write.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_full_disk_ends_clearly_with_the_last_good_checkpoint(problem, tmp_path):
+    folder, limits = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def full(done, total):
+        if done >= 5:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))  # no file may grow beyond 64 bytes
+
+    try:
+        with pytest.raises(OSError, match=r"could not write the checkpoint of step 8 .*last good one is of step 4"):
+            finished(problem, folder, progress=full)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(path.name for path in folder.iterdir()) == ["step_0", "step_4"]
+    same(bits(finished(problem, folder)), bits(ni.fit(*problem, optimizer=ADAM, steps=12)))
+
+
+def test_a_file_in_place_of_the_folder(problem, tmp_path):
+    (tmp_path / "run").write_text(json.dumps([]))
+    with pytest.raises(NotADirectoryError, match="is a file; expected a folder"):
+        finished(problem, tmp_path / "run")
