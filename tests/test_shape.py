@@ -35,7 +35,7 @@ def every_triangle(points, vertices, faces):
     dots = [np.einsum("nfi,nfi->nf", u, v) for u, v in ((a, b), (b, c), (c, a))]
     below = np.prod(lengths, axis=0) + dots[0] * lengths[2] + dots[1] * lengths[0] + dots[2] * lengths[1]
     winding = 2 * np.arctan2(volume, below).sum(axis=1) / (4 * np.pi)
-    u, v = np.meshgrid(np.linspace(0, 1, 60), np.linspace(0, 1, 60))
+    u, v = np.meshgrid(np.linspace(0, 1, 40), np.linspace(0, 1, 40))
     u, v = u[u + v <= 1], v[u + v <= 1]
     best = np.full(len(points), np.inf)
     for p, q, r in vertices[faces]:
@@ -45,11 +45,11 @@ def every_triangle(points, vertices, faces):
 
 
 def test_mesh_distance_against_every_triangle(rng, bracket):
-    points = rng.uniform(-1, 1, (150, 3))
+    points = rng.uniform(-1, 1, (100, 3))
     found = MeshDistance(*bracket)(points)
     best, inside = every_triangle(points, *bracket)
     np.testing.assert_array_equal(found < 0, inside)
-    assert 10 < inside.sum() < 140
+    assert 8 < inside.sum() < 92
     # Sampled places are never nearer than the nearest, and not much farther.
     assert (np.abs(found) <= best + 1e-12).all()
     np.testing.assert_allclose(np.abs(found), best, atol=0.01)
