@@ -190,6 +190,25 @@ def test_a_mesh_keeps_its_unit(tmp_path):
         task.save(extract_surface(np.ones((8, 8, 8))), tmp_path / "none.ply")
 
 
+def test_a_cavity_stays_one(tmp_path):
+    outer, inner = (trimesh.creation.icosphere(subdivisions=3, radius=radius) for radius in (2.0, 1.0))
+    inner.invert()
+    trimesh.util.concatenate([outer, inner]).export(tmp_path / "shell.ply")
+    solid = shape_task(tmp_path / "shell.ply", points=10).solid
+    middle, wall, beyond = np.array([[0.0, 0, 0], [0.68, 0, 0], [0.97, 0, 0]])
+    np.testing.assert_array_equal(solid.field(np.stack([middle, wall, beyond])) < 0, [False, True, False])
+    assert not solid.inside(9)[4, 4, 4]
+
+
+def test_a_seam_of_the_texture_is_no_hole(tmp_path):
+    box = trimesh.creation.box()
+    lines = [f"v {x} {y} {z}" for x, y, z in box.vertices] + [f"vt {i / 36} 0.5" for i in range(36)]
+    for number, face in enumerate(box.faces + 1):
+        lines.append("f " + " ".join(f"{v}/{3 * number + corner + 1}" for corner, v in enumerate(face)))
+    (tmp_path / "box.obj").write_text("\n".join(lines))
+    assert shape_task(tmp_path / "box.obj", points=10).solid.field is not None
+
+
 def test_an_open_mesh_is_refused_unless_no_inside_is_needed(tmp_path):
     mesh = trimesh.creation.icosphere(subdivisions=2)
     mesh.update_faces(np.arange(len(mesh.faces)) > 20)

@@ -53,6 +53,7 @@ def test_24_bit_stereo(tmp_path, sine):
     right = audio_task(tmp_path / "s.wav", channel=1)
     assert right.name == "s.wav (channel 1 of 2)"
     np.testing.assert_allclose(right.samples, -sine / 2, atol=1e-6)
+    assert signal_task(tmp_path / "s.wav").name == "s.wav (2 channels mixed)"
     with pytest.raises(ValueError, match="0 to 1"):
         audio_task(tmp_path / "s.wav", channel=2)
 

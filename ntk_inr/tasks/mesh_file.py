@@ -74,6 +74,8 @@ def load_solid(source: Any) -> Solid:
         mesh = trimesh.load_mesh(path)
         if isinstance(mesh, trimesh.Scene):
             mesh = mesh.to_mesh()
+        # Corners that differ in texture or normal only are one point, or seams would look like holes.
+        mesh.merge_vertices(merge_tex=True, merge_norm=True)
         vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces)
     except Exception as error:  # trimesh raises whatever its many readers do
         raise ValueError(
@@ -85,9 +87,11 @@ def load_solid(source: Any) -> Solid:
         raise ValueError(f"{str(path)!r} has {int((~np.isfinite(vertices)).sum())} NaN or infinite coordinates.")
     closed = bool(mesh.is_watertight)
     if closed:
-        mesh.fix_normals()
-        faces = np.asarray(mesh.faces)
-        closed = bool(mesh.is_winding_consistent)
+        if not mesh.is_winding_consistent:
+            mesh.fix_normals()
+        elif mesh.volume < 0:
+            mesh.invert()
+        faces, closed = np.asarray(mesh.faces), bool(mesh.is_winding_consistent)
     low, high = vertices[np.unique(faces)].min(axis=0), vertices[np.unique(faces)].max(axis=0)
     centre, scale = (low + high) / 2, float((high - low).max()) / 2 / _HALF_EXTENT
     if scale == 0:

@@ -23,6 +23,7 @@ Formulation = Literal["sdf", "occupancy", "eikonal"]
 _NEAR = (0.1, 0.02)
 _COMPARED_POINTS = 30_000
 _SHOWN_CELLS = 40
+_SHOWN_FACES = 20_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,7 @@ class ShapeTask(PointwiseTask):
     @property
     def digest(self) -> str:
         """A fingerprint of the points and of what is known there."""
-        return fingerprint(self.formulation, self.x, self.y, self.resolution)
+        return fingerprint(self.formulation, self.x, self.y, self.resolution, self.eikonal_loss)
 
     def observe(self, apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         """Return ``apply``; for the eikonal formulation its value and gradient (n, 4)."""
@@ -117,14 +118,8 @@ class ShapeTask(PointwiseTask):
             coarse = extract_surface(reconstruction.values[::step, ::step, ::step])
             title = f"reconstruction, {'F-score' if self.metric == 'fscore' else 'IoU'} {found[self.metric]:.3f}"
             panels.append((title, coarse.vertices, coarse.faces))
-        if self.solid.field is not None:
-            # The marching cubes of a coarse grid draw as fast as those of the reconstruction do.
-            mesh = extract_surface(np.where(self.solid.inside(_SHOWN_CELLS), -1.0, 1.0))
-            if self.solid.analytic:
-                centres = grid_coordinates((_SHOWN_CELLS,) * 3).astype(np.float64)
-                mesh = extract_surface(self.solid.field(centres).reshape((_SHOWN_CELLS,) * 3))
-            if len(self.solid.faces) > len(mesh.faces):
-                panels[0] = (self.name, mesh.vertices, mesh.faces)
+        if len(self.solid.faces) > _SHOWN_FACES:
+            panels[0] = (self.name, *self._drawable())
         with style.figure_style():
             across = len(panels) + (reconstruction is not None)
             # Constrained layout takes the room of titles from axes in three dimensions.
@@ -140,6 +135,14 @@ class ShapeTask(PointwiseTask):
         """Write the surface as ``.obj``, ``.ply``, ``.stl``, ``.off`` or ``.glb``, in the unit of the mesh's file."""
         vertices = reconstruction.vertices * self.solid.scale + self.solid.centre
         return save_mesh(vertices, reconstruction.faces, path, overwrite=overwrite)
+
+    def _drawable(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the true surface with few enough triangles to draw; of an open one an even choice of them."""
+        solid, shape = self.solid, (_SHOWN_CELLS,) * 3
+        if solid.field is None:
+            return solid.vertices, solid.faces[:: -(-len(solid.faces) // _SHOWN_FACES)]
+        mesh = extract_surface(solid.field(grid_coordinates(shape).astype(np.float64)).reshape(shape))
+        return mesh.vertices, mesh.faces
 
     @functools.cached_property
     def _inside(self) -> np.ndarray:

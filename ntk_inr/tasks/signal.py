@@ -187,7 +187,8 @@ def _load(source: Any, samples: int, frequencies: Sequence[float], seed: int) ->
         return path.name, finite_floats(load_npy(path), str(path))
     if path.suffix.lower() != ".wav":
         raise ValueError(f"{str(path)!r} is no signal; expected .wav or .npy, or one of {', '.join(BUNDLED)}.")
-    return path.name, read_wav(path).mixed("mix")[1]
+    how, sound = read_wav(path).mixed("mix")
+    return (f"{path.name} ({how})" if how else path.name), sound
 
 
 def _generate(name: str, samples: int, frequencies: Sequence[float], rng: np.random.Generator) -> np.ndarray:

@@ -45,7 +45,7 @@ def read_wav(source: str | Path, bundled: Sequence[str] = ()) -> Recording:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             # Chunks of other programs (tags, markers) are skipped; a file cut short is not.
-            warnings.filterwarnings("ignore", message="Chunk .* not understood")
+            warnings.filterwarnings("ignore", message="Chunk .* not understood|Incomplete chunk ID")
             rate, samples = scipy.io.wavfile.read(path)
     except (ValueError, EOFError, OSError, scipy.io.wavfile.WavFileWarning) as error:
         raise ValueError(
@@ -53,8 +53,8 @@ def read_wav(source: str | Path, bundled: Sequence[str] = ()) -> Recording:
             "convert it with: ffmpeg -i FILE -c:a pcm_s16le out.wav"
         ) from error
     samples = samples[:, None] if samples.ndim == 1 else samples
-    if not samples.size:
-        raise ValueError(f"{str(path)!r} holds no samples.")
+    if not samples.size or rate < 1:
+        raise ValueError(f"{str(path)!r} holds {len(samples)} samples at {rate} Hz; expected some of both.")
     if samples.dtype == np.uint8:
         return Recording(rate, (samples.astype(np.float64) - 128) / 128)
     if np.issubdtype(samples.dtype, np.integer):
