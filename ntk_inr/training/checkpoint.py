@@ -18,8 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk_inr._optional import require
-
 _STEP = re.compile(r"step_(\d+)$")
 _UNFINISHED = re.compile(r"step_\d+\.orbax-checkpoint-tmp")
 
@@ -90,7 +88,8 @@ class Store:
         Raises:
             OSError: it can't be written, as on a full disk; those before it are left as they are.
         """
-        ocp = require("orbax.checkpoint", "checkpoint")
+        import orbax.checkpoint as ocp
+
         target = self._at(step)
         if target.exists():
             return
@@ -153,7 +152,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _read(path: Path) -> Saved:
-    ocp = require("orbax.checkpoint", "checkpoint")
+    import orbax.checkpoint as ocp
+
     with _quiet(), ocp.StandardCheckpointer() as reader:
         content = {name: np.asarray(array) for name, array in reader.restore(path).items()}
     digest = content.pop("digest")

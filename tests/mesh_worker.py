@@ -1,0 +1,63 @@
+"""Training over four simulated devices against one, in a process of its own."""
+
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+
+import ntk_inr as ni
+
+
+def worst(one, other):
+    return max(float(abs(np.asarray(a) - np.asarray(b)).max()) for a, b in zip(one, other, strict=True))
+
+
+def main():
+    assert jax.device_count() == 4
+    x = jax.random.uniform(jax.random.key(3), (32, 2), minval=-1.0)
+    y = jnp.sin(3 * x[:, :1])
+    apply, params = ni.init(ni.variant("siren", features=16, depth=2), jax.random.key(0), x)
+    optimizer = optax.adam(1e-3)
+    auto = jax.make_mesh((4,), ("rows",), axis_types=(AxisType.Auto,))
+    explicit = jax.make_mesh((2, 2), ("a", "b"))
+    batches = {"batch_size": 16, "key": jax.random.key(1)}
+    for mesh, options in (
+        (auto, {}),
+        (explicit, batches | {"sampling": "importance", "microbatch": 8}),
+        (auto, batches | {"validation": (x[:7], y[:7])}),
+    ):
+        runs = [ni.fit(apply, params, x, y, optimizer=optimizer, steps=10, mesh=m, **options) for m in (None, mesh)]
+        assert worst(*(jax.tree.leaves(run.params) for run in runs)) < 1e-5
+        assert worst([runs[0].losses], [runs[1].losses]) < 1e-5
+        assert len(jax.tree.leaves(runs[1].params)[0].devices()) == 4
+
+    from ntk_inr.training.loop import prepare
+    from ntk_inr.training.options import Options
+    from ntk_inr.training.steps import advance
+
+    run = prepare(apply, params, x, y, Options(mesh=auto, steps=2), None)
+    lowered = advance.lower(run.apply, run.start, run.keys, run.limit, run.x, run.y, 0, 1, program=run.program)
+    text = lowered.compile().as_text()
+    assert "all-reduce" in text  # of the gradients
+    assert "f32[8,16]" in text  # each device has a quarter of the rows
+    assert "f32[32,16]" not in text
+
+    seeds = jax.vmap(lambda k: ni.init(ni.variant("relu", features=8, depth=1), k, x))(
+        jax.random.split(jax.random.key(0), 2)
+    )
+    pairs = zip(*(ni.fit_seeds(*seeds, x, y, optimizer=optimizer, steps=5, mesh=m) for m in (None, auto)), strict=True)
+    for one, other in pairs:
+        assert worst(jax.tree.leaves(one.params), jax.tree.leaves(other.params)) < 1e-5
+    with pytest.raises(ValueError, match="a step has 30 rows, which 4 devices"):
+        ni.fit(apply, params, x[:30], y[:30], steps=1, mesh=auto)
+    print("passed")
+
+
+if __name__ == "__main__":
+    main()
