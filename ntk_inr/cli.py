@@ -27,7 +27,7 @@ from ntk_inr.networks.variants import variants
 from ntk_inr.study import compare as study_compare
 from ntk_inr.study.record import RESULTS, Study, load
 from ntk_inr.study.report import write_report
-from ntk_inr.study.summary import GROUPS, Summary, check_target, summarize
+from ntk_inr.study.summary import Summary, check_target, summarize
 from ntk_inr.tasks.image import image_task
 
 _WIDE = 110
@@ -212,7 +212,7 @@ def _progress(console: Console) -> Iterator[_Bars]:
 def _print_study(console: Console, study: Study, summary: Summary) -> None:
     # A narrow terminal gets the spread on a line of its own rather than broken words.
     joint = " ± " if console.width >= _WIDE else "\n± "
-    for group, title in GROUPS.items():
+    for group, title in summary.groups.items():
         table = Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", title_style="bold")
         table.add_column("variant", no_wrap=True)
         columns = [column for column in summary.columns if column.group == group]

@@ -103,7 +103,7 @@ def test_round_trip(study, tmp_path):
 
 def test_json_states_what_repeats_the_run(study, tmp_path):
     content = json.loads(study.save(tmp_path / "a").read_text())
-    assert (content["schema"], content["version"]) == ("ntk_inr.study", 1)
+    assert (content["schema"], content["version"]) == ("ntk_inr.study", 2)
     assert set(content["settings"]) >= {"features", "depth", "steps", "seeds", "seed", "learning_rate", "kernel_points"}
     assert set(content["environment"]) >= {"ntk_inr", "jax", "flax", "optax", "python", "device"}
     assert content["variants"][1]["network"].startswith("CoordinateMLP(features=16, depth=2, out=1, encoding=NeRFEncod")
@@ -152,7 +152,7 @@ def test_resume_refuses_other_settings(task, study, tmp_path):
     with pytest.raises(ValueError, match="steps was 20, now 21"):
         ni.compare(task, NAMES, **{**SMALL, "steps": 21}, out=tmp_path / "run", resume=True)
     other = ni.image_task("camera", size=9)
-    with pytest.raises(ValueError, match="image or choice of pixels was"):
+    with pytest.raises(ValueError, match="task or choice of rows was"):
         ni.compare(other, NAMES, **SMALL, out=tmp_path / "run", resume=True)
 
 
@@ -218,7 +218,7 @@ def test_modules_of_ones_own_held_out_pixels_and_a_sampled_kernel(tmp_path):
     assert result.arrays["eigenvalues"].shape == (1, 20)
     assert result.arrays["reconstruction"].shape == (12, 12, 3)
     summary = ni.summarize(study)
-    assert "image_heldout_psnr" in [column.key for column in summary.columns]
+    assert "score_heldout_psnr" in [column.key for column in summary.columns]
     assert len(summary.conclusion) >= 1
     assert ni.write_report(ni.load_study(tmp_path / "run"), tmp_path / "run").exists()
 

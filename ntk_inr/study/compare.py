@@ -24,8 +24,9 @@ from ntk_inr.spectra.eigen import condition_number, eigenvalues, max_learning_ra
 from ntk_inr.spectra.moments import moments
 from ntk_inr.study import record
 from ntk_inr.study.environment import environment
+from ntk_inr.study.figures import picture
 from ntk_inr.study.record import Study, VariantResult
-from ntk_inr.tasks.image import ImageTask
+from ntk_inr.tasks.interface import Task
 from ntk_inr.training.dynamics import predict_training
 from ntk_inr.training.fit import FitResult, fit, fit_seeds
 
@@ -38,7 +39,7 @@ _FLOATS_PER_UNIT = 8
 
 
 def compare(
-    task: ImageTask,
+    task: Task,
     variants: Sequence[str] | Mapping[str, nn.Module],
     *,
     features: int = 256,
@@ -58,10 +59,14 @@ def compare(
     For each variant and seed: the kernel at initialisation in float64 on the training coordinates,
     its moments, eigenvalues and condition number; the curve that it predicts for gradient descent at
     half the largest stable step (T10); full-batch gradient descent at that step, to hold beside it;
-    and Adam, for quality. Like is compared with like: predictions are for gradient descent alone.
+    and Adam, for quality. Like is compared with like: predictions are for gradient descent alone, and for the
+    mean square error alone: with any other loss, or on more data than a batch, both curves are left out.
+
+    Kernels are of what the task measures, ``task.observe(apply)``: for an image the values themselves, for a
+    tomograph integrals of them.
 
     Args:
-        task: what to fit, such as ``ni.image_task("camera")``.
+        task: what to fit, such as ``ni.image_task("camera")`` or any other :class:`ntk_inr.tasks.interface.Task`.
         variants: names of :func:`variants`, or a mapping from names of your own to Linen modules
             (n, d) -> (n, c), to which ``features`` and ``depth`` do not apply.
         features: width of the hidden layers.
@@ -91,7 +96,7 @@ def compare(
         >>> [result.name for result in study.variants]
         ['relu', 'pe']
     """
-    networks = _networks(variants, features, depth, task.values.shape[1])
+    networks = _networks(variants, features, depth, task.channels)
     for name, value in {"steps": steps, "seeds": seeds, "kernel_points": kernel_points}.items():
         _checks.check_positive(value, name, integer=True)
     _checks.check_positive(learning_rate, "learning_rate")
@@ -101,7 +106,7 @@ def compare(
         "features": features, "depth": depth, "steps": steps, "seeds": seeds, "learning_rate": learning_rate,
         "seed": seed, "kernel_points": kernel_points,
     }  # fmt: skip
-    study = Study(_describe_task(task), settings, environment(), task.image, [])
+    study = Study(_describe_task(task), settings, environment(), getattr(task, "image", None), [])
     folder = None
     if out is not None:
         folder = record.prepare_folder(out, overwrite=overwrite, resume=resume)
@@ -143,12 +148,17 @@ def _networks(variants: Any, features: int, depth: int, out: int) -> dict[str, n
     return networks
 
 
-def _measure(name: str, net: nn.Module, task: ImageTask, settings: dict[str, Any], report: Progress) -> VariantResult:
+def _measure(name: str, net: nn.Module, task: Task, settings: dict[str, Any], report: Progress) -> VariantResult:
     """Return everything that the study keeps of one variant."""
     steps, seeds = settings["steps"], settings["seeds"]
     x, y = jnp.asarray(task.x), jnp.asarray(task.y)
     keys = jax.random.split(jax.random.key(settings["seed"]), seeds)
-    models = jax.vmap(lambda key: init(net, key, x))(keys)
+
+    def build(key: Array) -> tuple[Any, Any, Any]:
+        apply, params = init(net, key, x)
+        return apply, task.observe(apply), params
+
+    models = jax.vmap(build)(keys)
     single = [jax.tree.map(lambda leaf, s=s: leaf[s], models) for s in range(seeds)]
     rows = np.arange(len(x))
     if len(x) > settings["kernel_points"]:
@@ -156,9 +166,9 @@ def _measure(name: str, net: nn.Module, task: ImageTask, settings: dict[str, Any
 
     scalars: list[dict[str, Any]] = []
     kernels, spectra = [], []
-    for s, model in enumerate(single):
+    for s, (_, observed, params) in enumerate(single):
         report(f"{name}: kernel", s, seeds)
-        kernel = _kernel(model, x[rows])
+        kernel = _kernel((observed, params), x[rows])
         if np.abs(kernel).max() > np.finfo(np.float32).max or not np.isfinite(kernel).all():
             raise ValueError(
                 f"the kernel of {name!r} at initialisation is not finite in float32; scale its weights down."
@@ -167,43 +177,64 @@ def _measure(name: str, net: nn.Module, task: ImageTask, settings: dict[str, Any
         scalars.append(_kernel_figures(kernel, values))
         kernels.append(kernel.astype(np.float32))
         spectra.append(values)
-    gd_rate = min(float(max_learning_rate(values, y.shape[1])) / 2 for values in spectra)
-    predicted = [
-        predict_training(jnp.asarray(kernel), model[0](model[1], x[rows]) - y[rows], learning_rate=gd_rate, steps=steps)
-        for kernel, model in zip(kernels, single, strict=True)
-    ]
     report(f"{name}: kernel", seeds, seeds)
+    training = Training(task, steps, net, settings["seed"])
 
-    def train(what: str, optimizer: optax.GradientTransformation) -> list[FitResult]:
-        return _fit_all(models, x, y, optimizer, steps, net, lambda done, total: report(f"{name}: {what}", done, total))
+    def train(what: str, optimizer: optax.GradientTransformation, **options: Any) -> list[FitResult]:
+        def progress(done: int, total: int) -> None:
+            report(f"{name}: {what}", done, total)
 
-    gd = train("gradient descent", optax.sgd(gd_rate))
-    adam = train("Adam", optax.adam(settings["learning_rate"]))
-    images = [
-        task.reconstruct(functools.partial(model[0], run.params)) for model, run in zip(single, adam, strict=True)
-    ]
-    for figures, model, kernel, slow, fast, image in zip(scalars, single, kernels, gd, adam, images, strict=True):
-        moved = _kernel((model[0], slow.params), x[rows])
+        return training.run(models[1:], x, y, optimizer=optimizer, progress=progress, **options)
+
+    arrays = {"kernel": _heatmap(kernels[0]), "eigenvalues": np.stack(spectra)}
+    if _descends(task):
+        gd_rate = min(float(max_learning_rate(values, y.shape[1])) / 2 for values in spectra)
+        predicted = [
+            predict_training(
+                jnp.asarray(kernel), observed(params, x[rows]) - y[rows], learning_rate=gd_rate, steps=steps,
+                data_range=task.data_range,
+            )
+            for kernel, (_, observed, params) in zip(kernels, single, strict=True)
+        ]  # fmt: skip
+        gd = train("gradient descent", optax.sgd(gd_rate))
+        for figures, (_, observed, _), kernel, slow in zip(scalars, single, kernels, gd, strict=True):
+            moved = _kernel((observed, slow.params), x[rows])
+            figures.update(
+                gd_kernel_drift=float(np.linalg.norm(moved - kernel) / np.linalg.norm(kernel)),
+                gd_cv_after=float(moments(moved).cv),
+                gd_learning_rate=gd_rate, gd_status=slow.status, gd_steps=slow.steps,
+            )  # fmt: skip
+        arrays["predicted_psnr"] = np.stack([curve.psnr for curve in predicted]).astype(np.float32)
+        arrays["gd_psnr"] = np.stack([_curve(run, steps) for run in gd])
+    adam = train("Adam", optax.adam(settings["learning_rate"]), batch_size=task.sampling)
+    found = []
+    for figures, (apply, _, _), run in zip(scalars, single, adam, strict=True):
+        found.append(task.reconstruct(functools.partial(_trained(apply, run), run.params)))
         figures.update(
-            gd_kernel_drift=float(np.linalg.norm(moved - kernel) / np.linalg.norm(kernel)),
-            gd_cv_after=float(moments(moved).cv),
-            gd_learning_rate=gd_rate, gd_status=slow.status, gd_steps=slow.steps,
-            adam_status=fast.status, adam_steps=fast.steps, adam_seconds=float(fast.history["seconds"][-1]),
-            **{f"image_{key}": value for key, value in task.scores(image).items()},
+            adam_status=run.status, adam_steps=run.steps, adam_seconds=float(run.history["seconds"][-1]),
+            **{f"score_{key}": value for key, value in task.scores(found[-1]).items()},
         )  # fmt: skip
-    arrays = {
-        "kernel": _heatmap(kernels[0]),
-        "eigenvalues": np.stack(spectra),
-        "predicted_psnr": np.stack([curve.psnr for curve in predicted]).astype(np.float32),
-        "gd_psnr": np.stack([_padded(run.psnr, steps) for run in gd]),
-        "adam_psnr": np.stack([_padded(run.psnr, steps) for run in adam]),
-        "adam_seconds": np.stack(
-            [np.interp(np.arange(steps + 1), run.history["step"], run.history["seconds"]) for run in adam]
-        ).astype(np.float32),
-        "reconstruction": images[0],
-    }
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(single[0][1]))
+    arrays["adam_psnr"] = np.stack([_curve(run, steps) for run in adam])
+    arrays["adam_seconds"] = np.stack(
+        [np.interp(np.arange(steps + 1), run.history["step"], run.history["seconds"]) for run in adam]
+    ).astype(np.float32)
+    if task.kind == "image":
+        arrays["reconstruction"] = found[0]
+    else:
+        arrays["picture"] = picture(task.figure(found[0]))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(single[0][2]))
     return VariantResult(name, describe(net), parameters, scalars, arrays)
+
+
+def _descends(task: Task) -> bool:
+    """Return whether gradient descent on all data has a prediction to be held beside."""
+    return task.loss == "mse" and task.sampling is None
+
+
+def _trained(apply: Any, run: FitResult) -> Any:
+    """Return the network itself as training left it, with its statistics where they are its own to keep."""
+    own: Any = jax.tree.structure(apply)
+    return run.apply if jax.tree.structure(run.apply) == own else apply
 
 
 def _kernel(model: tuple[Partial, Any], x: Array) -> np.ndarray:
@@ -230,26 +261,38 @@ def _kernel_figures(kernel: np.ndarray, values: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _fit_all(
-    models: tuple[Partial, Any], x: Array, y: Array, optimizer: optax.GradientTransformation, steps: int,
-    net: nn.Module, progress: Callable[[int, int], None],
-) -> list[FitResult]:  # fmt: skip
-    """Train all seeds together where memory allows, else one after the other."""
-    seeds = len(jax.tree.leaves(models[1])[0])
-    units = getattr(net, "features", 256) * getattr(net, "depth", 4)
-    needed = seeds * len(x) * units * _FLOATS_PER_UNIT * 4
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if needed <= stats.get("bytes_limit", _DEFAULT_MEMORY) // 2:
-        return fit_seeds(*models, x, y, optimizer=optimizer, steps=steps, progress=progress)
-    runs = []
-    for s in range(seeds):
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How the variants of a study are trained: on one task, for as many steps, from the same shuffles."""
 
-        def report(done: int, total: int, s: int = s) -> None:
-            progress(s * total + done, seeds * total)
+    task: Task
+    steps: int
+    net: nn.Module
+    seed: int
 
-        apply, params = jax.tree.map(lambda leaf, s=s: leaf[s], models)
-        runs.append(fit(apply, params, x, y, optimizer=optimizer, steps=steps, progress=report))
-    return runs
+    def run(
+        self, models: tuple[Any, Any], x: Array, y: Array, *, progress: Callable[[int, int], None], **options: Any
+    ) -> list[FitResult]:
+        """Train all seeds together where memory allows, else one after the other."""
+        options = {
+            "steps": self.steps, "loss": self.task.loss, "data_range": self.task.data_range,
+            "key": jax.random.key(self.seed), **options,
+        }  # fmt: skip
+        seeds = len(jax.tree.leaves(models[1])[0])
+        units = getattr(self.net, "features", 256) * getattr(self.net, "depth", 4)
+        needed = seeds * (options.get("batch_size") or len(x)) * units * _FLOATS_PER_UNIT * 4
+        stats = jax.local_devices()[0].memory_stats() or {}
+        if needed <= stats.get("bytes_limit", _DEFAULT_MEMORY) // 2:
+            return fit_seeds(*models, x, y, progress=progress, **options)
+        runs = []
+        for s in range(seeds):
+
+            def report(done: int, total: int, s: int = s) -> None:
+                progress(s * total + done, seeds * total)
+
+            apply, params = jax.tree.map(lambda leaf, s=s: leaf[s], models)
+            runs.append(fit(apply, params, x, y, progress=report, **options))
+        return runs
 
 
 def _heatmap(kernel: np.ndarray) -> np.ndarray:
@@ -258,7 +301,11 @@ def _heatmap(kernel: np.ndarray) -> np.ndarray:
     return (kernel[np.ix_(rows, rows)] / np.diagonal(kernel).mean()).astype(np.float32)
 
 
-def _padded(curve: np.ndarray, steps: int) -> np.ndarray:
+def _curve(run: FitResult, steps: int) -> np.ndarray:
+    """Return the PSNR after each step, NaN after the last; between reports, for minibatches, a straight line."""
+    curve = run.psnr
+    if not run.full_batch:
+        curve = np.interp(np.arange(run.steps + 1), run.history["step"], run.history["psnr"])
     return np.append(curve, np.full(steps + 1 - len(curve), np.nan)).astype(np.float32)
 
 
@@ -277,22 +324,27 @@ def describe(value: Any) -> str:
     return f"{type(value).__name__}({', '.join(fields)})"
 
 
-def _describe_task(task: ImageTask) -> dict[str, Any]:
+def _describe_task(task: Task) -> dict[str, Any]:
+    image = getattr(task, "image", None)
     return {
-        "kind": "image",
+        "kind": task.kind,
         "name": task.name,
-        "shape": list(task.image.shape),
         "digest": task.digest,
-        "pixels": len(task.train),
-        "trained_pixels": int(task.train.sum()),
+        "shape": None if image is None else list(image.shape),
+        "rows": len(task.x),
+        "heldout": 0 if task.heldout is None else len(task.heldout[0]),
+        "metric": task.metric,
+        "data_range": float(task.data_range),
+        "loss": task.loss if isinstance(task.loss, str) else describe(task.loss),
+        "descends": _descends(task),
     }
 
 
 def _resumed(folder: Path, wanted: Study) -> list[VariantResult]:
     """Return the variants that are done already, or say why the folder holds another study."""
     found = record.load(folder)
-    asked = {**wanted.settings, "image or choice of pixels": wanted.task["digest"]}
-    kept = {**found.settings, "image or choice of pixels": found.task["digest"]}
+    asked = {**wanted.settings, "task or choice of rows": wanted.task["digest"]}
+    kept = {**found.settings, "task or choice of rows": found.task["digest"]}
     differ = [f"{key} was {kept.get(key)!r}, now {asked[key]!r}" for key in asked if kept.get(key) != asked[key]]
     if differ:
         raise ValueError(

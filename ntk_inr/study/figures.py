@@ -10,6 +10,8 @@ from ntk_inr import style
 from ntk_inr.study.record import Study, VariantResult
 from ntk_inr.study.summary import Summary
 
+_PICTURE_DPI = 200
+
 
 def variant_figure(study: Study, result: VariantResult, summary: Summary) -> Any:
     """Return the four panels of one variant: kernel, spectrum, training, reconstruction with its error.
@@ -29,8 +31,20 @@ def variant_figure(study: Study, result: VariantResult, summary: Summary) -> Any
         _kernel(figure, axes[0], result)
         _spectrum(axes[1], result, summary)
         _training(axes[2], study, result)
-        _reconstruction(figure, axes[3], axes[4], study, result)
+        if study.image is None:
+            _picture(figure, axes[3], axes[4], result)
+        else:
+            _reconstruction(figure, axes[3], axes[4], study, result)
     return figure
+
+
+def picture(figure: Any) -> np.ndarray:
+    """Return a figure as the pixels (h, w, 3) that it is drawn in, and close it."""
+    figure.set_dpi(_PICTURE_DPI)
+    figure.canvas.draw()
+    pixels = np.array(figure.canvas.buffer_rgba())[:, :, :3]
+    style.pyplot().close(figure)
+    return pixels
 
 
 def convergence_figure(study: Study, summary: Summary) -> Any:
@@ -44,9 +58,12 @@ def convergence_figure(study: Study, summary: Summary) -> Any:
         A ``matplotlib.figure.Figure``.
     """
     plt = style.pyplot()
-    last = study.settings["steps"]
+    last, descends = study.settings["steps"], study.task["descends"]
+    timed = np.isfinite(summary.target_psnr)
+    goal = f"score_{study.task['metric']}"
     with style.figure_style():
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.1))
+        figure, axes = plt.subplots(1, 1 + descends, figsize=(10.5 if descends else 7, 4.1), squeeze=False)
+        left, right = axes[0, 0], axes[0, -1]
         for position, result in enumerate(study.variants):
             row = summary.rows[result.name]
             look = {
@@ -54,32 +71,35 @@ def convergence_figure(study: Study, summary: Summary) -> Any:
                 "marker": style.MARKERS[position % len(style.MARKERS)],
                 "linestyle": "none", "capsize": 3, "label": result.name, "markersize": 7,
             }  # fmt: skip
-            cv, steps = row["cv"], row["steps_to_target"]
+            cv, steps = row["cv"], row["steps_to_target" if timed else goal]
             reached = np.isfinite(steps.mean)
             left.errorbar(
-                [cv.mean], [max(steps.mean, 0.5) if reached else last],
+                [cv.mean], [(max(steps.mean, 0.5) if timed else steps.mean) if reached else last],
                 xerr=_bar(cv.spread), yerr=_bar(steps.spread) if reached else None,
                 markerfacecolor=look["color"] if reached else "white", **look,
             )  # fmt: skip
+            if not descends:
+                continue
             right.errorbar([cv.mean], [row[f"gd_{last}"].mean], xerr=_bar(cv.spread), **look)
             right.plot([cv.mean], [row[f"predicted_{last}"].mean], color=look["color"], marker="_", markersize=14)
             ends = [row[f"gd_{last}"].mean, row[f"predicted_{last}"].mean]
             right.plot([cv.mean] * 2, ends, color=look["color"], linewidth=0.7)
-        _label(
-            left,
-            f"Adam: steps to target{_rho(summary, 'steps_to_target')}",
-            "cv of the NTK",
-            f"Adam steps to {summary.target_psnr:g} dB",
-        )
-        _label(
-            right,
-            f"Gradient descent{_rho(summary, f'gd_{last}')}",
-            "cv of the NTK",
-            f"PSNR after {last} steps [dB]\n(marker measured, bar predicted)",
-        )
-        left.set(xscale="log", yscale="log")
-        right.set(xscale="log")
-        for axis in (left, right):
+        if timed:
+            title, scale = f"Adam steps to {summary.target_psnr:g} dB", "log"
+            _label(left, f"Adam: steps to target{_rho(summary, 'steps_to_target')}", "cv of the NTK", title)
+        else:
+            title, scale = next(column.title for column in summary.columns if column.key == goal), "linear"
+            _label(left, f"Adam: {title} after {last} steps", "cv of the NTK", title)
+        if descends:
+            _label(
+                right,
+                f"Gradient descent{_rho(summary, f'gd_{last}')}",
+                "cv of the NTK",
+                f"PSNR after {last} steps [dB]\n(marker measured, bar predicted)",
+            )
+        left.set(yscale=scale)
+        for axis in axes[0]:
+            axis.set(xscale="log")
             axis.xaxis.set_minor_formatter("")
             low, high = axis.get_xlim()
             axis.set_xticks([tick for tick in (1, 2, 3, 5, 10, 20, 30, 50, 100, 200) if low <= tick <= high])
@@ -91,7 +111,7 @@ def convergence_figure(study: Study, summary: Summary) -> Any:
 def _kernel(figure: Any, axis: Any, result: VariantResult) -> None:
     kernel = result.arrays["kernel"]
     picture = axis.imshow(kernel, cmap=style.SEQUENTIAL, interpolation="nearest", vmin=min(0.0, float(kernel.min())))
-    axis.set(title="Kernel at start", xlabel="pixel, raster order", ylabel="pixel", xticks=[], yticks=[])
+    axis.set(title="Kernel at start", xlabel="row of x", ylabel="row of x", xticks=[], yticks=[])
     axis.grid(False)
     figure.colorbar(picture, ax=axis, shrink=0.85, label="K / mean diagonal")
 
@@ -117,6 +137,8 @@ def _training(axis: Any, study: Study, result: VariantResult) -> None:
         ("predicted_psnr", "predicted for it", style.PREDICTED, "--"),
     )
     for key, label, color, line in curves:
+        if key not in result.arrays:
+            continue
         # Step 0 has no place on a logarithmic axis, so it is drawn at 1/2.
         for position, curve in enumerate(result.arrays[key]):
             name = None if position else label
@@ -126,13 +148,22 @@ def _training(axis: Any, study: Study, result: VariantResult) -> None:
     axis.legend(loc="upper left")
 
 
+def _picture(figure: Any, left: Any, right: Any, result: VariantResult) -> None:
+    """Show the task's own figure across the places of both axes."""
+    axis = figure.add_subplot(left.get_subplotspec().get_gridspec()[0, 3:])
+    left.remove()
+    right.remove()
+    axis.imshow(result.arrays["picture"])
+    axis.set_axis_off()
+
+
 def _reconstruction(figure: Any, left: Any, right: Any, study: Study, result: VariantResult) -> None:
     image = result.arrays["reconstruction"]
     left.imshow(image if image.shape[2] == 3 else image[:, :, 0], cmap="gray", vmin=0, vmax=1)
     error = np.abs(image - study.image).mean(axis=2)
     picture = right.imshow(error, cmap=style.ERROR, vmin=0, vmax=max(float(np.quantile(error, 0.99)), 1e-6))
     figure.colorbar(picture, ax=[left, right], shrink=0.75, label="error")
-    psnr = result.seeds[0]["image_psnr"]
+    psnr = result.seeds[0]["score_psnr"]
     left.set_title("Adam's image" + ("" if psnr is None else f", {psnr:.1f} dB"))
     right.set_title("|error|")
     for axis in (left, right):

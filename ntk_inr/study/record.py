@@ -20,7 +20,7 @@ import numpy as np
 from ntk_inr.training.curves import first_reaching
 
 SCHEMA = "ntk_inr.study"
-VERSION = 1
+VERSION = 2
 RESULTS = "results.json"
 
 
@@ -75,10 +75,10 @@ class Study:
     """Variants compared on one task.
 
     Attributes:
-        task: the task's name, shape, fingerprint and numbers of pixels.
+        task: the task's name, kind, fingerprint, numbers of rows and what it is scored by.
         settings: everything that the comparison was asked for.
         environment: versions, device and time.
-        image: the image that was fitted (h, w, c).
+        image: the image that was fitted (h, w, c); None for other tasks.
         variants: results in the order asked for.
         complete: False while variants are missing, as after an interruption.
     """
@@ -86,7 +86,7 @@ class Study:
     task: dict[str, Any]
     settings: dict[str, Any]
     environment: dict[str, Any]
-    image: np.ndarray
+    image: np.ndarray | None
     variants: list[VariantResult]
     complete: bool = False
 
@@ -168,7 +168,9 @@ def save_arrays(folder: Path, result: VariantResult) -> None:
 
 def save_index(folder: Path, study: Study) -> Path:
     """Write ``results.json``, and the image beside it."""
-    write_atomically(folder / "arrays" / "image.npy", lambda file: np.save(file, study.image))
+    if study.image is not None:
+        image = study.image
+        write_atomically(folder / "arrays" / "image.npy", lambda file: np.save(file, image))
     content = {
         "schema": SCHEMA,
         "version": VERSION,
@@ -227,7 +229,7 @@ def load(folder: str | Path) -> Study:
         task=content["task"],
         settings=content["settings"],
         environment=content["environment"],
-        image=np.load(folder / "arrays" / "image.npy"),
+        image=np.load(folder / "arrays" / "image.npy") if content["task"]["kind"] == "image" else None,
         variants=variants,
         complete=content["complete"],
     )

@@ -14,7 +14,7 @@ from typing import Any
 from ntk_inr import style
 from ntk_inr.study import figures
 from ntk_inr.study.record import Study, write_atomically, write_json
-from ntk_inr.study.summary import GROUPS, Summary, summarize
+from ntk_inr.study.summary import Summary, summarize
 
 
 def write_report(
@@ -57,7 +57,7 @@ def write_report(
         pictures[name] = _save_figure(make(), folder / "figures" / name.replace("/", "_"))
     if progress is not None:
         progress("figures", len(makers), len(makers))
-    page = template.render(study=study, summary=summary, groups=GROUPS, pictures=pictures)
+    page = template.render(study=study, summary=summary, pictures=pictures)
     write_atomically(folder / "report.html", lambda file: file.write(page.encode()))
     return folder / "report.html"
 

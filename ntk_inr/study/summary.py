@@ -11,6 +11,15 @@ from ntk_inr.study.record import Study, VariantResult
 
 _CLOSE_DB = 1.0
 
+_SCORES = {
+    "ssim": ("SSIM", "max", "structural similarity of the whole image at the end"),
+    "psnr": ("PSNR at the end", "max", "PSNR in dB of the reconstruction"),
+    "heldout_psnr": ("held-out PSNR", "max", "PSNR in dB on the rows held out"),
+    "snr": ("SNR", "max", "signal to noise ratio in dB of the reconstruction"),
+    "iou": ("IoU", "max", "volume of the intersection over that of the union"),
+    "chamfer": ("Chamfer", "min", "mean distance between the surfaces, squared or not as the task says"),
+}
+
 GROUPS = {
     "conditioning": "Conditioning at initialisation",
     "descent": "Gradient descent: PSNR predicted from that kernel, and measured",
@@ -91,6 +100,12 @@ class Summary:
     correlations: list[Correlation]
     conclusion: list[str]
 
+    @property
+    def groups(self) -> dict[str, str]:
+        """The parts of the table that have columns, with their titles."""
+        used = {column.group for column in self.columns}
+        return {group: title for group, title in GROUPS.items() if group in used}
+
 
 def summarize(study: Study, target_psnr: float | None = None) -> Summary:
     """Return the table, the rank correlations and the conclusion of a study.
@@ -117,6 +132,7 @@ def summarize(study: Study, target_psnr: float | None = None) -> Summary:
     else:
         target, source = float(target_psnr), "as asked for"
     columns = _columns(study, target)
+    shown = {column.key for column in columns}
     values = {result.name: _values(study, result, target) for result in study.variants}
     rows = _mark_best({name: {key: _cell(key, v) for key, v in row.items()} for name, row in values.items()}, columns)
     last = study.settings["steps"]
@@ -128,6 +144,7 @@ def summarize(study: Study, target_psnr: float | None = None) -> Summary:
         (f"predicted_{last}", f"gd_{last}", "predicted and measured gradient descent", 1),
     ]
     names = [result.name for result in study.variants if not result.diverged]
+    pairs = [pair for pair in pairs if {pair[0], pair[1]} <= shown]
     correlations = [c for pair in pairs if (c := _spearman(rows, names, *pair)) is not None]
     partial = Summary(target, source, columns, rows, correlations, [])
     return dataclasses.replace(partial, conclusion=_conclude(study, partial))
@@ -146,7 +163,8 @@ def report_steps(study: Study) -> list[int]:
 
 
 def _common_target(study: Study) -> float:
-    best = [np.nanmax(result.arrays["adam_psnr"], axis=1).min() for result in study.variants if not result.diverged]
+    curves = [result.arrays["adam_psnr"] for result in study.variants if not result.diverged]
+    best = [np.fmax.reduce(curve, axis=1).min() for curve in curves]
     finite = [value for value in best if np.isfinite(value)]
     return math.floor(2 * min(finite)) / 2 if finite else math.nan
 
@@ -160,7 +178,9 @@ def _columns(study: Study, target: float) -> list[Column]:
         Column("effective_rank", "eff. rank", "max", "conditioning", "n / (1 + cv^2)"),
         Column("condition_number", "condition", "min", "conditioning", "largest over smallest eigenvalue, float64"),
     ]
-    kinds = (("predicted", "predicted", "descent"), ("gd", "measured", "descent"), ("adam", "PSNR", "adam"))
+    kinds = [("predicted", "predicted", "descent"), ("gd", "measured", "descent")] if study.task["descends"] else []
+    if any(np.isfinite(result.arrays["adam_psnr"]).any() for result in study.variants):
+        kinds.append(("adam", "PSNR", "adam"))
     for kind, title, group in kinds:
         table += [
             Column(f"{kind}_{step}", f"{title} @{step}", "max", group, f"PSNR in dB after {step} steps, {title}")
@@ -171,20 +191,32 @@ def _columns(study: Study, target: float) -> list[Column]:
             Column("steps_to_target", f"steps to {target:g} dB", "min", "adam", "steps to the target PSNR"),
             Column("seconds_to_target", f"seconds to {target:g} dB", "min", "adam", "seconds of training a seed to it"),
         ]
-    table.append(Column("image_ssim", "SSIM", "max", "adam", "structural similarity of the whole image at the end"))
-    if study.task["trained_pixels"] < study.task["pixels"]:
-        table.append(Column("image_heldout_psnr", "held-out PSNR", "max", "adam", "PSNR in dB on the pixels held out"))
-    return table
+    return table + [_score_column(key) for key in _scores(study)]
+
+
+def _scores(study: Study) -> list[str]:
+    """Return the scores of reconstructions, less the PSNR on training data, which the curves have."""
+    found = {
+        key: None for result in study.variants for seed in result.seeds for key in seed if key.startswith("score_")
+    }
+    return [key for key in found if key != "score_psnr" or study.task["metric"] != "psnr"]
+
+
+def _score_column(key: str) -> Column:
+    name = key.removeprefix("score_")
+    title, best, text = _SCORES.get(name, (name.replace("_", " "), "max", "score of the reconstruction at the end"))
+    return Column(key, title, best, "adam", text)
 
 
 def _values(study: Study, result: VariantResult, target: float) -> dict[str, np.ndarray]:
     """Return each figure of one variant, (seeds,)."""
-    keys = ("ntk_mean", "ntk_variance", "cv", "effective_rank", "condition_number", "image_ssim", "image_heldout_psnr")
+    keys = ["ntk_mean", "ntk_variance", "cv", "effective_rank", "condition_number", *_scores(study)]
     values = {key: result.over_seeds(key) for key in keys}
     values["parameters"] = np.array([result.parameters], float)
     for kind in ("predicted", "gd", "adam"):
-        for step in report_steps(study):
-            values[f"{kind}_{step}"] = result.arrays[f"{kind}_psnr"][:, step].astype(float)
+        curves = result.arrays.get(f"{kind}_psnr")
+        if curves is not None:
+            values |= {f"{kind}_{step}": curves[:, step].astype(float) for step in report_steps(study)}
     values["steps_to_target"] = result.steps_to(target)
     values["seconds_to_target"] = result.seconds_to(target)
     if not all(seed["condition_resolved"] for seed in result.seeds):
@@ -259,12 +291,9 @@ def _conclude(study: Study, summary: Summary) -> list[str]:
     said = []
     if alive and len(alive) > 1:
         lowest = min(alive, key=lambda name: rows[name]["cv"].mean)
-        fastest = min(alive, key=lambda name: rows[name]["steps_to_target"].mean)
+        fastest, how = _winner(study, summary, alive)
         same = "the same variant is both" if lowest == fastest else "these are two different variants"
-        said.append(
-            f"Best conditioned is {lowest} (cv {rows[lowest]['cv'].text}); fastest with Adam to "
-            f"{summary.target_psnr:g} dB is {fastest} ({rows[fastest]['steps_to_target'].text} steps): {same}."
-        )
+        said.append(f"Best conditioned is {lowest} (cv {rows[lowest]['cv'].text}); {how}: {same}.")
     elif alive:
         row = rows[alive[0]]
         said.append(f"{alive[0]} has cv {row['cv'].text} and effective rank {row['effective_rank'].text}.")
@@ -277,9 +306,21 @@ def _conclude(study: Study, summary: Summary) -> list[str]:
             f"Spearman's rank correlations over {len(alive)} variants (+1: the lower figure, or the higher predicted "
             f"PSNR, is always faster): {listed}."
         )
-    if alive:
+    if alive and study.task["descends"]:
         said += _prediction_gaps(study, summary, alive)
     return said + _component_effects(rows, alive)
+
+
+def _winner(study: Study, summary: Summary, names: list[str]) -> tuple[str, str]:
+    """Return the variant that did best with Adam, and the words for it."""
+    rows = summary.rows
+    if math.isfinite(summary.target_psnr):
+        best = min(names, key=lambda name: rows[name]["steps_to_target"].mean)
+        steps = rows[best]["steps_to_target"].text
+        return best, f"fastest with Adam to {summary.target_psnr:g} dB is {best} ({steps} steps)"
+    column = _score_column(f"score_{study.task['metric']}")
+    best = max(names, key=lambda name: rows[name][column.key].mean)
+    return best, f"best {column.title} with Adam has {best} ({rows[best][column.key].text})"
 
 
 def _prediction_gaps(study: Study, summary: Summary, names: list[str]) -> list[str]:
