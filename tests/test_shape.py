@@ -143,6 +143,11 @@ def test_what_is_known_at_the_points():
     np.testing.assert_array_equal(occupancy.y[:, 0] == 1, field(occupancy.x.astype(float)) < 0)
     on = eikonal.y[:, 0] == 1
     assert on.sum() == 200
+    # Outside the box around the surface, at least as far as the box is.
+    outside = eikonal.y[:, 0] == -1
+    assert (np.abs(eikonal.x[outside]) > [0.8, 0.8, 0.25]).any(axis=1).all()
+    assert (eikonal.y[outside, 1] <= field(eikonal.x[outside].astype(float))).all()
+    assert outside.sum() > 100
     np.testing.assert_allclose(eikonal.y[on, 1:], gradient(field, eikonal.x[on].astype(float)), atol=1e-4)
     assert sdf.digest != occupancy.digest != eikonal.digest
 

@@ -132,6 +132,9 @@ def audio_task(
 ) -> AudioTask:
     """Make a task of a sound.
 
+    A tone of f Hz has pi f times the sound's seconds radians in a unit of x, thousands often; a network has to
+    begin with frequencies of that order (SIREN's paper takes 3000 for the first layer) to learn it.
+
     Args:
         source: a wav file of 8-, 16-, 24- or 32-bit integers or of floats; "chord" (three decaying notes with
             overtones) or "sweep" (60 Hz to 3 kHz), a second each at 8 kHz; or an array (n,) or (n, channels).

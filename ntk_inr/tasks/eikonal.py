@@ -16,7 +16,10 @@ class EikonalLoss:
 
     .. math:: \lambda_e(\lVert\nabla f\rVert-1)^2 + \begin{cases}
         \lambda_s |f| + \lambda_n\lVert\nabla f-n\rVert & \text{on the surface}\\
-        \lambda_a\exp(-\alpha|f|) & \text{off it}\end{cases}
+        \lambda_a\exp(-\alpha|f|) + \lambda_o\max(0, b - f) & \text{off it}\end{cases}
+
+    where b is a distance that f is known to have at least, as outside the box around the surface; it keeps
+    networks that do not begin as a ball from taking far places for inside.
 
     Equal settings make equal losses, so that compiled training steps are found again.
 
@@ -25,6 +28,7 @@ class EikonalLoss:
         normal: :math:`\lambda_n`; 0 where normals are not to be trusted.
         eikonal: :math:`\lambda_e`.
         away: :math:`\lambda_a`, which keeps f from being zero elsewhere; 0 leaves it out, as in IGR.
+        outside: :math:`\lambda_o`; it counts where y says that a place is outside.
         sharpness: :math:`\alpha`, per unit of length.
 
     Raises:
@@ -45,10 +49,11 @@ class EikonalLoss:
     normal: float = 1.0
     eikonal: float = 0.1
     away: float = 0.1
+    outside: float = 1.0
     sharpness: float = 50.0
 
     def __post_init__(self) -> None:
-        for name in ("surface", "normal", "eikonal", "away"):
+        for name in ("surface", "normal", "eikonal", "away", "outside"):
             _checks.refuse_if(getattr(self, name) < 0, f"{name} is {getattr(self, name)}; expected at least 0.")
         _checks.check_positive(self.sharpness, "sharpness")
 
@@ -57,14 +62,15 @@ class EikonalLoss:
 
         Args:
             prediction: (n, 1 + d), f and its gradient, as ``observe`` of a shape task gives it.
-            y: (n, 1 + d), 1 on the surface and 0 off it, and the normal.
+            y: (n, 1 + d): 1 and the normal on the surface; 0 and zeros off it; -1 and b, with zeros, outside.
         """
         value, slope = prediction[:, 0], prediction[:, 1:]
-        on, normal = y[:, 0], y[:, 1:]
+        on, known, normal = y[:, 0] > 0, y[:, 0] < 0, y[:, 1:]
         unit = (_norm(slope) - 1) ** 2
         there = self.surface * jnp.abs(value) + self.normal * _norm(slope - normal)
         elsewhere = self.away * jnp.exp(-self.sharpness * jnp.abs(value))
-        return self.eikonal * unit + on * there + (1 - on) * elsewhere
+        elsewhere += known * self.outside * jnp.maximum(y[:, 1] - value, 0)
+        return self.eikonal * unit + jnp.where(on, there, elsewhere)
 
 
 def _norm(v: Array) -> Array:

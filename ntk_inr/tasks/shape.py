@@ -21,6 +21,7 @@ from ntk_inr.tasks.surface import Surface, extract_surface, sample_surface
 
 Formulation = Literal["sdf", "occupancy", "eikonal"]
 _NEAR = (0.1, 0.02)
+_BOX_MARGIN = 0.02
 _COMPARED_POINTS = 30_000
 _SHOWN_CELLS = 40
 _SHOWN_FACES = 20_000
@@ -35,8 +36,8 @@ class ShapeTask(PointwiseTask):
         formulation: "sdf", "occupancy" or "eikonal".
         solid: the true shape.
         x: points (n, 3).
-        y: (n, 1) signed distance, negative inside; or 1 inside and 0 outside; or (n, 4) 1 on the surface and 0
-            off it, with the normal.
+        y: (n, 1) signed distance, negative inside; or 1 inside and 0 outside; or (n, 4) what
+            :class:`EikonalLoss` compares with.
         resolution: r of the grid r x r x r that reconstructions are taken on.
         eikonal_loss: the weights of the eikonal formulation.
     """
@@ -179,7 +180,8 @@ def shape_task(
 
     A mesh is moved and scaled so that its longest side reaches from -0.9 to 0.9. Of the points one half lies
     near the surface (at distances of about 0.1 and of about 0.02), the other half anywhere in the cube; for "sdf"
-    a tenth of all lie on the surface instead; for "eikonal" one half lies on it.
+    a tenth of all lie on the surface instead. For "eikonal" one half lies on the surface, and outside the box
+    around it the box's distance is known as a bound.
 
     Distances to meshes, to the sphere and to the torus are exact. For the gyroid and the CSG solid the values
     are closed forms with the right sign and zero that are never larger than the distance.
@@ -245,6 +247,9 @@ def _eikonal_points(solid: Solid, kind: str, n: int, rng: np.random.Generator) -
     x = np.concatenate([surface, rng.uniform(-1, 1, (n - len(surface), 3))])
     y = np.zeros((n, 4))
     y[: len(surface)] = np.concatenate([np.ones((len(surface), 1)), normals], axis=1)
+    low, high = solid.vertices.min(axis=0) - _BOX_MARGIN, solid.vertices.max(axis=0) + _BOX_MARGIN
+    bound = np.linalg.norm(np.maximum(np.maximum(low - x, x - high), 0), axis=1)
+    y[bound > 0, :2] = np.stack([-np.ones(n), bound], axis=1)[bound > 0]
     return x, y
 
 
