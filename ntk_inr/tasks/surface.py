@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import numpy as np
 
@@ -31,7 +32,11 @@ def extract_surface(values: np.ndarray) -> Surface:
     if not (finite < 0).any():
         return Surface(values, np.zeros((0, 3)), np.zeros((0, 3), int))
     padded = np.pad(finite, 1, constant_values=max(float(np.abs(finite).max()), 1e-6))
-    vertices, faces, _, _ = require("skimage.measure").marching_cubes(padded, 0.0, gradient_direction="descent")
+    measure = require("skimage.measure")
+    with warnings.catch_warnings():
+        # scikit-image 0.26 sets an array's shape, which NumPy 2.5 deprecates; the result is the same.
+        warnings.filterwarnings("ignore", "Setting the shape on a NumPy array", DeprecationWarning)
+        vertices, faces, _, _ = measure.marching_cubes(padded, 0.0, gradient_direction="descent")
     # The padding shifts indices by one.
     return Surface(values, (2 * (vertices - 1) + 1) / len(values) - 1, faces)
 
