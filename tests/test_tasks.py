@@ -106,6 +106,16 @@ def test_reconstruction_scores_figure_and_file(task, tmp_path):
         task.save(found, tmp_path / "found.unknown")
 
 
+def test_a_diverged_network_scores_no_number_and_still_draws(task):
+    import matplotlib.pyplot as plt
+
+    found = task.reconstruct(lambda x: np.full((len(x), task.channels), np.nan))
+    assert not task.scores(found)[task.metric] > 0
+    figure = task.figure(found)
+    figure.canvas.draw()
+    plt.close(figure)
+
+
 def test_a_task_of_derivatives_trains():
     """What the interface's docstring shows, with the loss that fit has."""
     task = pde_task("helmholtz", points=10, frequencies=(0.5, 1.0), resolution=16)

@@ -56,9 +56,10 @@ def draw_panel(figure: Any, axis: Any, panel: Panel) -> None:
         axis.imshow(np.clip(values, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     else:
         cmap = style.ERROR if panel.look == "error" else style.SEQUENTIAL
-        low, high = panel.span or (float(np.nanmin(values)), float(np.nanmax(values)))
+        finite = values[np.isfinite(values)] if np.isfinite(values).any() else np.zeros(1)  # a run may have diverged
+        low, high = panel.span or (float(finite.min()), float(finite.max()))
         if panel.look == "error":
-            low, high = 0.0, max(float(np.nanquantile(values, 0.99)), 1e-6)
+            low, high = 0.0, max(float(np.quantile(finite, 0.99)), 1e-6)
         drawn = axis.imshow(values, cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
         figure.colorbar(drawn, ax=axis, shrink=0.8)
     axis.set_title(panel.title)

@@ -155,7 +155,7 @@ class ShapeTask(PointwiseTask):
 
     def _draw_slice(self, figure: Any, axis: Any, values: np.ndarray) -> None:
         middle, places = values[:, :, len(values) // 2], axis_centres(len(values))
-        reach = max(float(np.nanquantile(np.abs(middle), 0.95)), 1e-6)
+        reach = max(float(np.quantile(np.abs(np.nan_to_num(middle)), 0.95)), 1e-6)
         drawn = axis.pcolormesh(places, places, middle.T, cmap="RdBu", vmin=-reach, vmax=reach, rasterized=True)
         if self.solid.field is not None:
             truth = self._inside[:, :, len(values) // 2].T.astype(float)
