@@ -68,8 +68,21 @@ def test_a_folder_of_images_is_sorted_by_number(tmp_path, video):
         PIL.Image.fromarray(frame).save(tmp_path / f"frame{position + 8}.png")  # 8, 9, 10, 11, 12
     np.testing.assert_array_equal(volume_task(tmp_path).y, volume_task(video).y)
     PIL.Image.fromarray(video[0, :4]).save(tmp_path / "frame13.png")
-    with pytest.raises(ValueError, match=r"has shape .* but frame8"):
+    with pytest.raises(ValueError, match=r"frame13.* has shape .* but frame8"):
         volume_task(tmp_path)
+
+
+def test_files_of_several_frames(tmp_path, video):
+    task = volume_task(video)
+    kept = task.reconstruct(nearest(task))
+    np.testing.assert_allclose(volume_task(task.save(kept, tmp_path / "v.tif")).y, task.y, atol=0.5 / 255)
+    grey = volume_task(video[..., 0])
+    gif = volume_task(grey.save(grey.reconstruct(nearest(grey)), tmp_path / "v.gif"))
+    # A GIF comes back in colour, of which all channels are the grey.
+    np.testing.assert_allclose(gif.y, np.repeat(grey.y, 3, axis=1), atol=0.5 / 255)
+    (tmp_path / "bad.gif").write_text("hello")
+    with pytest.raises(ValueError, match="can't be read as an image"):
+        volume_task(tmp_path / "bad.gif")
 
 
 def test_scales():

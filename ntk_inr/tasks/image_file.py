@@ -37,12 +37,18 @@ def load_image(source: Any) -> tuple[str, np.ndarray]:
         data = require("skimage.data")
         return str(source), to_unit(getattr(data, str(source))(), str(source))
     path = existing_file(source, "image", BUNDLED)
+    return path.name, load_frame(path, 0)
+
+
+def load_frame(path: Path, frame: int) -> np.ndarray:
+    """Return one frame of an image file that may have several, (h, w, 1 or 3) in [0, 1]."""
     pil, ops = require("PIL.Image"), require("PIL.ImageOps")
     try:
         with pil.open(path) as opened:
+            opened.seek(frame)
             opened.load()
             picture = ops.exif_transpose(opened)
-    except (pil.UnidentifiedImageError, pil.DecompressionBombError, OSError, SyntaxError) as error:
+    except (pil.UnidentifiedImageError, pil.DecompressionBombError, EOFError, OSError, SyntaxError) as error:
         raise ValueError(f"{str(path)!r} can't be read as an image ({error}).") from error
     if picture.mode == "PA" or (picture.mode == "P" and "transparency" in picture.info):
         picture = picture.convert("RGBA")
@@ -53,7 +59,17 @@ def load_image(source: Any) -> tuple[str, np.ndarray]:
     array = np.asarray(picture)
     if picture.mode == "I" and array.min() >= 0 and array.max() <= 65535:
         array = array.astype(np.uint16)  # 16-bit files that Pillow opens in 32 bits
-    return path.name, to_unit(array, str(path))
+    return to_unit(array, str(path))
+
+
+def count_frames(path: Path) -> int:
+    """Return how many frames an image file has."""
+    pil = require("PIL.Image")
+    try:
+        with pil.open(path) as opened:
+            return int(getattr(opened, "n_frames", 1))
+    except (pil.UnidentifiedImageError, pil.DecompressionBombError, OSError, SyntaxError) as error:
+        raise ValueError(f"{str(path)!r} can't be read as an image ({error}).") from error
 
 
 def to_unit(array: np.ndarray, name: str) -> np.ndarray:

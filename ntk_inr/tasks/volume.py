@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ntk_inr import _checks
+from ntk_inr._optional import require
 from ntk_inr.tasks import metrics
 from ntk_inr.tasks.files import new_file
 from ntk_inr.tasks.grid import axis_centres, in_batches
@@ -117,9 +118,16 @@ class VolumeTask(PointwiseTask):
         return picture_rows(rows)
 
     def save(self, reconstruction: np.ndarray, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write a reconstruction as ``.npy``."""
-        with new_file(path, (".npy",), overwrite=overwrite) as written:
-            np.save(written, reconstruction)
+        """Write a reconstruction as ``.npy``, or as a ``.gif`` or 8-bit ``.tif`` of as many frames."""
+        with new_file(path, (".npy", ".gif", ".tif", ".tiff"), overwrite=overwrite) as written:
+            if written.suffix.lower() == ".npy":
+                np.save(written, reconstruction)
+            else:
+                seen = np.stack([_viewable(frame) for frame in reconstruction])
+                pixels = np.round(255 * np.clip(seen, 0, 1)).astype(np.uint8)
+                image = require("PIL.Image")
+                frames = [image.fromarray(frame if self.shape[3] == 3 else frame[:, :, 0]) for frame in pixels]
+                frames[0].save(written, save_all=True, append_images=frames[1:])
         return Path(path)
 
     def _fill(self, predict: Callable[[Any], Any], volume: np.ndarray) -> None:
@@ -137,8 +145,9 @@ def volume_task(source: str | Path | np.ndarray, *, rows: int = 2**20, seed: int
     else is scaled from its smallest and largest value. Only the voxels trained on are held in memory.
 
     Args:
-        source: a ``.npy`` file of (t, h, w) or (t, h, w, c), which is memory-mapped; a folder of images of one
-            size, in the order of the numbers in their names; an array; or "orbits", a bundled video of 24 frames.
+        source: a ``.npy`` file of (t, h, w) or (t, h, w, c), which is memory-mapped; a ``.tif`` or ``.gif`` of
+            several frames; a folder of images of one size, in the order of the numbers in their names; an array;
+            or "orbits", a bundled video of 24 frames.
         rows: train on at most so many voxels, drawn at random without repetition.
         seed: of that draw.
 

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from ntk_inr.tasks.files import existing_file, load_npy, nan_message
-from ntk_inr.tasks.image_file import load_image
+from ntk_inr.tasks.image_file import count_frames, load_frame
 
 BUNDLED = ("orbits",)
 _SLAB_BYTES = 2**24
 _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+_MANY_FRAMES = (".tif", ".tiff", ".gif")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +74,17 @@ def open_stack(source: Any) -> Stack:
         stack = _of_folder(Path(source))
     else:
         path = existing_file(source, "volume", BUNDLED)
-        if path.suffix.lower() != ".npy":
+        if path.suffix.lower() in _MANY_FRAMES:
+            pages = [(path, frame) for frame in range(count_frames(path))]
+            stack = _of_images(path.name, pages)
+        elif path.suffix.lower() == ".npy":
+            stack = _of_array(path.name, load_npy(path, memory_map=True))
+        else:
             raise ValueError(
                 f"{str(path)!r} is no volume; expected .npy (np.save of (t, h, w) or (t, h, w, c), which is read in "
-                "parts) or a folder of images, such as: ffmpeg -i FILE frames/%05d.png"
+                "parts), .tif or .gif of several frames, or a folder of images, such as: "
+                "ffmpeg -i FILE frames/%05d.png"
             )
-        stack = _of_array(path.name, load_npy(path, memory_map=True))
     return _checked(stack)
 
 
@@ -98,20 +104,25 @@ def _of_folder(folder: Path) -> Stack:
     if not files:
         raise ValueError(f"{str(folder)!r} holds no images ({', '.join(_PICTURES)}); expected one a frame.")
     files.sort(key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)])
-    shape = load_image(files[0])[1].shape
+    return _of_images(folder.name, [(path, 0) for path in files])
+
+
+def _of_images(name: str, frames: list[tuple[Path, int]]) -> Stack:
+    """Return a stack of (file, frame in it), which must have one shape."""
+    shape = load_frame(*frames[0]).shape
 
     @functools.lru_cache(maxsize=1)
     def read(first: int, last: int) -> np.ndarray:
-        frames = [load_image(path)[1] for path in files[first:last]]
-        for path, frame in zip(files[first:last], frames, strict=True):
-            if frame.shape != shape:
+        images = [load_frame(*frame) for frame in frames[first:last]]
+        for (path, frame), image in zip(frames[first:last], images, strict=True):
+            if image.shape != shape:
                 raise ValueError(
-                    f"{path.name} has shape {frame.shape} but {files[0].name} has {shape}; all images of a folder "
-                    "must have the same size and number of channels."
+                    f"{path.name} (frame {frame}) has shape {image.shape} but {frames[0][0].name} has {shape}; all "
+                    "frames must have the same size and number of channels."
                 )
-        return np.stack(frames)
+        return np.stack(images)
 
-    return Stack(folder.name, (len(files), *shape), read)
+    return Stack(name, (len(frames), *shape), read)
 
 
 def _checked(stack: Stack) -> Stack:
