@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from ntk_inr import _checks
 from ntk_inr._optional import require
 from ntk_inr.kernels.api import ntk
-from ntk_inr.spectra.eigen import Eigensystem, alignment, eigensystem
+from ntk_inr.spectra.lanczos import top_eigenpairs
 from ntk_inr.spectra.moments import moments
 from ntk_inr.training.losses import ExampleLoss
 from ntk_inr.training.options import subset
@@ -52,7 +53,8 @@ class Recorder:
         >>> model = ni.init(ni.variant("siren", features=16, depth=2), jax.random.key(0), x)
         >>> recorder = Recorder(points=16)
         >>> run = ni.fit(*model, x, jnp.sin(3 * x), steps=4, recorder=recorder)
-        >>> recorder.history["step"].tolist(), recorder.history["eigenvalues"].shape, recorder.history["drift"][0]
+        >>> history = recorder.history
+        >>> history["step"].tolist(), history["eigenvalues"].shape, float(history["drift"][0])
         ([0, 1, 2, 4], (4, 8), 0.0)
     """
 
@@ -142,14 +144,16 @@ class Recorder:
         if step <= last or (step and step != self.next(step - 1)):
             return
         kernel = ntk(apply, params, self._x)
-        system, residual = eigensystem(kernel), _residual(apply, params, self._x, self._y, loss=self._loss)
+        # Not a whole decomposition: LAPACK's threads wait for each other for long where other processes run too.
+        top = top_eigenpairs(kernel, min(self.top, len(self._x)), key=jax.random.key(0))
+        shares = _shares(apply, params, self._x, self._y, top.vectors, loss=self._loss)
         found = moments(kernel)
         host = np.asarray(kernel)
         row: dict[str, Any] = {f"ntk_{name}": float(value) for name, value in found._asdict().items()}
         row |= {
-            "eigenvalues": _numbers(np.asarray(system.values)[: self.top]),
-            "residual_alignment": self._shares(system, residual),
-            "target_alignment": self._shares(system, self._y),
+            "eigenvalues": np.asarray(top.values).tolist(),
+            "residual_alignment": np.asarray(shares[0]).tolist(),
+            "target_alignment": np.asarray(shares[1]).tolist(),
             "drift": float(np.linalg.norm(host - self._first) / np.linalg.norm(self._first)),
         }
         self._write({"event": "kernel", "step": step, **row})
@@ -157,11 +161,6 @@ class Recorder:
     def report(self, row: dict[str, float]) -> None:
         """Write a row of the run's history."""
         self._write({"event": "report", **row})
-
-    def _shares(self, system: Eigensystem, vectors: Array) -> list[float]:
-        if not np.any(np.asarray(vectors)):
-            return [0.0] * min(self.top, len(self._x))  # nothing left to learn
-        return _numbers(np.asarray(alignment(system, vectors).energy)[: self.top])
 
     def _write(self, line: dict[str, Any]) -> None:
         # JSON has no infinity, which the PSNR of a perfect fit is.
@@ -181,13 +180,16 @@ class Recorder:
 
 
 @functools.partial(jax.jit, static_argnames="loss")
-def _residual(apply: Any, params: Any, x: Array, y: Array, *, loss: ExampleLoss) -> Array:
-    """Return the gradient of the loss at the outputs, which is what the kernel acts on."""
-    return jax.grad(lambda f: loss(f, y).sum())(apply(params, x))
+def _shares(apply: Any, params: Any, x: Array, y: Array, vectors: Array, *, loss: ExampleLoss) -> tuple[Array, Array]:
+    """Return the shares (k,) of energy along ``vectors`` (n, k), of the loss's gradient at the outputs and of y."""
+    residual = jax.grad(lambda f: loss(f, y).sum())(apply(params, x))
 
+    def shares(target: Array) -> Array:
+        total = jnp.square(target).sum()
+        # Nothing has no share of anything, rather than NaN.
+        return jnp.square(vectors.T @ target).sum(axis=1) / jnp.where(total > 0, total, 1)
 
-def _numbers(values: np.ndarray) -> list[float]:
-    return [float(value) for value in values]
+    return shares(residual), shares(y)
 
 
 def _complete_lines(path: Path) -> list[dict[str, Any]]:
