@@ -155,12 +155,13 @@ def test_what_is_known_at_the_points():
 def test_the_exact_field_has_no_eikonal_loss():
     task = shape_task("sphere", kind="eikonal", points=200, eikonal_loss=EikonalLoss(away=0.0))
     observed = task.observe(lambda params, x: jnp.linalg.norm(x, axis=1, keepdims=True) - params)
-    prediction = observed(0.75, jnp.asarray(task.x))
-    np.testing.assert_allclose(task.loss(prediction, jnp.asarray(task.y)), 0, atol=1e-5)
-    shifted = task.loss(observed(0.65, jnp.asarray(task.x)), jnp.asarray(task.y))
-    np.testing.assert_allclose(shifted[:100], 0.1, atol=1e-5)
+    loss = jax.jit(lambda radius: task.loss(observed(radius, task.x), jnp.asarray(task.y)))
+    np.testing.assert_allclose(loss(0.75), 0, atol=1e-5)
+    np.testing.assert_allclose(loss(0.65)[:100], 0.1, atol=1e-5)
+    # A larger ball is nearer than what is known to be outside allows.
+    assert loss(0.95)[100:].max() > 0.05
     # At a point without slope the loss still has a gradient.
-    slope = jax.grad(lambda p: EikonalLoss()(p, jnp.ones((1, 4))).sum())(jnp.zeros((1, 4)))
+    slope = jax.jit(jax.grad(lambda p: EikonalLoss()(p, jnp.ones((1, 4))).sum()))(jnp.zeros((1, 4)))
     assert np.isfinite(slope).all()
     with pytest.raises(ValueError, match="normal is -1"):
         EikonalLoss(normal=-1)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import skimage.data
 import skimage.transform
-from jax.test_util import check_grads
 
 import ntk_inr as ni
 from ntk_inr.tasks.radon import filtered_back_projection, line_integrals
@@ -51,13 +50,12 @@ def test_a_disc_off_the_middle_has_known_integrals():
     np.testing.assert_allclose(line_integrals(field, 4000)(0.4, rays)[:, 0], expected, atol=2e-3)
 
 
-def test_integrals_are_differentiable(key, x64):
-    task = tomography_task(angles=3, size=8, samples=5)
-    net = ni.CoordinateMLP(features=8, depth=1, out=1, activation=jnp.tanh)
-    apply, params = ni.init(net, key, np.zeros((1, 2)))
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
-    measured, rays = jax.jit(task.observe(apply)), jnp.asarray(task.x, jnp.float64)
-    check_grads(lambda p: measured(jax.tree.map(jnp.asarray, p), rays), (params,), order=1, modes=["rev"])
+def test_integrals_are_differentiable():
+    rays = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (20, 2)), jnp.float32)
+    integrals = line_integrals(lambda params, x: jnp.exp(params * x[:, :1]) + x[:, 1:] ** 2, samples=50)
+    slope, step = jax.jit(jax.jacobian(integrals))(0.7, rays), 1e-2
+    difference = (integrals(0.7 + step, rays) - integrals(0.7 - step, rays)) / (2 * step)
+    np.testing.assert_allclose(slope, difference, atol=1e-4)
 
 
 def test_the_kernel_of_integrals(key):
