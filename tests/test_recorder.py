@@ -3,6 +3,7 @@
 import json
 import signal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -10,14 +11,19 @@ import pytest
 
 import ntk_inr as ni
 from ntk_inr.training.recorder import Recorder
-from tests.conftest import small
 
 ADAM = optax.adam(1e-2)
 
 
+def layer(params, x):
+    return jnp.tanh(x @ params[0]) @ params[1]
+
+
 @pytest.fixture
 def problem(key, x):
-    return (*small("siren", key, x), x, jnp.sin(3 * x[:, :1]))
+    first, second = jax.random.split(key)
+    params = jax.random.normal(first, (2, 16)), jax.random.normal(second, (16, 1))
+    return layer, params, x, jnp.sin(3 * x[:, :1])
 
 
 def lines(path):
@@ -40,7 +46,7 @@ def test_records_are_of_the_kernel_at_that_step(problem, tmp_path):
         for name, vectors in (("target", y), ("residual", apply(trained, x) - y)):
             shares = ni.alignment(kernel, vectors).energy[:4]
             np.testing.assert_allclose(history[f"{name}_alignment"][at], shares, rtol=0.02, atol=1e-4)
-    assert history["drift"][-1] > 0.01
+    assert history["drift"][-1] > 1e-3
     # The steps pause for records and reports; the training is the same.
     np.testing.assert_array_equal(run.losses, ni.fit(*problem, optimizer=ADAM, steps=11).losses)
 
@@ -51,48 +57,43 @@ def test_records_are_of_the_kernel_at_that_step(problem, tmp_path):
     assert [line["step"] for line in written if line["event"] == "kernel"] == history["step"].tolist()
 
 
-def test_every_and_points(problem):
-    recorder = Recorder(points=5, every=4)
-    ni.fit(*problem, optimizer=ADAM, steps=10, recorder=recorder)
-    assert recorder.history["step"].tolist() == [0, 4, 8, 10]
-    assert recorder.history["eigenvalues"].shape == (4, 5)
-
-
 def test_lines_are_there_as_soon_as_they_are_known(problem, tmp_path):
-    path, seen = tmp_path / "h.jsonl", []
+    path, seen, recorder = tmp_path / "h.jsonl", [], Recorder(points=5, every=4, jsonl=tmp_path / "h.jsonl")
     ni.fit(
-        *problem, optimizer=ADAM, steps=10, recorder=Recorder(points=5, jsonl=path),
+        *problem, optimizer=ADAM, steps=11, recorder=recorder,
         progress=lambda done, total: seen.append((done, lines(path)[-1]["step"])),
     )  # fmt: skip
     assert all(done == written for done, written in seen)
+    assert recorder.history["step"].tolist() == [0, 4, 8, 11]
+    assert recorder.history["eigenvalues"].shape == (4, 5)
 
 
 def test_a_file_that_exists_is_kept(problem, tmp_path):
     path = tmp_path / "h.jsonl"
     path.write_text("mine\n")
     with pytest.raises(FileExistsError, match="give another jsonl="):
-        ni.fit(*problem, optimizer=ADAM, steps=2, recorder=Recorder(points=5, jsonl=path))
+        ni.fit(*problem, optimizer=ADAM, steps=11, recorder=Recorder(points=5, jsonl=path))
     assert path.read_text() == "mine\n"
-    ni.fit(*problem, optimizer=ADAM, steps=2, recorder=Recorder(points=5, jsonl=path, overwrite=True))
+    ni.fit(*problem, optimizer=ADAM, steps=11, recorder=Recorder(points=5, jsonl=path, overwrite=True))
     assert lines(path)[0]["event"] == "start"
 
 
 def test_a_resumed_run_goes_on_in_its_file(problem, tmp_path):
     path = tmp_path / "h.jsonl"
-    options = {"optimizer": ADAM, "steps": 20, "checkpoint": tmp_path / "run", "checkpoint_every": 5}
+    options = {"optimizer": ADAM, "steps": 11, "checkpoint": tmp_path / "run", "checkpoint_every": 3}
 
     def progress(done, total):
-        if done >= 12:
+        if done >= 6:
             signal.raise_signal(signal.SIGTERM)
 
     stopped = ni.fit(*problem, recorder=Recorder(points=5, jsonl=path), progress=progress, **options)
     assert stopped.status == "interrupted"
     with path.open("a") as file:  # as if killed later, in the middle of a line
-        file.write('{"event": "kernel", "step": 16}\n{"event": "ker')
+        file.write('{"event": "kernel", "step": 8}\n{"event": "ker')
     resumed = Recorder(points=5, jsonl=path)
     ni.fit(*problem, recorder=resumed, **options)
     straight = Recorder(points=5, jsonl=tmp_path / "straight.jsonl")
-    ni.fit(*problem, optimizer=ADAM, steps=20, recorder=straight)
+    ni.fit(*problem, optimizer=ADAM, steps=11, recorder=straight)
     for name, column in straight.history.items():
         np.testing.assert_array_equal(resumed.history[name], column, err_msg=name)
     one, two = ([line | {"run": 0, "seconds": 0} for line in lines(p)] for p in (path, tmp_path / "straight.jsonl"))
@@ -108,7 +109,7 @@ def test_a_resumed_run_goes_on_in_its_file(problem, tmp_path):
 
 def test_tensorboard_gets_the_numbers(problem, tmp_path):
     pytest.importorskip("tensorboardX")
-    ni.fit(*problem, optimizer=ADAM, steps=2, recorder=Recorder(points=5, tensorboard=tmp_path / "board"))
+    ni.fit(*problem, optimizer=ADAM, steps=11, recorder=Recorder(points=5, tensorboard=tmp_path / "board"))
     content = b"".join(path.read_bytes() for path in (tmp_path / "board").iterdir())
     assert all(tag in content for tag in (b"ntk_cv", b"eigenvalues/0", b"drift", b"loss"))
 

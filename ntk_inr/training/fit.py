@@ -83,7 +83,7 @@ def fit(
         resume: go on from the folder's newest checkpoint of this run. False refuses where there is one.
         overwrite: delete checkpoints that can't be resumed (of another run, or with ``resume=False``).
         mesh: devices that share the rows of each step, a multiple of their number; the result is that of one
-            device, to rounding. Parameters and data are on every device.
+            device, to rounding. Parameters and data are on every device, which this process must have all.
 
     Returns:
         :class:`FitResult`. A loss that is not finite, or above 1e4 times both the first one and that of an error

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
@@ -22,6 +21,7 @@ from ntk_inr.training import options as checks
 from ntk_inr.training.curves import psnr
 from ntk_inr.training.interrupts import Interrupts
 from ntk_inr.training.losses import check_loss
+from ntk_inr.training.optimizers import optimizer as named
 from ntk_inr.training.options import Options
 from ntk_inr.training.result import FitResult, Status
 from ntk_inr.training.saver import Saver
@@ -102,13 +102,13 @@ def prepare(apply: Any, params: Any, x: Any, y: Any, options: Options, seeds: in
     check_loss(loss, check_apply(*one, x), x, y)
     key = checks.check_batches(options, len(x))
     rows = options.batch_size or len(x)
-    mesh = checks.check_mesh(options.mesh, rows, options.microbatch, options.checkpoint)
+    mesh = checks.check_mesh(options.mesh, rows, options.microbatch)
     if options.validation is not None:
         x_valid = _checks.as_coordinates(options.validation[0], "validation x").astype(dtype)
         y_valid = _checks.as_values(options.validation[1], len(x_valid), "validation y").astype(dtype)
         options = dataclasses.replace(options, validation=(x_valid, y_valid))
 
-    optimizer = options.optimizer or optax.adam(1e-3)
+    optimizer = options.optimizer or named("adam", learning_rate=1e-3)
     program = Program(optimizer, loss, options.batch_size, options.sampling, options.microbatch, mesh, bool(seeds))
     opt_state = (jax.vmap(optimizer.init) if seeds else optimizer.init)(params)
     stateful = training_call(apply) is not None
@@ -116,10 +116,7 @@ def prepare(apply: Any, params: Any, x: Any, y: Any, options: Options, seeds: in
     keys = jax.random.split(key, seeds) if seeds else key
     if mesh is not None:
         everywhere = NamedSharding(mesh, PartitionSpec())
-        # Other processes' devices are reached from host memory only.
-        given = jax.tree.map(np.asarray, (params, x, y)) if mesh.is_multi_process else (params, x, y)
-        params, x, y = jax.device_put(given, everywhere)
-        apply, opt_state, keys = jax.device_put((apply, opt_state, keys), everywhere)
+        apply, params, opt_state, keys, x, y = jax.device_put((apply, params, opt_state, keys, x, y), everywhere)
 
     first = evaluate(apply, params, x, y, program=program)
     axis = (seeds,) if seeds else ()
@@ -145,7 +142,7 @@ def report(run: Run, state: State, done: int, seconds: float) -> dict[str, np.nd
     options, seeds, model = run.options, run.seeds, run.model(state)
     row = _scores(run, model, state.params, run.x, run.y)
     if options.validation is not None:
-        found = _scores(run, model, state.params, *options.validation, spread=False)
+        found = _scores(run, model, state.params, *options.validation)
         row |= {f"validation_{name}": column for name, column in found.items()}
     if options.ntk_points is not None:
         at = run.x[checks.subset(len(run.x), options.ntk_points)]
@@ -164,10 +161,8 @@ def report_steps(steps: int) -> list[int]:
     return np.unique(np.append(0, np.round(np.geomspace(1, steps, 40)))).astype(int).tolist()
 
 
-def _scores(run: Run, model: Partial, params: Any, x: Array, y: Array, *, spread: bool = True) -> dict[str, np.ndarray]:
-    # Rows of a validation set need not be a multiple of the devices.
-    program = run.program if spread else dataclasses.replace(run.program, mesh=None)
-    found = evaluate(model, params, x, y, program=program)
+def _scores(run: Run, model: Partial, params: Any, x: Array, y: Array) -> dict[str, np.ndarray]:
+    found = evaluate(model, params, x, y, program=run.program)
     row = {"loss": np.atleast_1d(found.loss)}
     if run.program.loss.on_values:
         row["psnr"] = psnr(np.atleast_1d(found.mse), run.options.data_range)

@@ -100,7 +100,7 @@ def check_whole_batch(options: Options, opt_state: Any, rows: int, has_state: bo
         )
 
 
-def check_mesh(mesh: Mesh | None, rows: int, microbatch: int | None, checkpoint: Any) -> Mesh | None:
+def check_mesh(mesh: Mesh | None, rows: int, microbatch: int | None) -> Mesh | None:
     """Return ``mesh`` with Auto axes, or say why its devices can't share the rows of a step."""
     if mesh is None:
         return None
@@ -112,8 +112,8 @@ def check_mesh(mesh: Mesh | None, rows: int, microbatch: int | None, checkpoint:
                 f"{name} has {count} rows, which {mesh.size} devices can't share equally; expected a multiple of "
                 f"{mesh.size}: set batch_size or microbatch, or leave {count % mesh.size} rows out."
             )
-    if mesh.is_multi_process and checkpoint is not None:
-        raise ValueError("checkpoint= is for one process, but the mesh has devices of several; leave it out.")
+    if mesh.is_multi_process:
+        raise ValueError("mesh has devices of several processes; fit takes those of one: jax.local_devices().")
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 

@@ -115,6 +115,7 @@ def _identity(run: Run) -> dict[str, Any]:
             options.steps, options.batch_size, options.sampling, options.microbatch, options.target_psnr,
             options.ntk_points, options.data_range, options.loss if isinstance(options.loss, str) else "callable",
             None if options.recorder is None else options.recorder.settings, run.seeds,
+            None if run.program.mesh is None else list(run.program.mesh.devices.shape),
         ],
         "model, loss or optimizer (or the version of JAX)": program_digest(
             step, run.apply, start, run.keys, run.limit, run.x, run.y, 0, 0

@@ -56,8 +56,8 @@ class Program:
     seeds: bool
 
     def shared(self, *arrays: Array) -> tuple[Array, ...]:
-        """Spread the rows of a batch over the devices of the mesh."""
-        if self.mesh is None:
+        """Spread the rows of a batch over the devices of the mesh, where they can share them equally."""
+        if self.mesh is None or len(arrays[0]) % self.mesh.size:
             return arrays
         rows = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
         return tuple(lax.with_sharding_constraint(array, rows) for array in arrays)
