@@ -8,7 +8,7 @@ from ntk_inr.kernels.operator import NTKOperator
 from ntk_inr.kernels.planning import Plan, explain
 from ntk_inr.networks.activations import Erf, Gabor, Gauss, Quadratic, ReLU, Sine
 from ntk_inr.networks.dense import Dense
-from ntk_inr.networks.encodings import GaussianFourier, NeRFEncoding, OneBlob, TriangleWave
+from ntk_inr.networks.encodings import GaussianFourier, Identity, NeRFEncoding, OneBlob, TriangleWave
 from ntk_inr.networks.film import FiLM
 from ntk_inr.networks.filter_networks import BACON, FourierNet, GaborNet
 from ntk_inr.networks.hash_grid import HashGrid
@@ -42,10 +42,25 @@ from ntk_inr.study.compare import compare
 from ntk_inr.study.record import Study, VariantResult
 from ntk_inr.study.record import load as load_study
 from ntk_inr.study.report import write_report
+from ntk_inr.study.single import Fitted, fit_task
 from ntk_inr.study.summary import Summary, summarize
+from ntk_inr.tasks.audio import AudioTask, audio_task
+from ntk_inr.tasks.eikonal import EikonalLoss
 from ntk_inr.tasks.image import ImageTask, image_task
+from ntk_inr.tasks.image_gradients import ImageGradientTask
+from ntk_inr.tasks.interface import Task
+from ntk_inr.tasks.pde import EquationTask, pde_task
+from ntk_inr.tasks.registry import load_task
+from ntk_inr.tasks.restored import RestorationTask, denoising_task, inpainting_task, super_resolution_task
+from ntk_inr.tasks.shape import ShapeTask, shape_task
+from ntk_inr.tasks.signal import SignalTask, signal_task
+from ntk_inr.tasks.tomography import TomographyTask, tomography_task
+from ntk_inr.tasks.volume import VolumeTask, volume_task
 from ntk_inr.training.dynamics import Prediction, predict_training
-from ntk_inr.training.fit import FitResult, fit, fit_seeds
+from ntk_inr.training.fit import fit, fit_seeds
+from ntk_inr.training.optimizers import optimizer
+from ntk_inr.training.recorder import Recorder
+from ntk_inr.training.result import FitResult
 from ntk_inr.variance.assumptions import check_assumptions
 from ntk_inr.variance.assumptions_report import AssumptionsReport
 from ntk_inr.variance.budget import GramMatrices, VarianceBudget, variance_budget
@@ -57,6 +72,7 @@ __all__ = [
     "BACON",
     "Alignment",
     "AssumptionsReport",
+    "AudioTask",
     "BatchNorm",
     "BudgetChange",
     "Condition",
@@ -64,10 +80,13 @@ __all__ = [
     "Dense",
     "Eigenpairs",
     "Eigensystem",
+    "EikonalLoss",
+    "EquationTask",
     "Erf",
     "FiLM",
     "Finer",
     "FitResult",
+    "Fitted",
     "FourierModulation",
     "FourierNet",
     "Gabor",
@@ -78,6 +97,8 @@ __all__ = [
     "GramMatrices",
     "HashGrid",
     "Hosc",
+    "Identity",
+    "ImageGradientTask",
     "ImageTask",
     "InfiniteKernel",
     "Law",
@@ -92,8 +113,12 @@ __all__ = [
     "Prediction",
     "Quadratic",
     "ReLU",
+    "Recorder",
+    "RestorationTask",
     "SampledMoments",
     "Scheme",
+    "ShapeTask",
+    "SignalTask",
     "Sinc",
     "Sine",
     "Spder",
@@ -102,6 +127,8 @@ __all__ = [
     "StochasticMoments",
     "Study",
     "Summary",
+    "Task",
+    "TomographyTask",
     "TopK",
     "TriangleWave",
     "TwoLayerFactors",
@@ -109,36 +136,48 @@ __all__ = [
     "TwoLayerNetwork",
     "VarianceBudget",
     "VariantResult",
+    "VolumeTask",
     "WeightNorm",
     "Wire",
     "__version__",
     "alignment",
+    "audio_task",
     "check_assumptions",
     "compare",
     "condition_number",
+    "denoising_task",
     "eigensystem",
     "eigenvalues",
     "explain",
     "fit",
     "fit_seeds",
+    "fit_task",
     "geometric",
     "grid_eigenvalues",
     "grid_moments",
     "image_task",
     "infinite_kernel",
     "init",
+    "inpainting_task",
     "load_study",
+    "load_task",
     "max_learning_rate",
     "moments",
     "ntk",
+    "optimizer",
+    "pde_task",
     "predict_training",
     "rounding_floor",
     "sampled_moments",
+    "shape_task",
+    "signal_task",
     "spectral_density",
     "split",
     "stochastic_moments",
     "streamed_moments",
     "summarize",
+    "super_resolution_task",
+    "tomography_task",
     "top_eigenpairs",
     "two_layer_moments",
     "two_layer_network",
@@ -146,5 +185,6 @@ __all__ = [
     "variant",
     "variants",
     "vi3nr",
+    "volume_task",
     "write_report",
 ]

@@ -7,6 +7,7 @@ import pytest
 
 import ntk_inr as ni
 from ntk_inr import __main__, cli
+from ntk_inr.tasks.registry import kind_of
 
 FAST = ["--size", "8", "--features", "8", "--depth", "1", "--steps", "3", "--seeds", "1"]
 
@@ -59,6 +60,16 @@ def test_variants_are_a_line_each(capsys):
         (["compare", "photo.png", "--variants", "relu", "--learning-rate", "1e30"], "every network diverged"),
         (["compare", "photo.png", "--target", "nan"], "the target PSNR is nan"),
         (["compare", "photo.png", "--seed", "-1"], "seed is -1; expected at least 0"),
+        (["compare", "pictures", "photo.png"], "unknown task 'pictures'"),
+        (["compare", "photo.png", "--set", "sise=9"], "Did you mean 'size'?"),
+        (["compare", "photo.png", "--set", "size"], "write name=value"),
+        (["compare", "signal", "chirp", "--grey"], "unknown setting of signal 'size'"),
+        (["compare", "a", "b", "c"], "expected [TASK] FILE, got a b c"),
+        (["fit", "photo.png", "--variant", "sirne"], "Did you mean 'siren'?"),
+        (["fit", "photo.png", "--optimizer", "adan_"], "unknown optimizer"),
+        (["fit", "photo.png", "--out", "full"], "exists and is not empty"),
+        (["fit", "photo.png", "--learning-rate", "1e30"], "siren diverged"),
+        (["fit", "missing.obj"], "missing.obj"),
         (["report", "nowhere"], "no results.json in 'nowhere'"),
     ],
 )
@@ -76,8 +87,34 @@ def test_a_users_mistake_is_one_line_and_status_2(capsys, tmp_path, arguments, m
     assert (tmp_path / "full" / "thesis.txt").read_text() == "mine"
 
 
+def test_fit_keeps_the_reconstruction_and_goes_on(capsys, tmp_path):
+    small = ["--features", "8", "--depth", "1", "--steps", "3"]
+    assert cli.run(["fit", "photo.png", *small]) == 0
+    printed = capsys.readouterr().out
+    assert "psnr: " in printed
+    assert "runs/photo/reconstruction.png" in printed
+    with PIL.Image.open("runs/photo/reconstruction.png") as picture:
+        assert picture.size == (8, 8)
+    assert cli.run(["fit", "photo.png", *small, "--resume"]) == 0
+    assert cli.run(["fit", "signal", "chirp", *small, "--set", "samples=64", "--out", "chirp"]) == 0
+    assert np.load("chirp/reconstruction.npy").shape == (64, 1)
+
+
+def test_the_task_is_told_by_the_suffix():
+    assert [kind_of(name) for name in ("a.wav", "b.OBJ", "c.npy", "d.jpeg", "camera")] == [
+        "audio", "shape", "volume", "image", "image",
+    ]  # fmt: skip
+
+
+def test_tasks_are_listed_with_their_settings(capsys):
+    assert cli.run(["tasks"]) == 0
+    printed = capsys.readouterr().out
+    for expected in ("tomography", "angles=60", "a mesh file, or sphere"):
+        assert expected in printed
+
+
 def test_wrong_options_and_help_do_not_raise(capsys):
-    assert cli.run(["compare"]) == 2
+    assert cli.run(["variants", "relu"]) == 2
     assert cli.run(["compare", "photo.png", "--stepz", "3"]) == 2
     assert cli.run(["compare", "--help"]) == 0
     assert "Example: ntk-inr compare photo.png" in " ".join(capsys.readouterr().out.split())

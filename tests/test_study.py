@@ -223,6 +223,48 @@ def test_modules_of_ones_own_held_out_pixels_and_a_sampled_kernel(tmp_path):
     assert ni.write_report(ni.load_study(tmp_path / "run"), tmp_path / "run").exists()
 
 
+def test_a_shape_is_scored_by_its_own_metrics(tmp_path):
+    """With a loss that is not on values: no PSNR, no prediction; and no surface at all is no error."""
+    task = ni.shape_task("torus", kind="occupancy", points=300, resolution=12)
+    study = ni.compare(task, ["relu", "siren"], **{**SMALL, "seeds": 1}, kernel_points=64, out=tmp_path / "run")
+    summary = ni.summarize(study)
+    keys = [column.key for column in summary.columns]
+    assert {"score_iou", "score_chamfer"} <= set(keys)
+    assert not [key for key in keys if "predicted" in key or "adam_" in key or "target" in key]
+    assert "best IoU with Adam has" in summary.conclusion[0]
+    page = ni.write_report(ni.load_study(tmp_path / "run"), tmp_path / "run").read_text()
+    assert "300 values trained on" in page
+    assert "Gradient descent" not in page
+
+
+def test_kernels_are_of_what_a_task_measures():
+    task = ni.tomography_task("shepp-logan", size=12, angles=6)
+    study = ni.compare(task, ["siren"], **{**SMALL, "seeds": 1})
+    key = jax.random.split(jax.random.key(0), 1)[0]
+    apply, params = ni.init(ni.variant("siren", features=16, depth=2), key, task.x)
+    m = ni.moments(ni.ntk(task.observe(apply), params, task.x))
+    np.testing.assert_allclose(study["siren"].seeds[0]["cv"], m.cv, rtol=1e-4)
+    summary = ni.summarize(study)
+    assert {"score_psnr", "score_ssim", "gd_20"} <= {column.key for column in summary.columns}
+    assert study["siren"].arrays["picture"].shape[2] == 3
+
+
+def test_one_network_on_a_task_keeps_everything(tmp_path):
+    task = ni.load_task("audio", "chord", seconds=0.02)
+    settings = {"features": 8, "depth": 1, "steps": 6, "out": tmp_path / "run"}
+    found = ni.fit_task(task, "siren", **settings)
+    content = json.loads((tmp_path / "run" / RESULTS).read_text())
+    assert content["scores"] == pytest.approx(found.scores)
+    assert sorted(path.name for path in found.files.values()) == ["figure.png", "reconstruction.wav", RESULTS]
+    assert all(path.stat().st_size > 100 for path in found.files.values())
+    assert (tmp_path / "run" / "history.jsonl").read_text().count('"kernel"') == 5  # steps 0, 1, 2, 4, 6
+    with pytest.raises(FileExistsError, match="--resume"):
+        ni.fit_task(task, "siren", **settings)
+    again = ni.fit_task(task, "siren", **settings, resume=True)
+    jax.tree.map(np.testing.assert_array_equal, again.run.params, found.run.params)
+    assert ni.fit_task(task, "siren", **settings, overwrite=True).scores == pytest.approx(found.scores)
+
+
 def test_seeds_train_one_by_one_where_memory_is_short(task, study, monkeypatch):
     monkeypatch.setattr("ntk_inr.study.compare._DEFAULT_MEMORY", 1)
     alone = ni.compare(task, ["pe"], **SMALL)

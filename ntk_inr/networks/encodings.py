@@ -17,6 +17,32 @@ CONSTANTS = "constants"
 """The collection of fixed matrices: initialised with the network, never trained."""
 
 
+class Identity(nn.Module):
+    r"""The coordinates themselves, times a factor, which is how SIREN gives its first layer a frequency of its own.
+
+    Attributes:
+        scale: the factor; 100 before ``Sine(omega=30.0)`` is a first omega of 3000, as SIREN has it for audio.
+
+    Raises:
+        ValueError: scale is not a finite number above 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> Identity(scale=2.0).apply({}, jnp.array([[0.5]])).tolist()
+        [[1.0]]
+    """
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        _checks.check_positive(self.scale, "scale")
+        super().__post_init__()
+
+    def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
+        """Return the encoding, shape (n, d)."""
+        return self.scale * x
+
+
 class NeRFEncoding(nn.Module):
     r"""NeRF's log-linear encoding, (T4.1).
 

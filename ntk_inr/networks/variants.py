@@ -11,7 +11,7 @@ import flax.linen as nn
 
 from ntk_inr import _checks
 from ntk_inr.networks.activations import Gauss
-from ntk_inr.networks.encodings import GaussianFourier, NeRFEncoding, OneBlob, TriangleWave
+from ntk_inr.networks.encodings import GaussianFourier, Identity, NeRFEncoding, OneBlob, TriangleWave
 from ntk_inr.networks.film import FiLM
 from ntk_inr.networks.filter_networks import BACON, FourierNet, GaborNet
 from ntk_inr.networks.hash_grid import HashGrid
@@ -75,6 +75,7 @@ VARIANTS: dict[str, Variant] = {
     "oneblob": _mlp("one-blob encoding, 32 bins a coordinate, then ReLU", encoding=OneBlob(bins=32)),
     "hash": _mlp("multiresolution hash grid, 8 levels, then ReLU", encoding=HashGrid(levels=8, log2_size=12, base=8)),
     "siren": _mlp("sine activations, omega 30, SIREN initialisation", activation="sine"),
+    "siren+fast": _mlp("siren, first omega 3000, for audio", activation="sine", encoding=Identity(scale=100.0)),
     "siren+film": _mlp("siren, modulated by a trained latent code", activation="sine", modulation=FiLM(latent=64)),
     "finer": _mlp("sines of growing frequency, omega 30, first biases up to 1", activation=Finer(bias_spread=1.0)),
     "spder": _mlp("damped sines, omega 30", activation="spder"),

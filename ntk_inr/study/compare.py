@@ -26,6 +26,7 @@ from ntk_inr.study import record
 from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import picture
 from ntk_inr.study.record import Study, VariantResult
+from ntk_inr.tasks.image import ImageTask
 from ntk_inr.tasks.interface import Task
 from ntk_inr.training.dynamics import predict_training
 from ntk_inr.training.fit import FitResult, fit, fit_seeds
@@ -106,7 +107,7 @@ def compare(
         "features": features, "depth": depth, "steps": steps, "seeds": seeds, "learning_rate": learning_rate,
         "seed": seed, "kernel_points": kernel_points,
     }  # fmt: skip
-    study = Study(_describe_task(task), settings, environment(), getattr(task, "image", None), [])
+    study = Study(describe_task(task), settings, environment(), _image(task), [])
     folder = None
     if out is not None:
         folder = record.prepare_folder(out, overwrite=overwrite, resume=resume)
@@ -209,16 +210,17 @@ def _measure(name: str, net: nn.Module, task: Task, settings: dict[str, Any], re
     adam = train("Adam", optax.adam(settings["learning_rate"]), batch_size=task.sampling)
     found = []
     for figures, (apply, _, _), run in zip(scalars, single, adam, strict=True):
-        found.append(task.reconstruct(functools.partial(_trained(apply, run), run.params)))
+        found.append(task.reconstruct(functools.partial(trained(apply, run), run.params)))
         figures.update(
             adam_status=run.status, adam_steps=run.steps, adam_seconds=float(run.history["seconds"][-1]),
             **{f"score_{key}": value for key, value in task.scores(found[-1]).items()},
         )  # fmt: skip
     arrays["adam_psnr"] = np.stack([_curve(run, steps) for run in adam])
+    arrays["adam_loss"] = np.stack([np.append(run.losses, np.full(steps - run.steps, np.nan)) for run in adam])
     arrays["adam_seconds"] = np.stack(
         [np.interp(np.arange(steps + 1), run.history["step"], run.history["seconds"]) for run in adam]
     ).astype(np.float32)
-    if task.kind == "image":
+    if isinstance(task, ImageTask):
         arrays["reconstruction"] = found[0]
     else:
         arrays["picture"] = picture(task.figure(found[0]))
@@ -226,12 +228,17 @@ def _measure(name: str, net: nn.Module, task: Task, settings: dict[str, Any], re
     return VariantResult(name, describe(net), parameters, scalars, arrays)
 
 
+def _image(task: Task) -> np.ndarray | None:
+    """Return the image of a task that fits one."""
+    return task.image if isinstance(task, ImageTask) else None
+
+
 def _descends(task: Task) -> bool:
     """Return whether gradient descent on all data has a prediction to be held beside."""
     return task.loss == "mse" and task.sampling is None
 
 
-def _trained(apply: Any, run: FitResult) -> Any:
+def trained(apply: Any, run: FitResult) -> Any:
     """Return the network itself as training left it, with its statistics where they are its own to keep."""
     own: Any = jax.tree.structure(apply)
     return run.apply if jax.tree.structure(run.apply) == own else apply
@@ -302,10 +309,15 @@ def _heatmap(kernel: np.ndarray) -> np.ndarray:
 
 
 def _curve(run: FitResult, steps: int) -> np.ndarray:
-    """Return the PSNR after each step, NaN after the last; between reports, for minibatches, a straight line."""
+    """Return the PSNR after each step, a straight line between reports where only they know it.
+
+    NaN after the last step, and throughout where the loss is not on values.
+    """
+    if "psnr" not in run.history:
+        return np.full(steps + 1, np.nan, np.float32)
     curve = run.psnr
-    if not run.full_batch:
-        curve = np.interp(np.arange(run.steps + 1), run.history["step"], run.history["psnr"])
+    if not run.every_step:
+        curve = np.interp(np.arange(run.steps + 1), run.history["step"], curve)
     return np.append(curve, np.full(steps + 1 - len(curve), np.nan)).astype(np.float32)
 
 
@@ -324,8 +336,9 @@ def describe(value: Any) -> str:
     return f"{type(value).__name__}({', '.join(fields)})"
 
 
-def _describe_task(task: Task) -> dict[str, Any]:
-    image = getattr(task, "image", None)
+def describe_task(task: Task) -> dict[str, Any]:
+    """Return what a file of results says of its task."""
+    image = _image(task)
     return {
         "kind": task.kind,
         "name": task.name,

@@ -8,7 +8,7 @@ import numpy as np
 
 from ntk_inr import style
 from ntk_inr.study.record import Study, VariantResult
-from ntk_inr.study.summary import Summary
+from ntk_inr.study.summary import Summary, score_column
 
 _PICTURE_DPI = 200
 
@@ -26,15 +26,20 @@ def variant_figure(study: Study, result: VariantResult, summary: Summary) -> Any
     """
     plt = style.pyplot()
     with style.figure_style():
-        figure = plt.figure(figsize=(15.5, 3.3))
-        axes = figure.subplots(1, 5, width_ratios=[1.15, 1.15, 1.35, 1, 1])
-        _kernel(figure, axes[0], result)
+        if study.image is not None:
+            figure = plt.figure(figsize=(15.5, 3.3))
+            axes = figure.subplots(1, 5, width_ratios=[1.15, 1.15, 1.35, 1, 1])
+            _reconstruction(figure, axes[3], axes[4], study, result)
+        else:
+            figure = plt.figure(figsize=(15.5, 7))
+            top, bottom = figure.subfigures(2, 1)
+            axes = top.subplots(1, 3, width_ratios=[1, 1.2, 1.5])
+            whole = bottom.subplots()
+            whole.imshow(result.arrays["picture"])
+            whole.set_axis_off()
+        _kernel(axes[0].figure, axes[0], result)
         _spectrum(axes[1], result, summary)
         _training(axes[2], study, result)
-        if study.image is None:
-            _picture(figure, axes[3], axes[4], result)
-        else:
-            _reconstruction(figure, axes[3], axes[4], study, result)
     return figure
 
 
@@ -88,7 +93,7 @@ def convergence_figure(study: Study, summary: Summary) -> Any:
             title, scale = f"Adam steps to {summary.target_psnr:g} dB", "log"
             _label(left, f"Adam: steps to target{_rho(summary, 'steps_to_target')}", "cv of the NTK", title)
         else:
-            title, scale = next(column.title for column in summary.columns if column.key == goal), "linear"
+            title, scale = score_column(goal).title, "linear"
             _label(left, f"Adam: {title} after {last} steps", "cv of the NTK", title)
         if descends:
             _label(
@@ -102,7 +107,8 @@ def convergence_figure(study: Study, summary: Summary) -> Any:
             axis.set(xscale="log")
             axis.xaxis.set_minor_formatter("")
             low, high = axis.get_xlim()
-            axis.set_xticks([tick for tick in (1, 2, 3, 5, 10, 20, 30, 50, 100, 200) if low <= tick <= high])
+            ticks = [tick for tick in (1, 2, 3, 5, 10, 20, 30, 50, 100, 200) if low <= tick <= high]
+            axis.set_xticks(ticks if len(ticks) > 1 else np.linspace(low, high, 5)[1:-1].round(1))
             axis.xaxis.set_major_formatter("{x:g}")
         figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
     return figure
@@ -137,24 +143,22 @@ def _training(axis: Any, study: Study, result: VariantResult) -> None:
         ("predicted_psnr", "predicted for it", style.PREDICTED, "--"),
     )
     for key, label, color, line in curves:
-        if key not in result.arrays:
+        if key not in result.arrays or np.isnan(result.arrays[key]).all():
             continue
         # Step 0 has no place on a logarithmic axis, so it is drawn at 1/2.
         for position, curve in enumerate(result.arrays[key]):
             name = None if position else label
             axis.plot(np.maximum(steps, 0.5), curve, color=color, linestyle=line, linewidth=1.2, label=name)
     axis.set_xscale("log")
-    _label(axis, "Training", "step", "PSNR [dB]")
-    axis.legend(loc="upper left")
-
-
-def _picture(figure: Any, left: Any, right: Any, result: VariantResult) -> None:
-    """Show the task's own figure across the places of both axes."""
-    axis = figure.add_subplot(left.get_subplotspec().get_gridspec()[0, 3:])
-    left.remove()
-    right.remove()
-    axis.imshow(result.arrays["picture"])
-    axis.set_axis_off()
+    if axis.lines:
+        _label(axis, "Training", "step", "PSNR [dB]")
+        axis.legend(loc="upper left")
+        return
+    for losses in result.arrays["adam_loss"]:
+        axis.plot(np.arange(1, len(losses) + 1), losses, color=style.FAST, linewidth=1.2)
+    if np.nanmin(result.arrays["adam_loss"]) > 0:
+        axis.set_yscale("log")
+    _label(axis, "Training with Adam", "step", f"loss ({study.task['loss']})")
 
 
 def _reconstruction(figure: Any, left: Any, right: Any, study: Study, result: VariantResult) -> None:

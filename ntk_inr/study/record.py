@@ -130,7 +130,7 @@ def prepare_folder(folder: str | Path, *, overwrite: bool = False, resume: bool 
             "--overwrite (overwrite=True), or choose another folder."
         )
     try:
-        (folder / "arrays").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
         if overwrite:
@@ -163,6 +163,7 @@ def write_json(path: Path, content: Any) -> None:
 def save_arrays(folder: Path, result: VariantResult) -> None:
     """Write one variant's arrays."""
     arrays: dict[str, Any] = dict(result.arrays)
+    _arrays_path(folder, result.name).parent.mkdir(exist_ok=True)
     write_atomically(_arrays_path(folder, result.name), lambda file: np.savez_compressed(file, **arrays))
 
 
@@ -170,6 +171,7 @@ def save_index(folder: Path, study: Study) -> Path:
     """Write ``results.json``, and the image beside it."""
     if study.image is not None:
         image = study.image
+        (folder / "arrays").mkdir(exist_ok=True)
         write_atomically(folder / "arrays" / "image.npy", lambda file: np.save(file, image))
     content = {
         "schema": SCHEMA,

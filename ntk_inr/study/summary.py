@@ -191,18 +191,20 @@ def _columns(study: Study, target: float) -> list[Column]:
             Column("steps_to_target", f"steps to {target:g} dB", "min", "adam", "steps to the target PSNR"),
             Column("seconds_to_target", f"seconds to {target:g} dB", "min", "adam", "seconds of training a seed to it"),
         ]
-    return table + [_score_column(key) for key in _scores(study)]
+    # The curves have the PSNR of an image's training pixels.
+    known = "score_psnr" if study.task["kind"] == "image" else None
+    return table + [score_column(key) for key in _scores(study) if key != known]
 
 
 def _scores(study: Study) -> list[str]:
-    """Return the scores of reconstructions, less the PSNR on training data, which the curves have."""
-    found = {
-        key: None for result in study.variants for seed in result.seeds for key in seed if key.startswith("score_")
-    }
-    return [key for key in found if key != "score_psnr" or study.task["metric"] != "psnr"]
+    """Return the keys of the scores of reconstructions."""
+    return list(
+        {key: 0 for result in study.variants for seed in result.seeds for key in seed if key.startswith("score_")}
+    )
 
 
-def _score_column(key: str) -> Column:
+def score_column(key: str) -> Column:
+    """Return the column of a score."""
     name = key.removeprefix("score_")
     title, best, text = _SCORES.get(name, (name.replace("_", " "), "max", "score of the reconstruction at the end"))
     return Column(key, title, best, "adam", text)
@@ -228,7 +230,7 @@ def _values(study: Study, result: VariantResult, target: float) -> dict[str, np.
 
 def _cell(key: str, values: np.ndarray) -> Cell:
     if np.isinf(values).any():
-        return Cell(math.inf, math.nan, "not reached")
+        return Cell(math.inf, math.nan, "not reached" if key.endswith("_to_target") else "∞")
     if np.isnan(values).all():
         return Cell(math.nan, math.nan, "–")
     mean = float(np.nanmean(values))
@@ -318,7 +320,7 @@ def _winner(study: Study, summary: Summary, names: list[str]) -> tuple[str, str]
         best = min(names, key=lambda name: rows[name]["steps_to_target"].mean)
         steps = rows[best]["steps_to_target"].text
         return best, f"fastest with Adam to {summary.target_psnr:g} dB is {best} ({steps} steps)"
-    column = _score_column(f"score_{study.task['metric']}")
+    column = score_column(f"score_{study.task['metric']}")
     best = max(names, key=lambda name: rows[name][column.key].mean)
     return best, f"best {column.title} with Adam has {best} ({rows[best][column.key].text})"
 

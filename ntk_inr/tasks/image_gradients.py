@@ -15,12 +15,12 @@ from ntk_inr.tasks.derivatives import value_and_gradient
 from ntk_inr.tasks.grid import grid_coordinates, in_batches
 from ntk_inr.tasks.image import ssim_score
 from ntk_inr.tasks.image_file import load_prepared
-from ntk_inr.tasks.interface import PointwiseTask, fingerprint
+from ntk_inr.tasks.interface import IndirectTask, fingerprint
 from ntk_inr.tasks.pictures import Panel, error_panel, picture_rows, save_image
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageGradientTask(PointwiseTask):
+class ImageGradientTask(IndirectTask):
     """A grey image of which only the gradients are shown, and its mean, which they leave open.
 
     Attributes:
@@ -58,7 +58,7 @@ class ImageGradientTask(PointwiseTask):
         """A fingerprint of the image."""
         return fingerprint("gradients", self.image)
 
-    def observe(self, apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def measure(self, apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         """Return ``(params, x) -> (n, 2)``: derivatives of the network, a pixel."""
         both = value_and_gradient(apply)
         pixel = 2 / np.array([self.image.shape[:2]], np.float32)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
+from jax.tree_util import Partial
+
+from ntk_inr import _checks
 
 Loss = str | Callable[[Any, Any], Any]
 """A name ("mse", "l1", "bce") or ``loss(prediction (n, c'), y (n, c)) -> (n,)``."""
@@ -122,6 +126,34 @@ class PointwiseTask:
     def observe(self, apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         """Return ``apply`` itself: it is what is measured."""
         return apply
+
+
+class IndirectTask(PointwiseTask):
+    """What tasks share that measure something else than values: integrals, or derivatives."""
+
+    def measure(self, apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """Return what is measured of ``apply`` as a function of parameters and x."""
+        raise NotImplementedError
+
+    def observe(self, apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """Return :meth:`measure` of ``apply`` as a pytree of its arrays, which passes through ``jit`` and ``vmap``."""
+        return Partial(_Measurement(self), _checks.as_partial(apply))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Measurement:
+    """What a task measures, equal for one task, so that models that differ in arrays alone share a compilation."""
+
+    task: IndirectTask
+
+    def __call__(self, apply: Any, params: Any, x: Any) -> Any:
+        return self.task.measure(apply)(params, x)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Measurement) and self.task is other.task
+
+    def __hash__(self) -> int:
+        return id(self.task)
 
 
 def fingerprint(*parts: Any) -> str:

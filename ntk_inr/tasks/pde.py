@@ -17,14 +17,14 @@ from ntk_inr.tasks.derivatives import value_and_laplacian
 from ntk_inr.tasks.files import new_file
 from ntk_inr.tasks.grid import grid_coordinates, in_batches
 from ntk_inr.tasks.image_gradients import ImageGradientTask, image_gradient_task
-from ntk_inr.tasks.interface import PointwiseTask, fingerprint
+from ntk_inr.tasks.interface import IndirectTask, fingerprint
 from ntk_inr.tasks.pictures import Panel, error_panel, picture_rows
 
 Equation = Literal["poisson-gradients", "poisson", "helmholtz"]
 
 
 @dataclasses.dataclass(frozen=True)
-class EquationTask(PointwiseTask):
+class EquationTask(IndirectTask):
     r"""The equation :math:`\Delta u + k^2 u = q` in the square, with u given on its sides.
 
     The solution is :math:`u = \sin(a_1\pi x_1)\sin(a_2\pi x_2)`, so that
@@ -74,7 +74,7 @@ class EquationTask(PointwiseTask):
         a, b = self.frequencies
         return np.sin(a * np.pi * x[:, :1]) * np.sin(b * np.pi * x[:, 1:])
 
-    def observe(self, apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def measure(self, apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         r"""Return ``(params, x) -> (n, 1)``: :math:`\Delta u + k^2u` over the size of factor; on a side weighted u."""
         both = value_and_laplacian(apply)
         size, square, weight = abs(self.factor), self.wavenumber**2, self.boundary_weight

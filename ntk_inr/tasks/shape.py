@@ -15,7 +15,7 @@ from ntk_inr.tasks import metrics
 from ntk_inr.tasks.derivatives import value_and_gradient
 from ntk_inr.tasks.eikonal import EikonalLoss
 from ntk_inr.tasks.grid import axis_centres, grid_coordinates, in_batches
-from ntk_inr.tasks.interface import Loss, PointwiseTask, fingerprint
+from ntk_inr.tasks.interface import IndirectTask, Loss, fingerprint
 from ntk_inr.tasks.mesh_file import Solid, load_solid, save_mesh
 from ntk_inr.tasks.surface import Surface, extract_surface, sample_surface
 
@@ -28,7 +28,7 @@ _SHOWN_FACES = 20_000
 
 
 @dataclasses.dataclass(frozen=True)
-class ShapeTask(PointwiseTask):
+class ShapeTask(IndirectTask):
     """A solid in [-1, 1]^3, and points around it at which something of it is known.
 
     Attributes:
@@ -82,7 +82,11 @@ class ShapeTask(PointwiseTask):
 
     def observe(self, apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         """Return ``apply``; for the eikonal formulation its value and gradient (n, 4)."""
-        return value_and_gradient(apply) if self.formulation == "eikonal" else apply
+        return super().observe(apply) if self.formulation == "eikonal" else apply
+
+    def measure(self, apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """Return value and gradient (n, 4), for the eikonal formulation."""
+        return value_and_gradient(apply)
 
     def reconstruct(self, predict: Callable[[Any], Any]) -> Surface:
         """Return the field on a grid and its surface by marching cubes.

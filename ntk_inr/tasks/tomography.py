@@ -16,7 +16,7 @@ from ntk_inr.tasks import metrics
 from ntk_inr.tasks.grid import axis_centres, grid_coordinates
 from ntk_inr.tasks.image import reconstruct_image, ssim_score
 from ntk_inr.tasks.image_file import load_prepared, reduce_image, to_unit
-from ntk_inr.tasks.interface import PointwiseTask, fingerprint
+from ntk_inr.tasks.interface import IndirectTask, fingerprint
 from ntk_inr.tasks.pictures import Panel, error_panel, picture_rows, save_image
 from ntk_inr.tasks.radon import filtered_back_projection, line_integrals, radon
 
@@ -25,7 +25,7 @@ _FINER = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class TomographyTask(PointwiseTask):
+class TomographyTask(IndirectTask):
     """An image in the unit disc, of which integrals along rays are known.
 
     Attributes:
@@ -65,7 +65,7 @@ class TomographyTask(PointwiseTask):
         """A fingerprint of the image and of the rays."""
         return fingerprint(self.image, self.angles, self.samples)
 
-    def observe(self, apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def measure(self, apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         """Return the integrals of the network along rays, ``(params, rays (n, 2)) -> (n, 1)``."""
         return line_integrals(apply, self.samples)
 

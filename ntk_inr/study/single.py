@@ -1,0 +1,150 @@
+"""One network on one task: trained, scored, and everything that came out written to a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ntk_inr.kernels.adapters import init
+from ntk_inr.networks.variants import variant
+from ntk_inr.study import record
+from ntk_inr.study.compare import describe, describe_task, trained
+from ntk_inr.study.environment import environment
+from ntk_inr.tasks.interface import Task
+from ntk_inr.tasks.registry import TASKS
+from ntk_inr.training.fit import fit
+from ntk_inr.training.optimizers import optimizer as make_optimizer
+from ntk_inr.training.recorder import Recorder
+from ntk_inr.training.result import FitResult
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """What became of a task.
+
+    Attributes:
+        run: the training.
+        scores: of the reconstruction, by the task's own metrics.
+        reconstruction: what the task makes of the network.
+        files: what was written, by what it is; empty without a folder.
+    """
+
+    run: FitResult
+    scores: dict[str, float]
+    reconstruction: Any
+    files: dict[str, Path]
+
+
+def fit_task(
+    task: Task,
+    network: str | nn.Module,
+    *,
+    features: int = 256,
+    depth: int = 4,
+    steps: int = 1000,
+    optimizer: str = "adam",
+    learning_rate: float = 1e-3,
+    schedule: str = "constant",
+    seed: int = 0,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Fitted:
+    """Train one network on a task and score what it reconstructs.
+
+    With ``out`` it is safe to stop: ``checkpoints/`` holds the last states, ``history.jsonl`` the curve and the kernel
+    as they come, and the same call with ``resume=True`` goes on. At the end come ``results.json``, ``figure.png``, and
+    the reconstruction as a file that other programs open.
+
+    Args:
+        task: what to fit.
+        network: a name of :func:`variants`, or a Linen module (n, d) -> (n, c), to which features and depth do
+            not apply.
+        features: width of the hidden layers.
+        depth: number of hidden layers.
+        steps: training steps; of minibatches where the task recommends them.
+        optimizer: a name, as of :func:`ntk_inr.optimizer`.
+        learning_rate: its largest.
+        schedule: "constant", "cosine", "exponential" or "linear", over all steps.
+        seed: of the initialisation and of the batches.
+        out: folder to keep everything in; None keeps it in memory.
+        overwrite: replace what ``out`` holds.
+        resume: go on from what ``out`` holds.
+        progress: called with (steps done, steps).
+
+    Returns:
+        :class:`Fitted`. Its run's status is "diverged" or "interrupted" where it is not whole; an interrupted one
+        is not scored.
+
+    Raises:
+        ValueError: an unknown variant, optimizer or schedule.
+        FileExistsError: ``out`` is not empty and neither ``overwrite`` nor ``resume`` was given.
+
+    Example:
+        >>> import ntk_inr as ni
+        >>> found = ni.fit_task(ni.load_task("signal", "sines", samples=64), "siren", features=32, depth=2, steps=50)
+        >>> found.run.status, sorted(found.scores)
+        ('finished', ['psnr'])
+    """
+    net = network
+    if isinstance(net, str):
+        net = variant(net, features=features, depth=depth, out=task.channels)
+    maker = make_optimizer(optimizer, learning_rate=learning_rate, schedule=schedule, steps=steps)
+    folder: Path | None = None
+    options: dict[str, Any] = {}
+    if out is not None:
+        folder = record.prepare_folder(out, overwrite=overwrite, resume=resume)
+        options = {
+            "checkpoint": folder / "checkpoints", "overwrite": overwrite,
+            "recorder": Recorder(jsonl=folder / "history.jsonl", overwrite=overwrite),
+        }  # fmt: skip
+    start, shuffles = jax.random.split(jax.random.key(seed))
+    x, y = jnp.asarray(task.x), jnp.asarray(task.y)
+    apply, params = init(net, start, x)
+    run = fit(
+        task.observe(apply), params, x, y, optimizer=maker, steps=steps, key=shuffles, loss=task.loss,
+        batch_size=task.sampling, data_range=task.data_range, progress=progress, resume=not overwrite, **options,
+    )  # fmt: skip
+    if run.status == "interrupted":
+        return Fitted(run, {}, None, {})
+    reconstruction = task.reconstruct(functools.partial(trained(apply, run), run.params))
+    scores = task.scores(reconstruction)
+    files = {} if folder is None else _write(folder, task, reconstruction)
+    if folder is not None:
+        files["result"] = folder / record.RESULTS
+        content = {
+            "schema": "ntk_inr.fit v1",
+            "task": describe_task(task),
+            "network": describe(net),
+            "settings": {
+                "steps": steps, "optimizer": optimizer, "learning_rate": learning_rate, "schedule": schedule,
+                "seed": seed,
+            },
+            "environment": environment(),
+            "status": run.status,
+            "steps": run.steps,
+            "seconds": float(run.history["seconds"][-1]),
+            "scores": scores,
+            "files": {name: path.name for name, path in files.items()},
+        }  # fmt: skip
+        record.write_json(files["result"], content)
+    return Fitted(run, scores, reconstruction, files)
+
+
+def _write(folder: Path, task: Task, reconstruction: Any) -> dict[str, Path]:
+    """Write the figure and the reconstruction."""
+    figure = task.figure(reconstruction)
+    path = folder / "figure.png"
+    record.write_atomically(path, lambda file: figure.savefig(file, format="png"))
+    figure.clear()
+    kind = TASKS.get(task.kind)
+    saved = folder / f"reconstruction{'.png' if kind is None else kind.writes}"
+    return {"figure": path, "reconstruction": task.save(reconstruction, saved, overwrite=True)}

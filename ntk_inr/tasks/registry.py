@@ -1,0 +1,93 @@
+"""The tasks by name, for the command line and for studies that are described by text."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ntk_inr import _checks
+from ntk_inr.tasks.audio import audio_task
+from ntk_inr.tasks.image import image_task
+from ntk_inr.tasks.interface import Task
+from ntk_inr.tasks.pde import pde_task
+from ntk_inr.tasks.restored import denoising_task, inpainting_task, super_resolution_task
+from ntk_inr.tasks.shape import shape_task
+from ntk_inr.tasks.signal import signal_task
+from ntk_inr.tasks.tomography import tomography_task
+from ntk_inr.tasks.volume import volume_task
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskKind:
+    """A family of tasks.
+
+    Attributes:
+        summary: what it is, and what it takes as a source.
+        build: from a source, and settings, to a task.
+        suffixes: of files that are taken for this kind where none is named.
+        writes: suffix of the file that a reconstruction is written to.
+    """
+
+    summary: str
+    build: Callable[..., Task]
+    suffixes: tuple[str, ...] = ()
+    writes: str = ".png"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of :attr:`build` and their defaults."""
+        parameters = list(inspect.signature(self.build).parameters.values())[1:]
+        return {parameter.name: parameter.default for parameter in parameters}
+
+
+_IMAGE = "an image file, or camera, astronaut, coffee, chelsea"
+TASKS: dict[str, TaskKind] = {
+    "image": TaskKind(f"fit {_IMAGE}", image_task),
+    "super-resolution": TaskKind(f"enlarge {_IMAGE}", super_resolution_task),
+    "denoising": TaskKind(f"add noise to, and restore, {_IMAGE}", denoising_task),
+    "inpainting": TaskKind(f"fill in the missing pixels of {_IMAGE}", inpainting_task),
+    "signal": TaskKind("fit sines, chirp, steps, or a wav file as numbers", signal_task, writes=".npy"),
+    "audio": TaskKind("fit a wav file, or chord, sweep", audio_task, (".wav",), ".wav"),
+    "volume": TaskKind(
+        "fit a .npy array (t, h, w[, c]), a folder of images, or orbits", volume_task, (".npy",), ".npy"
+    ),
+    "shape": TaskKind(
+        "fit a mesh file, or sphere, torus, gyroid, csg",
+        shape_task,
+        (".obj", ".ply", ".stl", ".off", ".glb", ".gltf"),
+        ".ply",
+    ),
+    "tomography": TaskKind("reconstruct an image file, or shepp-logan, from projections", tomography_task),
+    "pde": TaskKind("solve poisson, helmholtz, or poisson-gradients", pde_task, writes=".npy"),
+}
+
+
+def load_task(kind: str, source: str | Path, /, **settings: Any) -> Task:
+    """Build a task by the name of its kind.
+
+    Args:
+        kind: one of ``ntk_inr.tasks.registry.TASKS``.
+        source: a file, or the name of something bundled; see the constructor of that kind.
+        **settings: of that constructor.
+
+    Raises:
+        ValueError: an unknown kind, or a setting that this kind does not have; both with the nearest.
+
+    Example:
+        >>> import ntk_inr as ni
+        >>> ni.load_task("signal", "chirp", samples=64).x.shape
+        (64, 1)
+    """
+    _checks.check_choice(kind, TASKS, "task")
+    for name in settings:
+        _checks.check_choice(name, TASKS[kind].settings, f"setting of {kind}")
+    return TASKS[kind].build(source, **settings)
+
+
+def kind_of(source: str | Path) -> str:
+    """Return the kind of task that a source is taken for by its name: by suffix, else an image."""
+    suffix = Path(source).suffix.lower()
+    return next((kind for kind, entry in TASKS.items() if suffix in entry.suffixes), "image")
