@@ -9,11 +9,18 @@ import pytest
 
 import ntk_inr as ni
 from ntk_inr.training import sampling
-from tests.conftest import in_float64, small
+from ntk_inr.training.loop import prepare
+from ntk_inr.training.options import Options
+from ntk_inr.training.steps import advance
+from tests.conftest import in_float64
 
 
 def linear(params, x):
     return x @ params
+
+
+def layer(params, x):
+    return jnp.tanh(x @ params[0]) @ params[1]
 
 
 def test_importance_weights_are_unbiased_and_bounded(x64):
@@ -44,7 +51,7 @@ def test_importance_sampling_finds_the_rows_that_are_wrong():
 def test_microbatches_give_the_gradient_of_the_whole_batch(key, x, x64, batches):
     x = jnp.asarray(x, float)
     y = jnp.sin(3 * x[:, :1])
-    model = in_float64(small("relu", key, x))
+    model = layer, in_float64((jax.random.normal(key, (2, 16)), jnp.ones((16, 1))))
     runs = [ni.fit(*model, x, y, optimizer=optax.sgd(0.01), steps=5, microbatch=size, **batches) for size in (None, 4)]
     np.testing.assert_allclose(runs[1].losses, runs[0].losses, rtol=1e-12)
     np.testing.assert_allclose(runs[1].history["loss"], runs[0].history["loss"], rtol=1e-12)
@@ -54,12 +61,8 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(key, x, x64, batches)
 
 def test_microbatches_bound_memory():
     """What XLA says that a step takes, of 4096 rows at once and of 256."""
-    from ntk_inr.training.loop import prepare
-    from ntk_inr.training.options import Options
-    from ntk_inr.training.steps import advance
-
     x = jnp.linspace(-1, 1, 4096)[:, None]
-    model = small("relu", jax.random.key(0), x)
+    model = layer, (jnp.ones((1, 64)), jnp.ones((64, 1)))
     taken = []
     for size in (None, 256):
         run = prepare(*model, x, x, Options(microbatch=size, steps=2), None)
@@ -67,6 +70,25 @@ def test_microbatches_bound_memory():
         compiled = advance.lower(*arguments, program=run.program).compile()
         taken.append(compiled.memory_analysis().temp_size_in_bytes)
     assert taken[1] < taken[0] / 4
+
+
+def test_steps_write_in_place_and_leave_the_user_s_arrays(x):
+    params = jnp.ones((2, 1))
+    run = prepare(linear, params, x, x[:, :1], Options(steps=3, optimizer=optax.lbfgs()), None)
+    state = run.advance(run.start, 0, 2)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((run.start.params, run.start.losses)))
+    assert int(state.steps) == 2
+    np.testing.assert_array_equal(params, 1.0)
+
+
+def test_seeds_draw_their_own_rows_by_importance(x):
+    params = jnp.stack([jnp.zeros((2, 1)), jnp.ones((2, 1))])
+    runs = ni.fit_seeds(
+        jax.tree_util.Partial(linear), params, x, x[:, :1], steps=40, batch_size=5, key=jax.random.key(0),
+        sampling="importance", optimizer=optax.sgd(0.3),
+    )  # fmt: skip
+    assert all(run.history["loss"][-1] < 0.05 * run.history["loss"][0] for run in runs)
+    assert not np.array_equal(runs[0].params, runs[1].params)
 
 
 class Normalized(nn.Module):
