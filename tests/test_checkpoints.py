@@ -18,6 +18,7 @@ import optax
 import pytest
 
 import ntk_inr as ni
+from ntk_inr.training import loop, saver
 from tests.interrupted_worker import run as run_worker
 
 WORKER = pathlib.Path(__file__).with_name("interrupted_worker.py")
@@ -104,6 +105,24 @@ def test_a_signal_ends_the_run_and_the_same_call_goes_on(problem, tmp_path, name
     again = ni.fit(*problem, **options)
     same(bits(again), bits(straight))
     assert again.history["seconds"][-1] == resumed.history["seconds"][-1]
+
+
+def test_fused_calls_are_short_enough_to_see_a_signal(problem, tmp_path, monkeypatch):
+    """At 2 ms a step and 20 ms a call, no call takes more than 10 steps, though reports are 60 steps apart."""
+    calls, advance = [], loop.Run.advance
+
+    def slow(run, state, start, stop):
+        calls.append(stop - start)
+        time.sleep(0.002 * (stop - start))
+        return advance(run, state, start, stop)
+
+    monkeypatch.setattr(loop.Run, "advance", slow)
+    monkeypatch.setattr(saver, "_CALL_SECONDS", 0.02)
+    ni.fit(*problem, optimizer=ADAM, steps=400, checkpoint=tmp_path / "run")
+    assert 1 < max(calls) <= 10
+    calls.clear()
+    ni.fit(*problem, optimizer=ADAM, steps=400)
+    assert max(calls) > 50
 
 
 def test_in_a_thread_no_signal_is_touched(problem, tmp_path):

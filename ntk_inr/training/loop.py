@@ -72,8 +72,9 @@ def train(apply: Any, params: Any, x: Any, y: Any, options: Options, *, seeds: i
                 start = time.perf_counter()
                 state = run.advance(state, done, until)
                 took = time.perf_counter() - start
+                saver.timed(until - done, took)
                 seconds, done = seconds + took, until
-                saver.after(state, done, seconds, rows, took)
+                saver.after(state, done, seconds, rows)
             if interrupts.received and done < stop:
                 saver.save(state, done, seconds, rows)
                 rows = [*rows, report(run, state, done, seconds)]

@@ -70,12 +70,12 @@ class Saver:
             stop = min(stop, (done // every + 1) * every)
         return min(stop, done + self._length)
 
-    def after(self, state: State, done: int, seconds: float, rows: list[Row], took: float | None = None) -> None:
-        """Record and save what is due after ``done`` steps, the last of which took ``took`` seconds."""
-        if took is not None and self._store is not None:
-            self._length = max(1, self._length * 2 if took < _CALL_SECONDS / 2 else self._length)
-            if took > _CALL_SECONDS:
-                self._length = max(1, self._length // 2)
+    def timed(self, steps: int, took: float) -> None:
+        """Learn from a fused call of ``steps`` that took so many seconds how long the next may be."""
+        self._length = max(1, min(4 * steps, int(_CALL_SECONDS * steps / took)))
+
+    def after(self, state: State, done: int, seconds: float, rows: list[Row]) -> None:
+        """Record and save what is due after ``done`` steps."""
         if self._recorder is not None:
             self._recorder.record(done, self._run.model(state), state.params)
         if self._store is None or done == self._saved_step:
