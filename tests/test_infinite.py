@@ -259,25 +259,6 @@ WIDE = {
 }
 
 
-@pytest.mark.parametrize("name", WIDE)
-def test_against_wide_networks(key, name):
-    x, seeds, width = jax.random.uniform(key, (4, 2), minval=-1.0), 64, 192
-    parameterization = "ntk" if list(WIDE).index(name) % 2 else "standard"
-    net = ni.CoordinateMLP(features=width, depth=2, out=4, parameterization=parameterization, **WIDE[name])
-
-    def sample(key):
-        apply, params = ni.init(net, key, x)
-        values = apply(params, x)
-        return InfiniteKernel(values @ values.T / 4, ni.ntk(apply, params, x))
-
-    found = jax.lax.map(sample, jax.random.split(key, seeds), batch_size=8)
-    for samples, expected in zip(found, infinite_kernel(net)(x), strict=True):
-        stderr = samples.std(0, ddof=1) / seeds**0.5
-        size = jnp.sqrt(jnp.outer(jnp.diagonal(expected), jnp.diagonal(expected)))
-        # Four standard errors, and a correction of order 1/width.
-        assert bool((jnp.abs(samples.mean(0) - expected) < 4 * stderr + 5 / width * size).all())
-
-
 FILTERS = {
     "fourier": ni.FourierNet(192, 3, 4, scale=6.0, weight_scale=3.0),
     "fourier fixed": ni.FourierNet(192, 2, 4, scale=6.0, trained=False, parameterization="ntk"),
@@ -286,9 +267,16 @@ FILTERS = {
 }
 
 
-@pytest.mark.parametrize("name", FILTERS)
-def test_filter_networks_against_wide_ones(key, name):
-    x, seeds, net = jax.random.uniform(key, (4, 2), minval=-1.0), 64, FILTERS[name]
+def wide(name):
+    if name in FILTERS:
+        return FILTERS[name]
+    parameterization = "ntk" if list(WIDE).index(name) % 2 else "standard"
+    return ni.CoordinateMLP(features=192, depth=2, out=4, parameterization=parameterization, **WIDE[name])
+
+
+@pytest.mark.parametrize("name", [*WIDE, *FILTERS])
+def test_against_wide_networks(key, name):
+    x, seeds, net = jax.random.uniform(key, (4, 2), minval=-1.0), 64, wide(name)
 
     def sample(key):
         apply, params = ni.init(net, key, x)

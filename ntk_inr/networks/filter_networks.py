@@ -92,6 +92,11 @@ class FilterNetwork(nn.Module):
         omega = self.entry(f"frequency_{layer}", frequency, trained=trained).astype(x.dtype)
         return trig.sin(x @ omega + self.entry(f"phase_{layer}", phase, trained=self.trained).astype(x.dtype)[None, :])
 
+    def uniform(self, key: Array, x: Array, scale: float) -> Array:
+        """Return frequencies (d, features) up to such a bound that those of all layers together have ``scale``."""
+        reach = scale / (x.shape[1] * self.depth) ** 0.5
+        return jax.random.uniform(key, (x.shape[1], self.features), self.param_dtype, -reach, reach)
+
 
 class FourierNet(FilterNetwork):
     r"""Filters :math:`\sin(\omega^\top x + \phi)`, so that the network is a sum of sines.
@@ -118,12 +123,7 @@ class FourierNet(FilterNetwork):
 
     def filter(self, x: Array, layer: int) -> Array:
         """Return the filters of a layer, (n, features)."""
-        shape, reach = (x.shape[1], self.features), self.scale / (x.shape[1] * self.depth) ** 0.5
-
-        def frequency(key: Array) -> Array:
-            return jax.random.uniform(key, shape, self.param_dtype, -reach, reach)
-
-        return self.waves(x, layer, frequency, trained=self.trained)
+        return self.waves(x, layer, lambda key: self.uniform(key, x, self.scale), trained=self.trained)
 
 
 class GaborNet(FilterNetwork):
@@ -157,19 +157,18 @@ class GaborNet(FilterNetwork):
 
     def filter(self, x: Array, layer: int) -> Array:
         """Return the filters of a layer, (n, features)."""
-        shape, reach = (x.shape[1], self.features), self.scale / (x.shape[1] * self.depth) ** 0.5
 
         def sharpness(key: Array) -> Array:
             return jax.random.gamma(key, self.alpha / self.depth, (self.features,), self.param_dtype) / self.beta
 
         def centre(key: Array) -> Array:
-            return jax.random.uniform(key, shape[::-1], self.param_dtype, -1.0, 1.0)
+            return jax.random.uniform(key, (self.features, x.shape[1]), self.param_dtype, -1.0, 1.0)
 
         gamma = self.entry(f"sharpness_{layer}", sharpness, trained=self.trained)
         mu = self.entry(f"centre_{layer}", centre, trained=self.trained)
 
         def frequency(key: Array) -> Array:
-            return jnp.sqrt(gamma)[None, :] * jax.random.uniform(key, shape, self.param_dtype, -reach, reach)
+            return jnp.sqrt(gamma)[None, :] * self.uniform(key, x, self.scale)
 
         waves = self.waves(x, layer, frequency, trained=self.trained)
         gamma, mu = gamma.astype(x.dtype), mu.astype(x.dtype)

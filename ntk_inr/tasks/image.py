@@ -15,12 +15,12 @@ from ntk_inr import _checks
 from ntk_inr.tasks import metrics
 from ntk_inr.tasks.grid import grid_coordinates, in_batches
 from ntk_inr.tasks.image_file import load_prepared
-from ntk_inr.tasks.interface import PointwiseTask
+from ntk_inr.tasks.interface import SampledTask
 from ntk_inr.tasks.pictures import Panel, error_panel, picture_rows, save_image
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageTask(PointwiseTask):
+class ImageTask(SampledTask):
     """An image, and which of its pixels are trained on.
 
     Attributes:
@@ -44,21 +44,6 @@ class ImageTask(PointwiseTask):
     def values(self) -> np.ndarray:
         """Pixel values (n, c) in [0, 1], in raster order."""
         return self.image.reshape(-1, self.image.shape[2])
-
-    @property
-    def x(self) -> np.ndarray:
-        """Coordinates that are trained on."""
-        return self.coordinates[self.train]
-
-    @property
-    def y(self) -> np.ndarray:
-        """Values that are trained on."""
-        return self.values[self.train]
-
-    @property
-    def heldout(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Coordinates and values held out for testing, or None."""
-        return None if self.train.all() else (self.coordinates[~self.train], self.values[~self.train])
 
     @property
     def digest(self) -> str:

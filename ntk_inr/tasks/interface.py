@@ -128,6 +128,29 @@ class PointwiseTask:
         return apply
 
 
+class SampledTask(PointwiseTask):
+    """What tasks share that hold out some of the values of a grid."""
+
+    coordinates: Any
+    values: Any
+    train: Any
+
+    @property
+    def x(self) -> np.ndarray:
+        """Coordinates that are trained on."""
+        return self.coordinates[self.train]
+
+    @property
+    def y(self) -> np.ndarray:
+        """Values that are trained on."""
+        return self.values[self.train]
+
+    @property
+    def heldout(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Coordinates and values held out for testing, or None."""
+        return None if self.train.all() else (self.coordinates[~self.train], self.values[~self.train])
+
+
 class IndirectTask(PointwiseTask):
     """What tasks share that measure something else than values: integrals, or derivatives."""
 

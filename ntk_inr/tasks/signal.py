@@ -14,7 +14,7 @@ from ntk_inr.tasks import metrics
 from ntk_inr.tasks.files import existing_file, finite_floats, load_npy, new_file
 from ntk_inr.tasks.grid import axis_centres, grid_coordinates, in_batches
 from ntk_inr.tasks.image import training_rows
-from ntk_inr.tasks.interface import PointwiseTask, fingerprint
+from ntk_inr.tasks.interface import SampledTask, fingerprint
 from ntk_inr.tasks.wav import read_wav
 
 BUNDLED = ("sines", "chirp", "steps")
@@ -22,7 +22,7 @@ _STEPS = 9
 
 
 @dataclasses.dataclass(frozen=True)
-class SignalTask(PointwiseTask):
+class SignalTask(SampledTask):
     """A signal at equally spaced places, and which of its samples are trained on.
 
     The network fits the signal moved and scaled to [-1, 1]; reconstructions and scores are in its own unit.
@@ -49,21 +49,6 @@ class SignalTask(PointwiseTask):
         """What the network fits, (n, c) in [-1, 1]."""
         middle, half = self._middle_and_half_span()
         return ((self.signal - middle) / half).astype(np.float32)
-
-    @property
-    def x(self) -> np.ndarray:
-        """Places that are trained on."""
-        return self.coordinates[self.train]
-
-    @property
-    def y(self) -> np.ndarray:
-        """Values that are trained on, in [-1, 1]."""
-        return self.values[self.train]
-
-    @property
-    def heldout(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Places and values held out for testing, or None."""
-        return None if self.train.all() else (self.coordinates[~self.train], self.values[~self.train])
 
     @property
     def data_range(self) -> float:

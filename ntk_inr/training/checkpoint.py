@@ -107,8 +107,8 @@ class Store:
             last = self.steps()
             kept = f"the last good one is of step {last[-1]}" if last else "there is none yet"
             raise OSError(
-                f"could not write the checkpoint of step {step} to {self.folder}; {kept}. Make room there, then make "
-                f"the same call to go on. The cause: {str(error)[:500]}"
+                f"could not write the checkpoint of step {step} to {self.folder}; {kept}. See that there is "
+                f"room and leave to write, then make the same call to go on. The cause: {str(error)[:500]}"
             ) from error
         for old in self.steps()[: -self.keep]:
             self._delete(old)

@@ -47,7 +47,8 @@ def fit(
 
     The loss "mse" is :math:`\frac{1}{2nc}\lVert f - y\rVert^2` (``optax.l2_loss``, averaged). Steps run fused
     on the device between reports, which are spaced logarithmically; the reports' own cost is not in
-    "seconds". Models with batch statistics or schedules (TopK's k, say) run as in training and change as they go.
+    "seconds". Models with batch statistics or schedules (TopK's k, say) run as in training and change as they go, if
+    ``apply`` comes from :func:`init` or :func:`split` itself; a function around it hides that.
 
     With ``checkpoint``, the state is saved at intervals, at the end, and on SIGINT, SIGTERM and SIGHUP, after which
     the run ends with status "interrupted". The same call takes it up again, also after ``kill -9``, and ends on CPU
