@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-PYTEST_ARGS ?= -n 2 -m "not slow"
+# A file stays in one process, which compiles what its tests share once.
+PYTEST_ARGS ?= -n 2 --dist loadfile -m "not slow"
 
-.PHONY: demo test lint notebooks clean
+.PHONY: demo test coverage lint notebooks clean
 
 demo: $(READY)
 	$(BIN)/ntk-inr compare camera --size 64 --steps 300 --seeds 2 --features 128 --depth 3 --out runs/demo --overwrite \
@@ -12,6 +13,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+coverage: $(READY)
+	$(BIN)/pytest -n 2 --dist loadfile --cov=ntk_inr --cov-report=term
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -31,6 +31,12 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+def quick(names, *first):
+    """Return the cases of a test that runs through ``names``: all but the ``first`` ones are marked slow."""
+    assert set(first) <= set(names)
+    return [pytest.param(name, marks=() if name in first else pytest.mark.slow) for name in names]
+
+
 def in_float64(tree):
     """Return a model with every leaf in float64, to be used under x64."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), tree)

@@ -252,16 +252,23 @@ def distance(a, b):
     return float(np.linalg.norm(np.asarray(a, np.float64) - np.asarray(b, np.float64)) / np.linalg.norm(b))
 
 
+@jax.jit
+def _contracted(apply, params, x):
+    jacobian = jax.vmap(lambda x_i: jax.jacrev(lambda p: apply(p, x_i[None])[0])(params))(x)
+    leaves = [leaf.reshape(*leaf.shape[:2], -1) for leaf in jax.tree.leaves(jacobian)]
+    return functools.reduce(jnp.add, [jnp.einsum("icp,jep->ijce", leaf, leaf) for leaf in leaves])
+
+
 def reference(apply, params, x):
     """Return the full kernel (n, n, c, c) from whole Jacobians, written down apart from the package."""
+    return np.asarray(_contracted(apply, params, x))
 
-    @jax.jit
-    def contracted(apply, params, x):
-        jacobian = jax.vmap(lambda x_i: jax.jacrev(lambda p: apply(p, x_i[None])[0])(params))(x)
-        leaves = [leaf.reshape(*leaf.shape[:2], -1) for leaf in jax.tree.leaves(jacobian)]
-        return functools.reduce(jnp.add, [jnp.einsum("icp,jep->ijce", leaf, leaf) for leaf in leaves])
 
-    return np.asarray(contracted(apply, params, x))
+def sensitivity(apply, params, x):
+    """Return how far the kernel moves when each number it is given moves by one rounding of float32."""
+    rng, eps = np.random.default_rng(0), float(jnp.finfo(jnp.float32).eps)
+    nudged = jax.tree.map(lambda leaf: leaf * (1 + eps * rng.choice([-1, 1], leaf.shape)), (params, x))
+    return distance(reference(apply, *nudged), reference(apply, params, x))
 
 
 def reduced(full, outputs):

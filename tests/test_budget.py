@@ -14,7 +14,7 @@ from ntk_inr.kernels import memory
 from ntk_inr.kernels.api import check_model
 from ntk_inr.variance import sums
 from ntk_inr.variance.budget import variance_budget
-from tests.conftest import in_float64, small
+from tests.conftest import in_float64, quick, small
 from tests.kernel_models import MODELS
 
 EPS = float(jnp.finfo(jnp.float32).eps)
@@ -78,7 +78,7 @@ def entry(first, second):
     return off + np.cov(np.diagonal(first), np.diagonal(second), ddof=0)[0, 1]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", quick(NETWORKS, IN_FLOAT32[1], "heads", "odd entries"))
 def test_equals_moments_and_jacobians(name, key, x, x64):
     x = x.astype(jnp.float32)
     model = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), NETWORKS[name](key, x))

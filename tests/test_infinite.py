@@ -19,6 +19,7 @@ from ntk_inr.infinite.quadrature import Quadrature
 from ntk_inr.infinite.resolve import dual_of
 from ntk_inr.networks.filter_networks import FilterNetwork
 from ntk_inr.networks.initializers import Law
+from tests.conftest import quick
 
 stax_installed = pytest.mark.skipif(
     importlib.util.find_spec("neural_tangents") is None or importlib.util.find_spec("frozendict") is None,
@@ -202,7 +203,7 @@ def test_golden_values_of_the_theory(x64):
         np.testing.assert_allclose([found.mean, found.variance], [mean, variance], rtol=2e-7)
 
 
-@pytest.mark.parametrize("soft", ["shrinkage", "gated", "straight_through"])
+@pytest.mark.parametrize("soft", quick(["shrinkage", "gated", "straight_through"], "gated"))
 def test_soft_gates_against_sampled_units(x64, key, soft):
     m, q, temperature = 40_000, 0.2, 0.3
     pair = gaussian_pair(4)
@@ -274,7 +275,7 @@ def wide(name):
     return ni.CoordinateMLP(features=192, depth=2, out=4, parameterization=parameterization, **WIDE[name])
 
 
-@pytest.mark.parametrize("name", [*WIDE, *FILTERS])
+@pytest.mark.parametrize("name", quick([*WIDE, *FILTERS], "relu+residual", "tanh+layer+trained", "fourier"))
 def test_against_wide_networks(key, name):
     x, seeds, net = jax.random.uniform(key, (4, 2), minval=-1.0), 64, wide(name)
 
@@ -291,6 +292,7 @@ def test_against_wide_networks(key, name):
         assert bool((jnp.abs(samples.mean(0) - expected) < 4 * stderr + 5 / net.features * size).all())
 
 
+@pytest.mark.slow
 def test_gabor_filters_against_sampled_ones(x64, key):
     """Values, and gradients by each of the filters' own parameters."""
     net, units = ni.GaborNet(200_000, 1, scale=4.0, alpha=1.4, param_dtype=jnp.float64), 200_000
@@ -373,7 +375,7 @@ HYPER = {
 }
 
 
-@pytest.mark.parametrize("name", HYPER)
+@pytest.mark.parametrize("name", quick(HYPER, "activation.omega", "encoding.scale"))
 def test_gradients_are_finite_differences(x64, x, name):
     """By a setting and by the coordinates, two of which coincide and one is the origin."""
     x = jnp.asarray(x[:5], jnp.float64).at[1].set(x[0]).at[2].set(0.0)
@@ -396,8 +398,11 @@ def test_gradients_are_finite_differences(x64, x, name):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"depth": 2}, {"sparsity": ni.TopK(8)}, {"activation": jnp.tanh, "sparsity": ni.TopK(8, "soft", 0.5)}],
-    ids=["relu", "topk", "soft"],
+    [
+        pytest.param({"depth": 2}, id="relu"),
+        pytest.param({"sparsity": ni.TopK(8)}, id="topk", marks=pytest.mark.slow),
+        pytest.param({"activation": jnp.tanh, "sparsity": ni.TopK(8, "soft", 0.5)}, id="soft", marks=pytest.mark.slow),
+    ],
 )
 def test_gradients_are_finite_where_sides_coincide(x, settings):
     x = x[:5].at[1].set(0.0)

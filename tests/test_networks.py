@@ -7,7 +7,7 @@ import scipy.special
 
 import ntk_inr as ni
 from ntk_inr.networks import initializers
-from tests.conftest import small
+from tests.conftest import quick, small
 
 
 def test_nerf_similarity_is_formula_4_1(x):
@@ -126,7 +126,7 @@ def test_siren_weights_follow_section_3_2(key, x):
     np.testing.assert_allclose(float(hidden.var()), bound**2 / 3, rtol=5e-3)
 
 
-@pytest.mark.parametrize("name", ni.variants())
+@pytest.mark.parametrize("name", quick(ni.variants(), "relu", "pe+sphere+hadamard", "siren", "finer", "wire", "bacon"))
 def test_both_parameterizations_are_one_function_at_the_start(key, x, name):
     standard, ntk = (
         apply(params, x) for apply, params in (small(name, key, x, parameterization=p) for p in ("standard", "ntk"))

@@ -13,11 +13,14 @@ from hypothesis import strategies as st
 import ntk_inr as ni
 from ntk_inr.kernels import api, assembly
 from ntk_inr.kernels.memory import Cut
-from tests.conftest import in_float64, small
-from tests.kernel_models import MODELS, cast, distance, plain, reduced, reference, tolerance
+from tests.conftest import in_float64, quick, small
+from tests.kernel_models import MODELS, cast, distance, plain, reduced, reference, sensitivity, tolerance
+
+# A variant of each kind, and every model that is no variant.
+FIRST = ("relu", "pe+sphere+hadamard", "pe+topk", "siren", "wire")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", quick(MODELS, *FIRST, *[name for name in MODELS if name not in ni.variants()]))
 def test_structured_equals_float64_jacobian(name, key, x, x64):
     if name == "equinox":
         pytest.importorskip("equinox")
@@ -28,10 +31,11 @@ def test_structured_equals_float64_jacobian(name, key, x, x64):
     fast = ni.ntk(*exact_model, exact_x, outputs="full", block=5)
     assert fast.dtype == jnp.float64
     assert distance(fast, full) < tolerance(jnp.float64)
-    # In float32 the forward pass itself rounds too, by the depth and the frequency inside a sine.
+    # In float32 the forward pass itself rounds too, which depth and the frequency inside a sine magnify.
     rectangle = ni.ntk(*model, x, x[:7])
     assert rectangle.dtype == jnp.float32
-    assert distance(rectangle, reduced(full, "trace")[:, :7]) < 20 * tolerance(jnp.float32)
+    allowed = 3 * tolerance(jnp.float32) + 6 * sensitivity(*exact_model, exact_x)
+    assert distance(rectangle, reduced(full, "trace")[:, :7]) < allowed
 
 
 @pytest.mark.parametrize("name", ["pe", "siren", "tied", "tokens", "heads", "layer norm", "custom_jvp"])

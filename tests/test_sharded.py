@@ -45,6 +45,7 @@ def test_eight_devices(tmp_path):
     run([["devices"]], tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

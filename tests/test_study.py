@@ -210,6 +210,7 @@ def test_a_kernel_that_overflows_names_its_network(task):
         ni.compare(task, {"wild": ni.CoordinateMLP(16, 2, activation=lambda u: 1e30 * u**3)}, **SMALL)
 
 
+@pytest.mark.slow
 def test_modules_of_ones_own_held_out_pixels_and_a_sampled_kernel(tmp_path):
     task = ni.image_task("astronaut", size=12, holdout=0.5)
     net = ni.CoordinateMLP(16, 1, out=3, encoding=ni.GaussianFourier(features=16, scale=2.0))
@@ -223,6 +224,7 @@ def test_modules_of_ones_own_held_out_pixels_and_a_sampled_kernel(tmp_path):
     assert ni.write_report(ni.load_study(tmp_path / "run"), tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_shape_is_scored_by_its_own_metrics(tmp_path):
     """With a loss that is not on values: no PSNR, no prediction; and no surface at all is no error."""
     task = ni.shape_task("torus", kind="occupancy", points=300, resolution=12)
@@ -237,6 +239,7 @@ def test_a_shape_is_scored_by_its_own_metrics(tmp_path):
     assert "Gradient descent" not in page
 
 
+@pytest.mark.slow
 def test_kernels_are_of_what_a_task_measures():
     task = ni.tomography_task("shepp-logan", size=12, angles=6)
     study = ni.compare(task, ["siren"], **{**SMALL, "seeds": 1})

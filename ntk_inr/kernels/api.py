@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 from jaxtyping import Float
@@ -212,11 +212,12 @@ def check_concrete(model: Model, name: str) -> None:
 @jax.jit
 def _influence(apply: Partial, params: Any, pair: Array) -> tuple[Array, Array, Array]:
     """Return how far outputs at two examples move when evaluated together, their size, and what rounding does."""
+    # Loops, so that the function is traced and compiled once for each number of rows.
     with jax.default_matmul_precision("highest"):
-        apart = jnp.concatenate([apply(params, pair[:1]), apply(params, pair[1:])])
-        together, turned = apply(params, pair), apply(params, pair[::-1])[::-1]
-        nudged = apply(params, pair * (1 + jnp.finfo(jnp.float32).eps))
-    moved = jnp.maximum(jnp.abs(together - apart).max(), jnp.abs(turned - apart).max())
+        apart = lax.map(lambda row: apply(params, row), pair[:, None])[:, 0]
+        nudge = pair * (1 + jnp.finfo(jnp.float32).eps)
+        together, turned, nudged = lax.map(lambda rows: apply(params, rows), jnp.stack([pair, pair[::-1], nudge]))
+    moved = jnp.maximum(jnp.abs(together - apart).max(), jnp.abs(turned[::-1] - apart).max())
     return moved, jnp.abs(apart).max(), jnp.abs(nudged - together).max()
 
 
