@@ -11,6 +11,8 @@ demo: $(READY)
 	$(BIN)/ntk-inr compare camera --size 64 --steps 300 --seeds 2 --features 128 --depth 3 --out runs/demo --overwrite \
 		--variants relu pe pe+sphere pe+hadamard pe+sphere+hadamard siren
 
+# Most of the tests' time is compilation; .ci/run tests programs optimised as users run them.
+test: export XLA_FLAGS ?= --xla_backend_optimization_level=0
 test: $(READY)
 	$(BIN)/pytest $(PYTEST_ARGS)
 
