@@ -1,12 +1,15 @@
 """How long does a training step take, SIREN's beside ReLU's, fused beside alone, ours beside PyTorch's?
 
+What bounds it: the step's matrix products alone. And what does the recorder add?
+
     pip install torch==2.13.0                      # for the last part alone, which is left out without it
-    python -m benchmarks.training_speed            # about 5 minutes on 2 cores
+    python -m benchmarks.training_speed            # about 12 minutes on 2 cores
     python -m benchmarks.training_speed --quick    # small, under a minute, nothing kept
 
 Writes benchmarks/results/training_speed/<device>/results.json. Adam on all coordinates, float32. Every pair is timed
-by turns in one process, and a step of ours is a hundredth of what 100 steps inside ``ni.fit`` took by its own clock,
-compilation apart; PyTorch's is its eager step, with as many threads as it takes by default.
+by turns in one process. A step of ours is what the later half of the steps inside ``ni.fit`` took by its own clock,
+compilation apart; its reports, which are dense at the beginning, cut the earlier ones into short pieces. PyTorch's is
+its eager step, with as many threads as it takes by default.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from ntk_inr.study.record import write_json
 
 RESULTS = Path(__file__).parent / "results" / "training_speed"
 
-WIDTH, DEPTH, SIDE, STEPS, ROUNDS, RATE = 256, 4, 128, 10, 7, 1e-4
+WIDTH, DEPTH, SIDE, STEPS, ROUNDS, RATE = 256, 4, 128, 60, 3, 1e-4
 VARIANTS = ["relu", "siren", "finer", "gauss", "gabor", "wire", "pe", "fouriernet", "hash"]
 
 
@@ -62,8 +65,10 @@ def fused(name: str, side: int, steps: int) -> Callable[[], float]:
     optimizer = optax.adam(RATE)
 
     def seconds() -> float:
-        run = ni.fit(apply, params, x, y, optimizer=optimizer, steps=steps)
-        return float(run.history["seconds"][-1]) / steps
+        history = ni.fit(apply, params, x, y, optimizer=optimizer, steps=steps).history
+        middle = int(np.searchsorted(history["step"], steps // 2))
+        ends = [history[name][-1] - history[name][middle] for name in ("seconds", "step")]
+        return float(ends[0] / ends[1])
 
     return seconds
 
@@ -86,6 +91,51 @@ def alone(name: str, side: int, steps: int) -> Callable[[], float]:
             at, state, loss = step(at, state)
             float(loss)
         return (time.perf_counter() - start) / steps
+
+    return seconds
+
+
+def products(side: int, times: int) -> Callable[[], float]:
+    """Return a timer of the bare matrix products of a step: forward, by the inputs, by the weights."""
+    h = jax.random.normal(jax.random.key(0), (side**2, WIDTH))
+    w = jax.random.normal(jax.random.key(1), (WIDTH, WIDTH))
+    calls = [jax.jit(lambda h, w: h @ w), jax.jit(lambda h, w: h @ w.T), jax.jit(lambda h, w: h.T @ h)]
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        for _ in range(times):
+            for call in calls * (DEPTH - 1):
+                call(h, w).block_until_ready()
+        return (time.perf_counter() - start) / times
+
+    return seconds
+
+
+def torch_products(side: int, times: int) -> Callable[[], float]:
+    """Return a timer of the same products in PyTorch."""
+    import torch
+
+    h, w = torch.randn(side**2, WIDTH), torch.randn(WIDTH, WIDTH)
+    other = torch.randn(side**2, WIDTH)  # a matrix with itself would take half of the flops
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        for _ in range(times * (DEPTH - 1)):
+            h @ w, h @ w.T, h.T @ other
+        return (time.perf_counter() - start) / times
+
+    return seconds
+
+
+def recorded(side: int, steps: int, recorder: bool) -> Callable[[], float]:
+    """Return a timer of a whole call of ``ni.fit``, with or without a recorder of the kernel."""
+    apply, params, x, y = model("siren", side)
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        options = {"recorder": ni.Recorder()} if recorder else {}
+        ni.fit(apply, params, x, y, optimizer=optax.adam(RATE), steps=steps, **options)
+        return time.perf_counter() - start
 
     return seconds
 
@@ -123,7 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
-    side, steps, rounds = (32, 5, 2) if quick else (SIDE, STEPS, ROUNDS)
+    side, steps, rounds = (32, 8, 2) if quick else (SIDE, STEPS, ROUNDS)
     results: dict[str, Any] = {
         "schema": "ntk_inr.training_speed v1",
         "environment": environment(),
@@ -145,26 +195,36 @@ def main() -> None:
 
     calls = {}
     for size in (16, side):
-        timers = {"fused": fused("siren", size, 100), "alone": alone("siren", size, 100)}
-        found = by_turns(timers, 2 if size == side else rounds)
+        timers = {"fused": fused("siren", size, 100), "alone": alone("siren", size, 20)}
+        found = by_turns(timers, 1 if size == side else rounds)
         found["ratio"] = found["alone"]["median_s"] / found["fused"]["median_s"]
         calls[f"n={size**2}"] = found
         print(f"siren, n={size**2}: a step called alone takes {found['ratio']:.2f} of one of 100 fused", flush=True)
     results["calls"] = calls
+
+    size, length = (16, 50) if quick else (32, 2000)
+    found = by_turns({name: recorded(size, length, name == "recorded") for name in ("plain", "recorded")}, rounds)
+    added = found["recorded"]["median_s"] / found["plain"]["median_s"] - 1
+    results["recorder"] = {"n": size**2, "steps": length, **found, "added": added}
+    print(f"recorder, n={size**2}, {length} steps: {100 * added:.1f} % of the time", flush=True)
 
     if importlib.util.find_spec("torch") is None:
         print("PyTorch is not installed; its part is left out.")
     else:
         import torch
 
-        found = by_turns({"ours": fused("siren", side, steps), "torch": torch_siren(side, steps)}, rounds)
-        results["torch"] = {
-            **found,
-            "ratio": found["torch"]["median_s"] / found["ours"]["median_s"],
-            "version": torch.__version__,
-            "threads": torch.get_num_threads(),
-        }
-        print(f"siren: {results['torch']['ratio']:.2f} times faster than PyTorch's eager step", flush=True)
+        results["torch"] = {"version": torch.__version__, "threads": torch.get_num_threads()}
+        for size in (16, 32, side):
+            found = by_turns({"ours": fused("siren", size, steps), "torch": torch_siren(size, steps // 4)}, rounds)
+            found["ratio"] = found["torch"]["median_s"] / found["ours"]["median_s"]
+            bare = by_turns({"products": products(size, 5), "torch_products": torch_products(size, 5)}, rounds)
+            results["torch"][f"n={size**2}"] = found | bare
+            print(
+                f"siren, n={size**2}: {found['ratio']:.2f} times faster than PyTorch's eager step; its matrix products "
+                f"alone take {1e3 * bare['products']['median_s']:.1f} ms of {1e3 * found['ours']['median_s']:.1f}, "
+                f"PyTorch's {1e3 * bare['torch_products']['median_s']:.1f} of {1e3 * found['torch']['median_s']:.1f}",
+                flush=True,
+            )
     if not quick:
         device = jax.local_devices()[0].device_kind
         folder = RESULTS / "".join(ch if ch.isalnum() else "_" for ch in device.lower())
