@@ -42,7 +42,7 @@ class _OnATask:
     """What the commands share that take a task."""
 
     source: tyro.conf.Positional[tuple[str, ...]]
-    """[TASK] FILE: a file, or something bundled; the task is told by the file's suffix, else it is an image.
+    """[TASK] FILE: a file, or something bundled. The task is told by that or by the file's suffix, else it is an image.
     `ntk-inr tasks` lists both."""
     set: tuple[str, ...] = ()
     """Settings of the task, such as size=128 holdout=0.5 or angles=90; `ntk-inr tasks` lists them."""
@@ -55,7 +55,7 @@ class _OnATask:
     seed: int = 0
     """First random seed."""
     out: Path | None = None
-    """Folder for the results; runs/NAME by default."""
+    """Folder for the results; by default runs/NAME, or runs/TASK-NAME where NAME does not tell the task."""
     overwrite: bool = False
     """Replace results in the folder."""
     resume: bool = False
@@ -78,8 +78,8 @@ class _OnATask:
                 given[name.replace("-", "_")] = value
         if kind in TASKS and "seed" in TASKS[kind].settings:
             given.setdefault("seed", self.seed)
-        task = load_task(kind, source, **given)
-        self.out = self.out or Path("runs") / Path(task.name).stem
+        task, name = load_task(kind, source, **given), Path(source).stem
+        self.out = self.out or Path("runs") / (name if kind == kind_of(source) else f"{kind}-{name}")
         return task
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import ntk_inr as ni
 from ntk_inr import __main__, cli
-from ntk_inr.tasks.registry import kind_of
+from ntk_inr.tasks.registry import TASKS, kind_of
 
 FAST = ["--size", "8", "--features", "8", "--depth", "1", "--steps", "3", "--seeds", "1"]
 
@@ -100,10 +100,12 @@ def test_fit_keeps_the_reconstruction_and_goes_on(capsys, tmp_path):
     assert np.load("chirp/reconstruction.npy").shape == (64, 1)
 
 
-def test_the_task_is_told_by_the_suffix():
-    assert [kind_of(name) for name in ("a.wav", "b.OBJ", "c.npy", "d.jpeg", "camera")] == [
-        "audio", "shape", "volume", "image", "image",
+def test_the_task_is_told_by_the_suffix_or_what_is_bundled():
+    assert [kind_of(name) for name in ("a.wav", "b.OBJ", "c.npy", "d.jpeg", "camera", "unknown")] == [
+        "audio", "shape", "volume", "image", "image", "image",
     ]  # fmt: skip
+    for kind, entry in TASKS.items():
+        assert {kind_of(name) for name in entry.bundled} <= {kind}
 
 
 def test_tasks_are_listed_with_their_settings(capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -158,7 +158,7 @@ def pde_task(
     Pathologies in Physics-Informed Neural Networks" (2021); kernels of such observations in Wang, Yu & Perdikaris,
     "When and Why PINNs Fail to Train: A Neural Tangent Kernel Perspective" (2022).
     """
-    _checks.check_choice(equation, ("poisson-gradients", "poisson", "helmholtz"), "equation")
+    _checks.check_choice(equation, get_args(Equation), "equation")
     _checks.check_positive(resolution, "resolution", integer=True, least=8)
     if equation == "poisson-gradients":
         return image_gradient_task(image, size=resolution)

@@ -6,16 +6,18 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ntk_inr import _checks
+from ntk_inr.tasks import audio, image_file, signal, volume_file
 from ntk_inr.tasks.audio import audio_task
 from ntk_inr.tasks.image import image_task
 from ntk_inr.tasks.interface import Task
-from ntk_inr.tasks.pde import pde_task
+from ntk_inr.tasks.pde import Equation, pde_task
 from ntk_inr.tasks.restored import denoising_task, inpainting_task, super_resolution_task
 from ntk_inr.tasks.shape import shape_task
 from ntk_inr.tasks.signal import signal_task
+from ntk_inr.tasks.solids import SOLIDS
 from ntk_inr.tasks.tomography import tomography_task
 from ntk_inr.tasks.volume import volume_task
 
@@ -28,12 +30,14 @@ class TaskKind:
         summary: what it is, and what it takes as a source.
         build: from a source, and settings, to a task.
         suffixes: of files that are taken for this kind where none is named.
+        bundled: sources that come with the package, and are taken for this kind where none is named.
         writes: suffix of the file that a reconstruction is written to.
     """
 
     summary: str
     build: Callable[..., Task]
     suffixes: tuple[str, ...] = ()
+    bundled: tuple[str, ...] = ()
     writes: str = ".png"
 
     @property
@@ -43,25 +47,31 @@ class TaskKind:
         return {parameter.name: parameter.default for parameter in parameters}
 
 
-_IMAGE = "an image file, or camera, astronaut, coffee, chelsea"
+_IMAGE = f"an image file, or {', '.join(image_file.BUNDLED)}"
 TASKS: dict[str, TaskKind] = {
-    "image": TaskKind(f"fit {_IMAGE}", image_task),
+    "image": TaskKind(f"fit {_IMAGE}", image_task, bundled=image_file.BUNDLED),
     "super-resolution": TaskKind(f"enlarge {_IMAGE}", super_resolution_task),
     "denoising": TaskKind(f"add noise to, and restore, {_IMAGE}", denoising_task),
     "inpainting": TaskKind(f"fill in the missing pixels of {_IMAGE}", inpainting_task),
-    "signal": TaskKind("fit sines, chirp, steps, or a wav file as numbers", signal_task, writes=".npy"),
-    "audio": TaskKind("fit a wav file, or chord, sweep", audio_task, (".wav",), ".wav"),
+    "signal": TaskKind(
+        "fit sines, chirp, steps, or a wav file as numbers", signal_task, bundled=signal.BUNDLED, writes=".npy"
+    ),
+    "audio": TaskKind("fit a wav file, or chord, sweep", audio_task, (".wav",), audio.BUNDLED, ".wav"),
     "volume": TaskKind(
-        "fit a .npy array (t, h, w[, c]), a folder of images, or orbits", volume_task, (".npy",), ".npy"
+        "fit a .npy array (t, h, w[, c]), a folder of images, or orbits",
+        *(volume_task, (".npy",), volume_file.BUNDLED, ".npy"),
     ),
     "shape": TaskKind(
-        "fit a mesh file, or sphere, torus, gyroid, csg",
+        f"fit a mesh file, or {', '.join(SOLIDS)}",
         shape_task,
         (".obj", ".ply", ".stl", ".off", ".glb", ".gltf"),
+        tuple(SOLIDS),
         ".ply",
     ),
-    "tomography": TaskKind("reconstruct an image file, or shepp-logan, from projections", tomography_task),
-    "pde": TaskKind("solve poisson, helmholtz, or poisson-gradients", pde_task, writes=".npy"),
+    "tomography": TaskKind(
+        "reconstruct an image file, or shepp-logan, from projections", tomography_task, bundled=("shepp-logan",)
+    ),
+    "pde": TaskKind(f"solve {', '.join(get_args(Equation))}", pde_task, bundled=get_args(Equation), writes=".npy"),
 }
 
 
@@ -88,6 +98,9 @@ def load_task(kind: str, source: str | Path, /, **settings: Any) -> Task:
 
 
 def kind_of(source: str | Path) -> str:
-    """Return the kind of task that a source is taken for by its name: by suffix, else an image."""
-    suffix = Path(source).suffix.lower()
-    return next((kind for kind, entry in TASKS.items() if suffix in entry.suffixes), "image")
+    """Return the kind of task that a source is taken for: by what is bundled, then by suffix, else an image."""
+    suffix, exists = Path(source).suffix.lower(), Path(source).exists()
+    for kind, entry in TASKS.items():
+        if suffix in entry.suffixes or (str(source) in entry.bundled and not exists):
+            return kind
+    return "image"
