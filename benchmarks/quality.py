@@ -8,6 +8,7 @@ Writes benchmarks/results/quality/<device>/: a JSON a part, which grows row by r
 Parts: image64, every variant on the camera image at 64 x 64 after 500 and 2000 steps, three seeds; image128, the eight
 best known at 128 x 128; shape, IoU of the torus; audio, SNR of the bundled chord; tomography, PSNR of the Shepp-Logan
 phantom. Adam at a constant learning rate, full batch unless the task asks for less, float32.
+How long a step takes is what benchmarks.training_speed measures.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def measure(part: Part, name: str, task: Any) -> tuple[dict[str, Any], Any]:
     rate, last = RATES.get(name, 1e-3), part.steps[-1]
     optimizer = optax.adam(rate)
     scores: dict[str, list[float]] = {}
-    statuses, seconds, reconstructions = [], [], []
+    statuses, reconstructions = [], []
     for seed in range(part.seeds):
         key = jax.random.key(seed)
         apply, params = ni.init(net, key, jnp.asarray(task.x))
@@ -98,14 +99,12 @@ def measure(part: Part, name: str, task: Any) -> tuple[dict[str, Any], Any]:
         for score, value in task.scores(reconstructions[-1]).items():
             scores.setdefault(f"{score}@{last}", []).append(value)
         statuses.append(run.status)
-        seconds.append(float(run.history["seconds"][-1]) / max(run.steps, 1))
     row = {
         "variant": name,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "learning_rate": rate,
         "scores": scores,
         "status": statuses,
-        "seconds_a_step": seconds,
     }
     return row, reconstructions[0]
 
@@ -145,7 +144,7 @@ def _goal(row: dict[str, Any], task: Any) -> list[float]:
 
 def _line(row: dict[str, Any]) -> str:
     means = [f"{key} {np.mean(values):.3g}" for key, values in row["scores"].items()]
-    return f"{', '.join(means)}; {1e3 * np.median(row['seconds_a_step']):.0f} ms a step"
+    return ", ".join(means)
 
 
 def table(contents: dict[str, dict[str, Any]]) -> str:
@@ -158,12 +157,11 @@ def table(contents: dict[str, dict[str, Any]]) -> str:
         keys = list(rows[0]["scores"])
         first = {"shape": "iou", "audio": "snr"}.get(name, "psnr")
         goal = [key for key in keys if key.startswith(f"{first}@")][-1]
-        said += [f"## {name}", "", f"| variant | learning rate | {' | '.join(keys)} | ms a step |"]
-        said.append(f"|{'---|' * (len(keys) + 3)}")
+        said += [f"## {name}", "", f"| variant | learning rate | {' | '.join(keys)} |"]
+        said.append(f"|{'---|' * (len(keys) + 2)}")
         for row in sorted(rows, key=lambda row: -float(np.mean(row["scores"][goal]))):
             cells = [_cell(row["scores"][key]) for key in keys]
-            ms = 1e3 * float(np.median(row["seconds_a_step"]))
-            said.append(f"| {row['variant']} | {row['learning_rate']:g} | {' | '.join(cells)} | {ms:.0f} |")
+            said.append(f"| {row['variant']} | {row['learning_rate']:g} | {' | '.join(cells)} |")
         said.append("")
     return "\n".join(said)
 
