@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 # A file stays in one process, which compiles what its tests share once.
-PYTEST_ARGS ?= -n 2 --dist loadfile -m "not slow"
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile
+PYTEST_ARGS ?= -m "not slow"
 
 .PHONY: demo test coverage lint notebooks clean
 
@@ -14,10 +15,10 @@ demo: $(READY)
 # Most of the tests' time is compilation; .ci/run tests programs optimised as users run them.
 test: export XLA_FLAGS ?= --xla_backend_optimization_level=0
 test: $(READY)
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 coverage: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile --cov=ntk_inr --cov-report=term
+	$(PYTEST) --cov=ntk_inr --cov-report=term
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -25,6 +25,15 @@ def test_every_variant_takes_any_size(name):
     assert jax.eval_shape(net.apply, variables, jnp.zeros((5, 2))).shape == (5, 3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["wire", "gabornet", "bacon", "hash", "pe+weight", "siren+film", "pe+modulator"])
+def test_kernels_of_whole_networks_equal_jacobians(key, x, name):
+    """With two outputs; tests/test_ntk.py has every variant with one."""
+    apply, params = ni.init(ni.variant(name, features=8, depth=2, out=2), key, x[:6])
+    exact = ni.ntk(apply, params, x[:6], method="jacobian")
+    np.testing.assert_allclose(ni.ntk(apply, params, x[:6]), exact, atol=1e-5 * float(jnp.abs(exact).max()))
+
+
 FORMULAS = {
     "finer": (ni.Finer(omega=3.0, frozen_scale=False), lambda u: np.sin(3 * (np.abs(u) + 1) * u)),
     "spder": (ni.Spder(omega=3.0), lambda u: np.sin(3 * u) * np.sqrt(np.abs(3 * u))),

@@ -59,7 +59,10 @@ TASKS: dict[str, TaskKind] = {
     "audio": TaskKind("fit a wav file, or chord, sweep", audio_task, (".wav",), audio.BUNDLED, ".wav"),
     "volume": TaskKind(
         "fit a .npy array (t, h, w[, c]), a folder of images, or orbits",
-        *(volume_task, (".npy",), volume_file.BUNDLED, ".npy"),
+        volume_task,
+        (".npy",),
+        volume_file.BUNDLED,
+        ".npy",
     ),
     "shape": TaskKind(
         f"fit a mesh file, or {', '.join(SOLIDS)}",
