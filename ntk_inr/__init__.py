@@ -17,6 +17,7 @@ from ntk_inr.networks.mlp import CoordinateMLP
 from ntk_inr.networks.modulated_sines import Finer, Hosc, Sinc, Spder
 from ntk_inr.networks.modulation import FourierModulation, GaborModulation, MLPModulation
 from ntk_inr.networks.normalization import BatchNorm, LayerNorm, Sphere, WeightNorm
+from ntk_inr.networks.settings import settings_of, with_settings
 from ntk_inr.networks.sparsity import TopK
 from ntk_inr.networks.two_layer import TwoLayerNetwork, two_layer_network
 from ntk_inr.networks.variants import variant, variants
@@ -44,6 +45,9 @@ from ntk_inr.study.record import load as load_study
 from ntk_inr.study.report import write_report
 from ntk_inr.study.single import Fitted, fit_task
 from ntk_inr.study.summary import Summary, summarize
+from ntk_inr.study.tune import tune
+from ntk_inr.study.tuning import Candidate, Tuning
+from ntk_inr.study.tuning import read as load_tuning
 from ntk_inr.tasks.audio import AudioTask, audio_task
 from ntk_inr.tasks.eikonal import EikonalLoss
 from ntk_inr.tasks.image import ImageTask, image_task
@@ -75,6 +79,7 @@ __all__ = [
     "AudioTask",
     "BatchNorm",
     "BudgetChange",
+    "Candidate",
     "Condition",
     "CoordinateMLP",
     "Dense",
@@ -131,6 +136,7 @@ __all__ = [
     "TomographyTask",
     "TopK",
     "TriangleWave",
+    "Tuning",
     "TwoLayerFactors",
     "TwoLayerMoments",
     "TwoLayerNetwork",
@@ -161,6 +167,7 @@ __all__ = [
     "inpainting_task",
     "load_study",
     "load_task",
+    "load_tuning",
     "max_learning_rate",
     "moments",
     "ntk",
@@ -169,6 +176,7 @@ __all__ = [
     "predict_training",
     "rounding_floor",
     "sampled_moments",
+    "settings_of",
     "shape_task",
     "signal_task",
     "spectral_density",
@@ -179,6 +187,7 @@ __all__ = [
     "super_resolution_task",
     "tomography_task",
     "top_eigenpairs",
+    "tune",
     "two_layer_moments",
     "two_layer_network",
     "variance_budget",
@@ -186,5 +195,6 @@ __all__ = [
     "variants",
     "vi3nr",
     "volume_task",
+    "with_settings",
     "write_report",
 ]

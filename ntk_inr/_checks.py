@@ -98,9 +98,13 @@ def check_choice(value: Any, choices: Iterable[str], name: str) -> None:
 
 
 def check_positive(value: Any, name: str, *, integer: bool = False, least: float | None = None) -> None:
-    """Raise where ``value`` is not a finite number above zero (an integer at ``least``)."""
+    """Raise where ``value`` is not a finite number above zero (an integer at ``least``); traced ones can't be seen."""
     if integer and (isinstance(value, bool) or not isinstance(value, int | np.integer)):
         raise TypeError(f"{name} is {value!r}; expected a whole number.")
+    if isinstance(value, jax.core.Tracer):
+        return
+    if isinstance(value, Array):
+        value = np.asarray(value)[()]  # a comparison of JAX's own would be traced inside jit
     low = 1 if integer and least is None else least
     if low is not None and not value >= low:
         raise ValueError(f"{name} is {value!r}; expected at least {low}.")

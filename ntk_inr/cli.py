@@ -1,39 +1,34 @@
-"""The commands of ``ntk-inr``: compare, fit, variants, tasks, report."""
+"""The commands of ``ntk-inr``: compare, fit, tune, variants, tasks, report."""
 
 from __future__ import annotations
 
 import ast
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-import rich.box
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
-from ntk_inr.networks.variants import variants
+from ntk_inr import style, terminal
+from ntk_inr.networks.settings import setting_name, with_settings
+from ntk_inr.networks.variants import variant, variants
 from ntk_inr.study import compare as study_compare
-from ntk_inr.study.record import RESULTS, Study, load
+from ntk_inr.study import record
+from ntk_inr.study.record import RESULTS, load
 from ntk_inr.study.report import write_report
 from ntk_inr.study.single import fit_task
-from ntk_inr.study.summary import Summary, check_target, summarize
+from ntk_inr.study.space import parse_values
+from ntk_inr.study.summary import check_target, summarize
+from ntk_inr.study.tune import tune
+from ntk_inr.study.tuning import Objective
+from ntk_inr.study.tuning import read as load_tuning
 from ntk_inr.tasks.interface import Task
 from ntk_inr.tasks.registry import TASKS, kind_of, load_task
 
-_WIDE = 110
 _USER_MISTAKES = (ValueError, TypeError, FileNotFoundError, FileExistsError, PermissionError, ImportError)
 
 
@@ -41,6 +36,7 @@ _USER_MISTAKES = (ValueError, TypeError, FileNotFoundError, FileExistsError, Per
 class _OnATask:
     """What the commands share that take a task."""
 
+    prefix: ClassVar[str] = ""
     source: tyro.conf.Positional[tuple[str, ...]]
     """[TASK] FILE: a file, or something bundled. The task is told by that or by the file's suffix, else it is an image.
     `ntk-inr tasks` lists both."""
@@ -68,19 +64,26 @@ class _OnATask:
         source = self.source[-1]
         kind = self.source[0] if len(self.source) == 2 else kind_of(source)
         given = {name: value for name, value in settings.items() if value is not None}
-        for text in self.set:
-            name, equals, value = text.partition("=")
-            if not equals:
-                raise ValueError(f"--set {text!r} is no setting; write name=value, such as size=128.")
-            try:
-                given[name.replace("-", "_")] = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
-                given[name.replace("-", "_")] = value
+        given |= _named(self.set, "--set", "size=128")
         if kind in TASKS and "seed" in TASKS[kind].settings:
             given.setdefault("seed", self.seed)
         task, name = load_task(kind, source, **given), Path(source).stem
-        self.out = self.out or Path("runs") / (name if kind == kind_of(source) else f"{kind}-{name}")
+        self.out = self.out or Path("runs") / (self.prefix + (name if kind == kind_of(source) else f"{kind}-{name}"))
         return task
+
+
+def _named(texts: Sequence[str], option: str, example: str) -> dict[str, Any]:
+    """Return what texts such as "name=value" say; what is no Python value is a text."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"{option} {text!r} is no setting; write name=value, such as {example}.")
+        try:
+            found[name.replace("-", "_")] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name.replace("-", "_")] = value
+    return found
 
 
 @dataclasses.dataclass
@@ -114,14 +117,14 @@ class Compare(_OnATask):
         check_target(self.target)
         task = self.task(size=self.size, holdout=self.holdout, grey=self.grey or None)
         assert self.out is not None
-        with _progress(console) as progress:
+        with terminal.progress(console) as progress:
             study = study_compare.compare(
                 task, self.variants, features=self.features, depth=self.depth, steps=self.steps, seeds=self.seeds,
                 learning_rate=self.learning_rate, seed=self.seed, kernel_points=self.kernel_points, out=self.out,
                 overwrite=self.overwrite, resume=self.resume, progress=progress,
             )  # fmt: skip
             page = write_report(study, self.out, target_psnr=self.target, progress=progress)
-        _print_study(console, study, summarize(study, self.target))
+        terminal.print_study(console, study, summarize(study, self.target))
         console.print(f"\nReport: [bold]{escape(str(page))}[/]", soft_wrap=True)
         if all(result.diverged for result in study.variants):
             raise ValueError(
@@ -151,6 +154,8 @@ class Fit(_OnATask):
 
     variant: str = "siren"
     """Network; `ntk-inr variants` lists them."""
+    network: tuple[str, ...] = ()
+    """Settings of the network, such as omega=20 or encoding.scale=4."""
     steps: int = 1000
     """Training steps."""
     optimizer: str = "adam"
@@ -162,10 +167,13 @@ class Fit(_OnATask):
         """Do it; return the exit status."""
         task = self.task()
         assert self.out is not None
-        with _progress(console) as progress:
+        net = variant(self.variant, features=self.features, depth=self.depth, out=task.channels)
+        given = _named(self.network, "--network", "omega=20")
+        net = with_settings(net, {setting_name(net, name): value for name, value in given.items()})
+        with terminal.progress(console) as progress:
             found = fit_task(
-                task, self.variant, features=self.features, depth=self.depth, steps=self.steps,
-                optimizer=self.optimizer, learning_rate=self.learning_rate, schedule=self.schedule, seed=self.seed,
+                task, net, steps=self.steps, optimizer=self.optimizer, learning_rate=self.learning_rate,
+                schedule=self.schedule, seed=self.seed,
                 out=self.out, overwrite=self.overwrite, resume=self.resume,
                 progress=lambda done, total: progress("steps", done, total),
             )  # fmt: skip
@@ -187,6 +195,97 @@ class Fit(_OnATask):
         if self.out is None or not (self.out / "checkpoints").exists():
             return "Nothing was trained yet, so nothing was kept."
         return f"The last step is kept in {self.out}; the same command with --resume goes on from there."
+
+
+@dataclasses.dataclass
+class Tune(_OnATask):
+    """Choose settings before training, by what the kernel at initialisation predicts.
+
+    Example: ntk-inr tune photo.png --variant rff --over scale=0.25:32 --for heldout
+
+    Example: ntk-inr tune photo.png --variant siren rff pe --pilot 50 --out runs/choice
+    """
+
+    prefix = "tune-"
+
+    variant: tuple[str, ...] = ("rff",)
+    """Networks to choose from; `ntk-inr variants` lists them."""
+    over: tuple[str, ...] = ()
+    """Settings to choose, each with a range or a list: scale=0.25:32 or bands=2,4,8. By default a wide range of the
+    setting that a network's spectrum hangs on most."""
+    objective: Annotated[Objective, tyro.conf.arg(name="for")] = "heldout"
+    """heldout: best PSNR on values that are held out. fit: PSNR after --steps. speed: steps to --target."""
+    steps: int = 500
+    """Training steps that are planned."""
+    target: float | None = None
+    """PSNR in dB, of --for speed."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """What will train the network."""
+    points: int = 8
+    """Values of a range that are tried first."""
+    refine: int = 4
+    """Further candidates around the best."""
+    sample: int | None = None
+    """Rows that a kernel is taken on; by default 512, or all."""
+    repeats: int = 3
+    """Samples and initialisations a candidate."""
+    pilot: int = 0
+    """Steps of a short training of each candidate, after which its kernel is taken."""
+    infinite: bool = False
+    """Take the kernel of infinite width."""
+    size: int | None = None
+    """Longer side of an image in pixels, after reduction; by default the task's own, 64 for images."""
+
+    def run(self, console: Console) -> int:
+        """Do it; return the exit status."""
+        task = self.task(size=self.size)
+        assert self.out is not None
+        given = _named_ranges(self.over)
+        with terminal.progress(console) as progress:
+            found = tune(
+                task, self.variant, given or None, objective=self.objective, steps=self.steps, target_psnr=self.target,
+                features=self.features, depth=self.depth, optimizer=self.optimizer, learning_rate=self.learning_rate,
+                points=self.points, refine=self.refine, sample=self.sample, repeats=self.repeats, pilot=self.pilot,
+                infinite=self.infinite, seed=self.seed, out=self.out, overwrite=self.overwrite, resume=self.resume,
+                progress=progress,
+            )  # fmt: skip
+        terminal.print_tuning(console, found)
+        figure = found.plot()
+        record.write_atomically(self.out / "tune.png", lambda file: figure.savefig(file, format="png"))
+        style.pyplot().close(figure)
+        settings = [f"size={self.size}"] * (self.size is not None) + list(self.set)
+        words = [*self.source, *(["--set", *settings] if settings else [])]
+        command = found.command(*words, *(["--seed", str(self.seed)] if self.seed else []))
+        console.print(f"\nTrain it: [bold]{escape(command)}[/]", soft_wrap=True)
+        console.print(f"In Python:\n{escape(found.snippet(self._expression(settings)))}", soft_wrap=True)
+        console.print(f"\nPicture: [bold]{escape(str(self.out / 'tune.png'))}[/]", soft_wrap=True)
+        return 0
+
+    def _expression(self, settings: Sequence[str]) -> str:
+        """Return the Python that loads the task."""
+        kind = self.source[0] if len(self.source) == 2 else kind_of(self.source[-1])
+        given = "".join(f", {name}={value!r}" for name, value in _named(settings, "--set", "size=128").items())
+        return f'ni.load_task("{kind}", {self.source[-1]!r}{given})'
+
+    def interrupted(self) -> str:
+        """Return what to tell a user who pressed Ctrl-C."""
+        if self.out is None or not (self.out / RESULTS).exists():
+            return "No candidate was finished, so nothing was kept."
+        done = len(load_tuning(self.out).candidates)
+        return (
+            f"{done} candidates are finished and kept in {self.out}; the same command with --resume goes on from there."
+        )
+
+
+def _named_ranges(texts: Sequence[str]) -> Mapping[str, Any]:
+    """Return what texts such as "scale=0.25:32" say."""
+    found = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        if not equals:
+            raise ValueError(f"--over {text!r} is no range; write name=low:high or name=a,b,c, such as scale=0.25:32.")
+        found[name] = parse_values(values)
+    return found
 
 
 @dataclasses.dataclass
@@ -244,9 +343,9 @@ class Report:
     def run(self, console: Console) -> int:
         """Do it; return the exit status."""
         study = load(self.folder)
-        with _progress(console) as progress:
+        with terminal.progress(console) as progress:
             page = write_report(study, self.folder, target_psnr=self.target, progress=progress)
-        _print_study(console, study, summarize(study, self.target))
+        terminal.print_study(console, study, summarize(study, self.target))
         console.print(f"\nReport: [bold]{escape(str(page))}[/]", soft_wrap=True)
         return 0
 
@@ -258,6 +357,7 @@ class Report:
 _Command = (
     Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Fit, tyro.conf.subcommand("fit")]
+    | Annotated[Tune, tyro.conf.subcommand("tune")]
     | Annotated[Variants, tyro.conf.subcommand("variants")]
     | Annotated[Tasks, tyro.conf.subcommand("tasks")]
     | Annotated[Report, tyro.conf.subcommand("report")]
@@ -277,58 +377,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     try:
-        return command.run(_console())
+        return command.run(terminal.make_console())
     except _USER_MISTAKES as error:
         errors.print(f"[bold red]ntk-inr: error:[/] {escape(str(error))}")
         return 2
     except KeyboardInterrupt:
         errors.print(f"[bold]ntk-inr: stopped.[/] {escape(command.interrupted())}")
         return 130
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_WIDE + 30)
-
-
-class _Bars:
-    """Turns calls (what, done, total) into progress bars."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._bars: dict[str, TaskID] = {}
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if what not in self._bars:
-            self._bars[what] = self._progress.add_task(escape(what), total=total)
-        bar = self._bars[what]
-        self._progress.update(bar, completed=done, visible=what == "variants" or done < total)
-
-
-@contextlib.contextmanager
-def _progress(console: Console) -> Iterator[_Bars]:
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console) as progress:
-        yield _Bars(progress)
-
-
-def _print_study(console: Console, study: Study, summary: Summary) -> None:
-    # A narrow terminal gets the spread on a line of its own rather than broken words.
-    joint = " ± " if console.width >= _WIDE else "\n± "
-    for group, title in summary.groups.items():
-        table = Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-        table.add_column("variant", no_wrap=True)
-        columns = [column for column in summary.columns if column.group == group]
-        for column in columns:
-            table.add_column(column.title, justify="right", min_width=8)
-        for name, row in summary.rows.items():
-            cells = [(row[column.key].text.replace(" ± ", joint), row[column.key].best) for column in columns]
-            table.add_row(escape(name), *[f"[bold green]{text} ★[/]" if best else text for text, best in cells])
-        console.print(table)
-    seeds = study.settings["seeds"]
-    console.print(f"Mean ± standard deviation over seeds ({seeds}); ★ best of its column; PSNR in dB.\n")
-    for sentence in summary.conclusion:
-        console.print(f"• {escape(sentence)}")

@@ -52,9 +52,9 @@ class Law:
         """Return the variance in a layer of ``fan_in`` inputs and ``fan_out`` outputs, by default as many."""
         return self.gain / self._fan(fan_in, fan_out) ** self.power
 
-    def std(self, fan_in: int, fan_out: int | None = None) -> float:
+    def std(self, fan_in: int, fan_out: int | None = None) -> Any:
         """Return the standard deviation in a layer of ``fan_in`` inputs and ``fan_out`` outputs."""
-        return math.sqrt(self.variance(fan_in, fan_out))
+        return self.variance(fan_in, fan_out) ** 0.5
 
     def mean(self, fan_in: int, fan_out: int | None = None) -> float:
         """Return the mean in a layer of ``fan_in`` inputs and ``fan_out`` outputs."""

@@ -14,15 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jax.tree_util import Partial
 
 from ntk_inr import _checks
 from ntk_inr.kernels.adapters import init
-from ntk_inr.kernels.api import ntk
 from ntk_inr.networks.variants import variant
 from ntk_inr.spectra.eigen import condition_number, eigenvalues, max_learning_rate
 from ntk_inr.spectra.moments import moments
 from ntk_inr.study import record
+from ntk_inr.study.candidate import kernel_in_float64
 from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import picture
 from ntk_inr.study.record import Study, VariantResult
@@ -169,7 +168,7 @@ def _measure(name: str, net: nn.Module, task: Task, settings: dict[str, Any], re
     kernels, spectra = [], []
     for s, (_, observed, params) in enumerate(single):
         report(f"{name}: kernel", s, seeds)
-        kernel = _kernel((observed, params), x[rows])
+        kernel = kernel_in_float64(observed, params, x[rows])
         if np.abs(kernel).max() > np.finfo(np.float32).max or not np.isfinite(kernel).all():
             raise ValueError(
                 f"the kernel of {name!r} at initialisation is not finite in float32; scale its weights down."
@@ -199,7 +198,7 @@ def _measure(name: str, net: nn.Module, task: Task, settings: dict[str, Any], re
         ]  # fmt: skip
         gd = train("gradient descent", optax.sgd(gd_rate))
         for figures, (_, observed, _), kernel, slow in zip(scalars, single, kernels, gd, strict=True):
-            moved = _kernel((observed, slow.params), x[rows])
+            moved = kernel_in_float64(observed, slow.params, x[rows])
             figures.update(
                 gd_kernel_drift=float(np.linalg.norm(moved - kernel) / np.linalg.norm(kernel)),
                 gd_cv_after=float(moments(moved).cv),
@@ -242,17 +241,6 @@ def trained(apply: Any, run: FitResult) -> Any:
     """Return the network itself as training left it, with its statistics where they are its own to keep."""
     own: Any = jax.tree.structure(apply)
     return run.apply if jax.tree.structure(run.apply) == own else apply
-
-
-def _kernel(model: tuple[Partial, Any], x: Array) -> np.ndarray:
-    """Return the kernel in float64 at the model's own parameters.
-
-    In float32 rounding hides eigenvalues below about 5e-4 of the largest at n = 4096.
-    """
-    host = jax.tree.map(np.asarray, (*model, x))
-    with jax.enable_x64(True):
-        apply, params, points = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), host)
-        return np.asarray(ntk(apply, params, points))
 
 
 def _kernel_figures(kernel: np.ndarray, values: np.ndarray) -> dict[str, Any]:

@@ -154,10 +154,14 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     os.replace(file.name, path)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write text in one move."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as JSON in one move; numbers that are not finite become null."""
-    text = json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_text(path, json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
 
 
 def save_arrays(folder: Path, result: VariantResult) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ntk_inr import style
 from ntk_inr.study import figures
-from ntk_inr.study.record import Study, write_atomically, write_json
+from ntk_inr.study.record import Study, write_atomically, write_json, write_text
 from ntk_inr.study.summary import Summary, summarize
 
 
@@ -58,7 +58,7 @@ def write_report(
     if progress is not None:
         progress("figures", len(makers), len(makers))
     page = template.render(study=study, summary=summary, pictures=pictures)
-    write_atomically(folder / "report.html", lambda file: file.write(page.encode()))
+    write_text(folder / "report.html", page)
     return folder / "report.html"
 
 
@@ -70,7 +70,7 @@ def write_csv(summary: Summary, path: Path) -> None:
     writer.writerow(["variant", *[name for key in keys for name in (key, f"{key}_spread")]])
     for variant, row in summary.rows.items():
         writer.writerow([variant, *[number for key in keys for number in (row[key].mean, row[key].spread)]])
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+    write_text(path, text.getvalue())
 
 
 def _template() -> Any:

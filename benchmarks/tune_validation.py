@@ -1,0 +1,323 @@
+"""Is the choice that ni.tune makes before training the one that a sweep of trainings makes?
+
+    python -m benchmarks.tune_validation                  # about an hour on 2 cores; goes on where it was stopped
+    python -m benchmarks.tune_validation camera torus     # these signals alone
+    python -m benchmarks.tune_validation --quick          # two small sweeps, under a minute, nothing kept
+
+For each signal and family of networks every setting is trained from several seeds (the sweep), and predicted by
+ni.tune, which sees the rows trained on only. Writes benchmarks/results/tune_validation/<device>/: results.json, which
+grows case by case, table.md and regret.png.
+
+Rank correlation is Spearman's, with a bootstrap interval over the settings. Regret is what taking the predicted best
+loses against the best of the sweep, in dB of mean PSNR; PSNR on rows trained on counts up to CEILING.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+
+import ntk_inr as ni
+from benchmarks.keep import markdown, results_folder, save_figure
+from ntk_inr import style
+from ntk_inr.study.candidate import build
+from ntk_inr.study.environment import environment
+from ntk_inr.study.record import write_json, write_text
+from ntk_inr.study.tuning import Objective
+from ntk_inr.training.curves import psnr
+
+FEATURES, DEPTH, SEEDS = 128, 3, 2
+# Held-out PSNR is for the end of training, PSNR on rows trained on for a short one: later most reach the ceiling.
+STEPS: dict[Objective, int] = {"heldout": 500, "fit": 100}
+# What rounding to 8 bits leaves of a signal.
+CEILING = 58.9
+PILOTS = [0, 25]
+PIXELS, SAMPLES, POINTS = 48, 1024, 2304
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A variant, one setting of it and its values, and the learning rate of Adam."""
+
+    variant: str
+    setting: str
+    values: list[Any]
+    rate: float
+
+
+def _spaced(low: float, high: float, count: int) -> list[float]:
+    return [float(f"{value:.3g}") for value in np.geomspace(low, high, count)]
+
+
+FAMILIES = {
+    "rff scale": Family("rff", "encoding.scale", _spaced(0.25, 32, 8), 1e-3),
+    "nerf bands": Family("pe", "encoding.bands", list(range(1, 9)), 1e-3),
+    "siren omega": Family("siren", "activation.omega", _spaced(4, 128, 8), 5e-4),
+    "gauss width": Family("gauss", "activation.width", _spaced(0.01, 0.32, 8), 1e-3),
+    "wire omega": Family("wire", "omega", _spaced(4, 64, 6), 2e-3),
+    "fouriernet scale": Family("fouriernet", "scale", _spaced(8, 512, 8), 1e-2),
+    "topk k": Family("pe+topk", "sparsity.k", [4, 8, 16, 32, 64, 96, 128], 1e-3),
+}
+ENCODINGS = ["rff scale", "nerf bands", "fouriernet scale"]
+
+
+class Half:
+    """A task of which every second row, at random, is held out."""
+
+    def __init__(self, task: Any) -> None:
+        self._task = task
+        rows = np.random.default_rng(0).permutation(len(task.x))
+        kept, other = np.sort(rows[: len(rows) // 2]), np.sort(rows[len(rows) // 2 :])
+        self.x, self.y = task.x[kept], task.y[kept]
+        self.heldout = task.x[other], task.y[other]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+
+def _image(name: str, size: int = PIXELS) -> Any:
+    return ni.image_task(name, size=size, holdout=0.5, grey=True)
+
+
+def _chord() -> Any:
+    return ni.signal_task(ni.audio_task("chord").samples[: 2 * SAMPLES], holdout=0.5)
+
+
+def _shape(name: str) -> Any:
+    return Half(ni.shape_task(name, points=POINTS))
+
+
+SIGNALS: dict[str, Callable[[], Any]] = {
+    **{name: functools.partial(_image, name) for name in ("camera", "astronaut", "coffee", "chelsea")},
+    **{name: functools.partial(ni.signal_task, name, samples=SAMPLES, holdout=0.5) for name in ("chirp", "steps")},
+    "chord": _chord,
+    **{name: functools.partial(_shape, name) for name in ("torus", "gyroid")},
+}
+QUICK: dict[str, Callable[[], Any]] = {"camera": functools.partial(_image, "camera", 16)}
+
+
+def sweep(task: Any, family: Family, seeds: int, steps: dict[Objective, int]) -> dict[str, Any]:
+    """Train every setting from every seed; return PSNR (settings, seeds) for each objective, and the seconds."""
+    found: dict[str, Any] = {objective: [] for objective in steps}
+    began = time.perf_counter()
+    for value in family.values:
+        rows = [_trained(task, family, value, seed, steps) for seed in range(seeds)]
+        for objective in steps:
+            found[objective].append([row[objective] for row in rows])
+    return found | {"seconds": time.perf_counter() - began}
+
+
+def _trained(task: Any, family: Family, value: Any, seed: int, steps: dict[Objective, int]) -> dict[str, float]:
+    net = ni.variant(family.variant, features=FEATURES, depth=DEPTH, out=task.channels)
+    apply, params = build(net, {family.setting: value}, jax.random.key(seed), jnp.asarray(task.x))
+    optimizer = ni.optimizer("adam", learning_rate=family.rate)
+    run = ni.fit(
+        apply, params, task.x, task.y, optimizer=optimizer, steps=max(steps.values()), loss=task.loss,
+        data_range=task.data_range,
+    )  # fmt: skip
+    x, y = task.heldout
+    error = np.asarray(apply(run.params, jnp.asarray(x)), np.float64) - y
+    curve = (
+        run.psnr if run.every_step else np.interp(np.arange(run.steps + 1), run.history["step"], run.history["psnr"])
+    )
+    return {
+        "heldout": float(psnr((error**2).mean(), task.data_range)),
+        "fit": min(float(curve[min(steps["fit"], run.steps)]), CEILING),
+    }
+
+
+def predict(task: Any, family: Family, steps: dict[Objective, int], pilot: int) -> dict[str, Any]:
+    """Return the scores (settings, repeats) that ni.tune predicts for each objective, and its seconds."""
+    found: dict[str, Any] = {"seconds": {}, "drift": []}
+    for objective, budget in steps.items():
+        began = time.perf_counter()
+        tuned = ni.tune(
+            task, family.variant, {family.setting: family.values}, objective=objective, steps=budget,
+            features=FEATURES, depth=DEPTH, learning_rate=family.rate, refine=0, pilot=pilot,
+        )  # fmt: skip
+        found["seconds"][objective] = time.perf_counter() - began
+        found[objective] = [candidate.score for candidate in tuned.candidates]
+        found["drift"] = [float(np.mean(candidate.drift)) for candidate in tuned.candidates if candidate.drift]
+    return found
+
+
+def compared(predicted: Any, measured: Any) -> dict[str, float]:
+    """Return rank correlation with its interval, and regret, of mean scores (settings,) of both."""
+    predicted, measured = np.array(predicted), np.array(measured)
+    rng = np.random.default_rng(0)
+
+    def rho(rows: np.ndarray) -> float:
+        if np.ptp(measured[rows]) == 0 or np.ptp(predicted[rows]) == 0:
+            return np.nan
+        return float(scipy.stats.spearmanr(predicted[rows], measured[rows])[0])
+
+    draws = [rho(rng.integers(len(measured), size=len(measured))) for _ in range(500)]
+    low, high = np.nanquantile(draws, [0.05, 0.95])
+    return {
+        "rank": rho(np.arange(len(measured))), "low": float(low), "high": float(high),
+        "regret": float(measured.max() - measured[predicted.argmax()]),
+        "guess": float(measured.max() - measured.mean()),
+    }  # fmt: skip
+
+
+def run_case(signal: str, task: Any, name: str, family: Family, row: dict[str, Any], seeds: int) -> None:
+    """Fill in what a case lacks: the sweep, and predictions with each pilot."""
+    if "sweep" not in row:
+        row["sweep"] = sweep(task, family, seeds, STEPS)
+    for pilot in PILOTS:
+        if str(pilot) not in row.setdefault("predicted", {}):
+            row["predicted"][str(pilot)] = predict(task, family, STEPS, pilot)
+    row["compared"] = {
+        pilot: {
+            objective: compared(np.mean(found[objective], axis=1), np.mean(row["sweep"][objective], axis=1))
+            for objective in STEPS
+        }
+        for pilot, found in row["predicted"].items()
+    }
+    said = "; ".join(
+        f"pilot {pilot} {objective}: rank {case['rank']:.2f} regret {case['regret']:.1f} dB"
+        for pilot, cases in row["compared"].items()
+        for objective, case in cases.items()
+    )
+    print(f"{signal}, {name}: {said}", flush=True)
+
+
+def across(rows: list[dict[str, Any]], pilot: int, objective: str) -> dict[str, float]:
+    """Compare all settings of all families on one signal."""
+    predicted = np.concatenate([np.mean(row["predicted"][str(pilot)][objective], axis=1) for row in rows])
+    measured = np.concatenate([np.mean(row["sweep"][objective], axis=1) for row in rows])
+    return compared(predicted, measured)
+
+
+def summarize(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures over all cases, for each pilot and objective."""
+    rows, found = content["rows"], {}
+    signals = list(dict.fromkeys(row["signal"] for row in rows))
+    for pilot in PILOTS:
+        for objective in STEPS:
+            cases = [row["compared"][str(pilot)][objective] for row in rows]
+            encodings = [row["compared"][str(pilot)][objective]["rank"] for row in rows if row["family"] in ENCODINGS]
+            pooled = {
+                signal: across([row for row in rows if row["signal"] == signal], pilot, objective) for signal in signals
+            }
+            regrets = [case["regret"] for case in cases]
+            ratios = [row["sweep"]["seconds"] / row["predicted"][str(pilot)]["seconds"][objective] for row in rows]
+            found[f"{objective}, pilot {pilot}"] = {
+                "cases": len(cases),
+                "regret_median": float(np.median(regrets)),
+                "regret_90": float(np.quantile(regrets, 0.9)),
+                "regret_of_a_guess": float(np.median([case["guess"] for case in cases])),
+                "rank_median": float(np.nanmedian([case["rank"] for case in cases])),
+                "rank_median_encodings": float(np.nanmedian(encodings)) if encodings else None,
+                "times_cheaper": float(np.median(ratios)),
+                "across_variants": pooled,
+            }
+    return found
+
+
+def table(content: dict[str, Any]) -> str:
+    """Return Markdown: the summary, and each case."""
+    heads = [
+        "objective", "cases", "regret [dB], median", "90th percentile", "of a random choice",
+        "rank correlation, median", "of encodings", "times cheaper than the sweep",
+    ]  # fmt: skip
+    rows = []
+    for name, found in content["summary"].items():
+        encodings = found["rank_median_encodings"]
+        rows.append(
+            [
+                name, found["cases"], f"{found['regret_median']:.2f}", f"{found['regret_90']:.2f}",
+                f"{found['regret_of_a_guess']:.1f}", f"{found['rank_median']:.2f}",
+                "" if encodings is None else f"{encodings:.2f}", f"{found['times_cheaper']:.0f}",
+            ]
+        )  # fmt: skip
+    said = ["# Does ni.tune choose what a sweep would?", "", *markdown(heads, rows)]
+    for name, found in content["summary"].items():
+        rows = [[signal, _ranked(case), f"{case['regret']:.2f}"] for signal, case in found["across_variants"].items()]
+        said += ["", f"## Across variants, {name}", "", *markdown(["signal", "rank correlation", "regret [dB]"], rows)]
+    for pilot, objective in itertools.product(map(str, PILOTS), STEPS):
+        rows = []
+        for row in content["rows"]:
+            case, values = row["compared"][pilot][objective], row["values"]
+            best, chosen = (
+                values[int(np.mean(scores[objective], axis=1).argmax())]
+                for scores in (row["sweep"], row["predicted"][pilot])
+            )
+            rows.append([row["signal"], row["family"], _ranked(case), f"{case['regret']:.2f}", f"{best:g}, {chosen:g}"])
+        heads = ["signal", "family", "rank correlation", "regret [dB]", "best, chosen"]
+        said += ["", f"## Each case, {objective}, pilot {pilot}", "", *markdown(heads, rows)]
+    return "\n".join(said) + "\n"
+
+
+def _ranked(case: dict[str, float]) -> str:
+    return f"{case['rank']:.2f} [{case['low']:.2f}, {case['high']:.2f}]"
+
+
+def figure(content: dict[str, Any]) -> Any:
+    """Return the regret of each case, sorted, beside that of a random choice."""
+    plt = style.pyplot()
+    with style.figure_style():
+        figure, axes = plt.subplots(1, len(STEPS), figsize=(10, 3.8), sharey=True)
+        for axis, objective in zip(axes, STEPS, strict=True):
+            cases = [row["compared"] for row in content["rows"]]
+            guess = sorted(case[str(PILOTS[0])][objective]["guess"] for case in cases)
+            share = (np.arange(len(cases)) + 0.5) / len(cases)
+            axis.plot(guess, share, color=style.NEUTRAL, linestyle=":", label="a random choice")
+            for pilot, color in zip(PILOTS, (style.PREDICTED, style.FAST), strict=True):
+                regrets = sorted(case[str(pilot)][objective]["regret"] for case in cases)
+                label = "kernel at initialisation" if pilot == 0 else f"kernel after {pilot} steps"
+                axis.plot(regrets, share, color=color, label=label, drawstyle="steps-post")
+            axis.set_xscale("symlog", linthresh=0.5)
+            axis.set(xlabel="PSNR lost against the best of the sweep [dB]", xlim=(0, None), ylim=(0, 1))
+            axis.set_title({"heldout": "Rows held out", "fit": "Rows trained on"}[objective])
+        axes[0].set_ylabel("share of cases")
+        axes[1].legend(loc="lower right")
+    return figure
+
+
+def main() -> None:
+    """Measure, print, and keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("signals", nargs="*", choices=[*SIGNALS, []], help="which signals; all by default")
+    parser.add_argument("--quick", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        task = QUICK["camera"]()
+        for name in ("rff scale", "nerf bands"):
+            family = dataclasses.replace(FAMILIES[name], values=FAMILIES[name].values[:4])
+            run_case("camera", task, name, family, {}, 1)
+        return
+    folder = results_folder("tune_validation")
+    path = folder / "results.json"
+    content: dict[str, Any] = {"schema": "ntk_inr.tune_validation v1", "rows": []}
+    if path.exists():
+        content = json.loads(path.read_text())
+    content["settings"] = {"features": FEATURES, "depth": DEPTH, "seeds": SEEDS, "steps": STEPS, "ceiling": CEILING}
+    known = {(row["signal"], row["family"]): row for row in content["rows"]}
+    for name, family in FAMILIES.items():
+        for signal in arguments.signals or SIGNALS:
+            row = known.get((signal, name))
+            if row is None:
+                row = {"signal": signal, "family": name, "values": family.values, "rate": family.rate}
+                content["rows"].append(row)
+            run_case(signal, SIGNALS[signal](), name, family, row, SEEDS)
+            content["environment"] = environment()
+            content["summary"] = summarize(content)
+            write_json(path, content)
+            write_text(folder / "table.md", table(content))
+    save_figure(figure(content), folder / "regret")
+
+
+if __name__ == "__main__":
+    main()

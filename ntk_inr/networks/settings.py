@@ -1,0 +1,94 @@
+"""The numbers that a network is described by, under the names that people vary them by."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from ntk_inr import _checks
+from ntk_inr.networks import activations, normalization
+
+_RESOLVED = {"activation": activations.resolve, "normalization": normalization.resolve}
+_NOT_TUNED = {"out", "name", "parent", "epsilon"}
+_ALIASES = {"omega_0": "omega", "omega0": "omega", "sigma": "scale", "width": "features", "L": "bands"}
+
+
+def settings_of(net: nn.Module) -> dict[str, Any]:
+    """Return the numeric settings of a network and of its parts, ``{"depth": 4, "encoding.scale": 10.0, ...}``.
+
+    Settings that may be numbers and are not, such as a radius of None, are in it too.
+
+    Example:
+        >>> import ntk_inr as ni
+        >>> settings_of(ni.variant("siren", features=64))
+        {'features': 64, 'depth': 4, 'activation.omega': 30.0, 'activation.phase': 0.0}
+    """
+    found = dict(_numbers(net))
+    for name, part in _parts(net).items():
+        found |= {f"{name}.{key}": value for key, value in _numbers(part).items()}
+    return found
+
+
+def setting_name(net: nn.Module, name: str) -> str:
+    """Return the full name of a setting: "scale" is "encoding.scale" where nothing else is called so.
+
+    Raises:
+        ValueError: no setting of that name, or several.
+    """
+    known = settings_of(net)
+    for wanted in (name, _ALIASES.get(name, name)):
+        ends = [path for path in known if path == wanted] or [
+            path for path in known if path.rpartition(".")[2] == wanted
+        ]
+        if len(ends) > 1:
+            raise ValueError(f"setting {name!r} is ambiguous; write {' or '.join(ends)}.")
+        if ends:
+            return ends[0]
+    _checks.check_choice(name, known, f"setting of {type(net).__name__}")
+    raise AssertionError
+
+
+def with_settings(net: nn.Module, values: Mapping[str, Any]) -> nn.Module:
+    """Return the network with settings replaced, each by its full name; they pass the checks of their classes.
+
+    Example:
+        >>> import ntk_inr as ni
+        >>> with_settings(ni.variant("siren"), {"activation.omega": 10.0, "depth": 2}).activation.omega
+        10.0
+    """
+    own: dict[str, Any] = {}
+    of_parts: dict[str, dict[str, Any]] = {}
+    for path, value in values.items():
+        part, _, field = path.rpartition(".")
+        (of_parts.setdefault(part, {}) if part else own)[field] = value
+    parts = _parts(net)
+    for name, changed in of_parts.items():
+        part = parts[name]
+        own[name] = part.clone(**changed) if isinstance(part, nn.Module) else dataclasses.replace(part, **changed)
+    return net.clone(**own)
+
+
+def _parts(net: nn.Module) -> dict[str, Any]:
+    """Return the parts that have settings, names resolved."""
+    parts = {}
+    for field in dataclasses.fields(net):
+        value = getattr(net, field.name, None)
+        value = _RESOLVED[field.name](value) if field.name in _RESOLVED and value is not None else value
+        if dataclasses.is_dataclass(value) and not isinstance(value, type) and field.name != "parent":
+            parts[field.name] = value
+    return parts
+
+
+def _numbers(part: Any) -> dict[str, Any]:
+    found = {}
+    for field in dataclasses.fields(part):
+        value, kind = getattr(part, field.name, None), str(field.type)
+        plain = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        optional = value is None and "Sequence" not in kind and ("float" in kind or "int" in kind)
+        if field.name not in _NOT_TUNED and (plain or optional):
+            found[field.name] = value
+    return found

@@ -1,0 +1,385 @@
+"""Choose settings before training, by what kernels at initialisation predict (T10)."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntk_inr import _checks
+from ntk_inr.networks.settings import with_settings
+from ntk_inr.networks.variants import variant as named_variant
+from ntk_inr.study import record
+from ntk_inr.study.candidate import TIMES, Curves, Sample, build, draw_sample, predict, predict_infinite
+from ntk_inr.study.compare import describe_task
+from ntk_inr.study.environment import environment
+from ntk_inr.study.space import Axis, axes_of
+from ntk_inr.study.tuning import OBJECTIVES, Candidate, Objective, Tuning, read, write
+from ntk_inr.tasks.interface import Task
+from ntk_inr.training.curves import psnr
+from ntk_inr.training.fit import fit
+from ntk_inr.training.optimizers import optimizer as make_optimizer
+
+ADAM_FACTOR = 0.4
+"""S steps of Adam go about as far as this times S**2 steps of gradient descent; see benchmarks.tune_validation."""
+_SAMPLE = 512
+_HELD_OUT = 0.2
+_GOLDEN = (3 - 5**0.5) / 2
+_DESCENTS = ("adam", "sgd")
+# Losses whose minimum is where that of the squared error is.
+_PREDICTED = ("mse", "l1", "huber")
+
+
+def tune(
+    task: Task,
+    variant: str | nn.Module | Sequence[str] | Mapping[str, nn.Module],
+    space: Mapping[str, Any] | None = None,
+    *,
+    objective: Objective = "heldout",
+    steps: int = 500,
+    target_psnr: float | None = None,
+    features: int = 256,
+    depth: int = 4,
+    optimizer: str = "adam",
+    learning_rate: float = 1e-3,
+    points: int = 8,
+    refine: int = 4,
+    sample: int | None = None,
+    repeats: int = 3,
+    pilot: int = 0,
+    infinite: bool = False,
+    seed: int = 0,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Tuning:
+    r"""Rank settings of a network by what its kernel predicts, without training it.
+
+    For each candidate and repeat: a network is drawn, its kernel is taken on a sample of the rows that the task trains
+    on, and its spectrum gives the curves of gradient descent on the linearised network, on rows that count as trained
+    on and on rows that are held out of the sample (T10). Repeats draw both anew, the same for all candidates, so that
+    candidates are compared pair by pair. The best of the grid is then refined by golden section.
+
+    S steps of Adam are counted as :math:`0.4\,S^2` of gradient descent, which a pilot run calibrates: what is left of
+    the error along an eigenvector depends on its eigenvalue alone, and Adam evens out the eigenvalues.
+
+    The prediction is that of a kernel that stays as it is. A ``pilot`` run of so many steps measures how far it moves,
+    and the ranking is then by the kernels that it ends with.
+
+    Args:
+        task: what to fit. What it holds out itself is not looked at.
+        variant: a name of :func:`variants` or a Linen module; several names, or modules by name, compare them.
+        space: ``{setting: range or values}``: a tuple ``(low, high)`` is a range, spaced geometrically and refined; a
+            list is tried as it is. Settings go by their full names, as :func:`settings_of` has them, or by their last
+            part ("scale" for "encoding.scale"). With several variants each takes the settings it has. None is a
+            wide range of the setting that a network's spectrum hangs on most.
+        objective: "heldout", the best PSNR on rows held out within ``steps``; "fit", PSNR on rows trained on after
+            ``steps``; "speed", steps to ``target_psnr`` on rows trained on.
+        steps: training steps that are planned.
+        target_psnr: in dB, for "speed".
+        features: width of the hidden layers.
+        depth: number of hidden layers.
+        optimizer: "adam", or "sgd" at half of the largest stable rate.
+        learning_rate: of Adam, in the pilot run and in what is recommended.
+        points: values of a range that are tried first.
+        refine: further candidates around the best.
+        sample: rows of a sample; None is 512, or all.
+        repeats: samples and initialisations a candidate.
+        pilot: steps of a short training on the whole task; 0 for none.
+        infinite: take the kernel of infinite width, where it is known.
+        seed: of samples and initialisations.
+        out: folder to keep results in, candidate by candidate; None keeps them in memory.
+        overwrite: replace what ``out`` holds.
+        resume: go on from what ``out`` holds, without repeating candidates.
+        progress: called with (what, done, total).
+
+    Returns:
+        :class:`Tuning`, with ``.best``, ``.recommendation`` in words, ``.command()``, ``.snippet()`` and ``.plot()``.
+
+    Raises:
+        ValueError: a setting that no variant has, a range that is empty or reversed, too few rows to hold any out, a
+            sample larger than the signal, a constant signal, an objective without its target, a resumed search with
+            other settings, no candidate that works.
+        TypeError: numbers of the wrong kind.
+        FileExistsError: ``out`` is not empty and neither ``overwrite`` nor ``resume`` was given.
+
+    Example:
+        >>> import ntk_inr as ni
+        >>> task = ni.load_task("signal", "chirp", samples=64)
+        >>> found = ni.tune(task, "rff", {"scale": (0.5, 16)}, features=32, depth=2, points=3, refine=0, repeats=2)
+        >>> found.best.variant, len(found.candidates), list(found.best.settings)
+        ('rff', 3, ['encoding.scale'])
+
+    Source: T10 of the theory; Jacot et al. 2018, arXiv 1806.07572.
+    """
+    _checks.check_choice(objective, OBJECTIVES, "objective")
+    _checks.check_choice(optimizer, _DESCENTS, "optimizer")
+    for name, value in {"steps": steps, "repeats": repeats}.items():
+        _checks.check_positive(value, name, integer=True)
+    _checks.check_positive(points, "points", integer=True, least=2)
+    for name, value in {"refine": refine, "pilot": pilot, "seed": seed}.items():
+        _checks.check_positive(value, name, integer=True, least=0)
+    _checks.check_positive(learning_rate, "learning_rate")
+    if objective == "speed":
+        _checks.refuse_if(target_psnr is None, 'objective="speed" counts steps to a target; give target_psnr=, in dB.')
+        _checks.refuse_if(not math.isfinite(target_psnr or 0), f"target_psnr is {target_psnr}; expected dB.")
+    _checks.refuse_if(infinite and pilot, "a pilot run trains a finite network; leave out infinite or pilot.")
+    _checks.refuse_if(resume and out is None, "resume needs out=, the folder of the search to go on from.")
+    share = _HELD_OUT if objective == "heldout" else 0.0
+    size = _checked_sample(task, sample, share)
+    networks = _networks(variant, features, depth, task.channels)
+    spaces = _spaces(networks, space, points)
+    asked = {
+        "objective": objective, "steps": steps, "target_psnr": target_psnr, "features": features, "depth": depth,
+        "optimizer": optimizer, "learning_rate": learning_rate, "sample": size, "repeats": repeats, "pilot": pilot,
+        "infinite": infinite, "seed": seed, "adam_factor": ADAM_FACTOR,
+    }  # fmt: skip
+    found = Tuning(describe_task(task), asked, environment(), [])
+    folder = None
+    if out is not None:
+        folder = record.prepare_folder(out, overwrite=overwrite, resume=resume)
+        if resume and (folder / record.RESULTS).exists():
+            found.candidates = _resumed(folder, found)
+    samples = [draw_sample(task, size, share, seed + repeat) for repeat in range(repeats)]
+    search = _Search(task, networks, samples, found, folder)
+    plan = [
+        (name, dict(zip([axis.name for axis in axes], values, strict=True)))
+        for name, axes in spaces.items()
+        for values in itertools.product(*[axis.grid for axis in axes])
+    ]
+    report = progress or (lambda what, done, total: None)
+    total = len(plan) + refine
+    for place, (name, values) in enumerate(plan):
+        report("candidates", place, total)
+        search.measure(name, values)
+    if found.best.failure:
+        raise ValueError(f"no candidate works; {found.best.label}: {found.best.failure}")
+    refined = _refined(found, spaces[found.best.variant], refine)
+    for place, values in enumerate(refined):
+        report("candidates", len(plan) + place, total)
+        search.measure(found.best.variant, values)
+    report("candidates", total, total)
+    found.complete = True
+    if folder is not None:
+        write(folder, found)
+    return found
+
+
+def _networks(variant: Any, features: int, depth: int, out: int) -> dict[str, nn.Module]:
+    if isinstance(variant, Mapping):
+        return dict(variant)
+    if isinstance(variant, nn.Module):
+        return {type(variant).__name__: variant}
+    names = [variant] if isinstance(variant, str) else list(variant)
+    _checks.refuse_if(not names, "variant is empty; name at least one, such as 'rff' (ni.variants() lists them).")
+    return {name: named_variant(name, features=features, depth=depth, out=out) for name in names}
+
+
+def _spaces(networks: dict[str, nn.Module], space: Mapping[str, Any] | None, points: int) -> dict[str, list[Axis]]:
+    """Return the axes of each variant; a setting has to be known to one of them."""
+    if space is None or len(networks) == 1:
+        return {name: axes_of(net, space, points) for name, net in networks.items()}
+    spaces: dict[str, list[Axis]] = {name: [] for name in networks}
+    for setting, values in space.items():
+        refused = []
+        for name, net in networks.items():
+            try:
+                spaces[name] += axes_of(net, {setting: values}, points)
+            except ValueError as error:
+                refused.append(error)
+        if len(refused) == len(networks):
+            raise refused[0]
+    return spaces
+
+
+def _checked_sample(task: Task, sample: int | None, share: float) -> int:
+    """Return the rows of a sample, or say what of the task can't be sampled."""
+    rows, y = len(task.x), np.asarray(task.y)
+    if sample is not None:
+        _checks.check_positive(sample, "sample", integer=True, least=2)
+        if sample > rows:
+            raise ValueError(
+                f"sample is {sample}, but {task.name} has only {rows} rows to train on; choose up to that."
+            )
+    size = min(_SAMPLE, rows) if sample is None else sample
+    if share and not 1 <= round(share * size) < size:
+        raise ValueError(
+            f"{size} rows are too few to hold any out; take objective='fit', or a larger sample or signal."
+        )
+    if task.loss not in _PREDICTED:
+        raise ValueError(
+            f"{task.name} is trained by the loss {getattr(task.loss, '__name__', task.loss)!r}; predictions are for "
+            f"losses on values: {', '.join(_PREDICTED)}."
+        )
+    if np.ptp(y, axis=0).max() == 0:
+        raise ValueError(f"{task.name} is constant, {y.flat[0]:g} everywhere, so nothing is to be learned and no PSNR.")
+    return size
+
+
+def _resumed(folder: Path, asked: Tuning) -> list[Candidate]:
+    """Return the candidates of an earlier search, which was for the same."""
+    earlier = read(folder)
+    for what, old, new in (
+        ("task", earlier.task, asked.task),
+        ("settings", earlier.settings, asked.settings),
+    ):
+        differing = [name for name in new if old.get(name) != new[name]]
+        if differing:
+            name = differing[0]
+            raise ValueError(
+                f"the search in {str(folder)!r} has {what} {name}={old.get(name)!r}, this one {new[name]!r}; "
+                "resume with what it was begun with, or choose another folder."
+            )
+    return earlier.candidates
+
+
+@dataclasses.dataclass
+class _Search:
+    """Measures candidates, once each, and keeps them."""
+
+    task: Task
+    networks: dict[str, nn.Module]
+    samples: list[Sample]
+    found: Tuning
+    folder: Path | None
+
+    def measure(self, name: str, values: dict[str, Any]) -> None:
+        """Predict for one candidate, unless it is known."""
+        if any(known.variant == name and known.settings == values for known in self.found.candidates):
+            return
+        began = time.perf_counter()
+        candidate = Candidate(name, values)
+        try:
+            for repeat, sample in enumerate(self.samples):
+                self._repeat(candidate, sample, jax.random.key(self.found.settings["seed"] + repeat))
+        except ValueError as error:
+            candidate = Candidate(name, values, failure=str(error))
+        candidate.seconds = time.perf_counter() - began
+        self.found.candidates.append(candidate)
+        if self.folder is not None:
+            write(self.folder, self.found)
+
+    def _repeat(self, candidate: Candidate, sample: Sample, key: Any) -> None:
+        """Add one prediction to a candidate."""
+        asked, net = self.found.settings, self.networks[candidate.variant]
+        reach = 1.0
+        if asked["infinite"]:
+            curves = predict_infinite(with_settings(net, candidate.settings), sample, int(jax.random.bits(key)))
+        else:
+            apply, params = build(net, candidate.settings, key, jnp.asarray(sample.x))
+            observed = self.task.observe(apply)
+            curves = predict(observed, params, sample)
+            if asked["pilot"]:
+                before = curves
+                params = self._trained(observed, params, sample, key)
+                curves = predict(observed, params, sample)
+                moved = np.linalg.norm(curves.kernel - before.kernel) / np.linalg.norm(before.kernel)
+                candidate.drift.append(float(moved))
+                reach = self._reach(before, observed, params, sample)
+        if not np.isfinite(curves.train).all():
+            raise ValueError("its kernel at initialisation is not finite; scale its weights down.")
+        self._score(candidate, curves, reach)
+
+    def _trained(self, observed: Any, params: Any, sample: Sample, key: Any) -> Any:
+        """Return the parameters after the pilot run, which does not see what the sample holds out."""
+        asked, task = self.found.settings, self.task
+        batch = task.sampling if task.sampling is None else min(task.sampling, int(sample.seen.sum()))
+        run = fit(
+            observed, params, task.x[sample.seen], task.y[sample.seen], steps=asked["pilot"], loss=task.loss, key=key,
+            batch_size=batch, data_range=task.data_range,
+            optimizer=make_optimizer(asked["optimizer"], learning_rate=asked["learning_rate"]),
+        )  # fmt: skip
+        if run.status == "diverged":
+            raise ValueError(f"diverged in the pilot run at learning rate {asked['learning_rate']:g}.")
+        return run.params
+
+    def _reach(self, before: Curves, observed: Any, params: Any, sample: Sample) -> float:
+        """Return by how much further the pilot run came than steps were counted for, as a factor of time."""
+        error = np.asarray(observed(params, jnp.asarray(sample.x)), np.float64) - sample.y
+        log_curve = -np.log(np.maximum(before.train, np.finfo(float).tiny))
+        came = np.exp(np.interp(-np.log((error**2).mean()), log_curve, np.log(TIMES)))
+        return float(np.clip(came / self._time(self.found.settings["pilot"]), 1 / 30, 30))
+
+    def _time(self, steps: float) -> float:
+        """Return the steps of gradient descent at half its stable rate that ``steps`` of training are counted as."""
+        return ADAM_FACTOR * steps**2 if self.found.settings["optimizer"] == "adam" else float(steps)
+
+    def _steps(self, moment: float) -> float:
+        return float((moment / ADAM_FACTOR) ** 0.5) if self.found.settings["optimizer"] == "adam" else moment
+
+    def _score(self, candidate: Candidate, curves: Curves, reach: float) -> None:
+        asked, at = self.found.settings, np.log(TIMES)
+        done = self._time(asked["pilot"])
+        budget = np.log(max(reach * (self._time(asked["steps"]) - done), TIMES[0]))
+        train = psnr(curves.train, self.task.data_range)
+        heldout = None if curves.heldout is None else psnr(curves.heldout, self.task.data_range)
+        candidate.train_psnr.append(float(np.interp(budget, at, train)))
+        candidate.train_curve.append([round(float(value), 3) for value in train])
+        candidate.cv.append(curves.cv)
+        candidate.stable_rate.append(curves.stable_rate)
+        if heldout is not None:
+            within = heldout[at <= budget]
+            candidate.heldout_psnr.append(float(max(within.max(), np.interp(budget, at, heldout))))
+            candidate.heldout_curve.append([round(float(value), 3) for value in heldout])
+        if asked["objective"] == "heldout":
+            candidate.score.append(candidate.heldout_psnr[-1])
+        elif asked["objective"] == "fit":
+            candidate.score.append(candidate.train_psnr[-1])
+        else:
+            reached = np.flatnonzero(train >= asked["target_psnr"])
+            needed = math.inf
+            if len(reached):
+                needed = max(1.0, self._steps(self._time(asked["pilot"]) + _crossing(at, train, asked) / reach))
+            candidate.steps_to_target.append(needed)
+            candidate.score.append(-math.log10(needed))
+
+
+def _crossing(at: np.ndarray, train: np.ndarray, asked: dict[str, Any]) -> float:
+    """Return the time at which a rising curve reaches the target."""
+    return float(np.exp(np.interp(asked["target_psnr"], np.maximum.accumulate(train), at)))
+
+
+def _refined(found: Tuning, axes: Sequence[Axis], budget: int) -> Iterator[dict[str, Any]]:
+    """Yield settings around the best by golden section, one axis after the other, as results come in."""
+    open_axes = [axis for axis in axes if axis.between(found.best.settings[axis.name]) is not None]
+    for turn, axis in enumerate(open_axes):
+        share = budget // len(open_axes) + (turn < budget % len(open_axes))
+        variant = found.best.variant
+        others = {name: value for name, value in found.best.settings.items() if name != axis.name}
+        whole = isinstance(axis.grid[0], int)
+        logarithmic = axis.grid[0] > 0
+        for _ in range(share):
+            along = {
+                c.settings[axis.name]: c.mean
+                for c in found.candidates
+                if c.variant == variant and {n: v for n, v in c.settings.items() if n != axis.name} == others
+            }
+            new = _section(along, whole, logarithmic)
+            if new is None:
+                break
+            yield {**others, axis.name: new}
+
+
+def _section(along: dict[Any, float], whole: bool, logarithmic: bool) -> Any:
+    """Return the next value of a golden section around the best so far; None where nothing lies between."""
+    values = sorted(along)
+    place = values.index(max(along, key=lambda value: along[value]))
+    scale = (math.log, math.exp) if logarithmic else (float, float)
+    best = scale[0](values[place])
+    sides = [scale[0](values[i]) for i in (place - 1, place + 1) if 0 <= i < len(values)]
+    for side in sorted(sides, key=lambda side: -abs(side - best)):
+        new = scale[1](best + _GOLDEN * (side - best))
+        new = round(new) if whole else float(f"{new:.3g}")
+        if new not in along:
+            return new
+    return None

@@ -1,0 +1,102 @@
+"""What the command prints while it works and at the end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import rich.box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from ntk_inr.study.record import Study
+from ntk_inr.study.summary import Summary
+from ntk_inr.study.tuning import Tuning
+
+_WIDE = 110
+_RANKED = 12
+
+
+def make_console() -> Console:
+    """Return where to print: wide enough for tables where it is no terminal."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_WIDE + 30)
+
+
+class Bars:
+    """Turns calls (what, done, total) into progress bars."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._bars: dict[str, TaskID] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` are done of ``what``."""
+        if what not in self._bars:
+            self._bars[what] = self._progress.add_task(escape(what), total=total)
+        bar = self._bars[what]
+        self._progress.update(bar, completed=done, visible=what in ("variants", "candidates") or done < total)
+
+
+@contextlib.contextmanager
+def progress(console: Console) -> Iterator[Bars]:
+    """Show progress bars inside; what is yielded takes calls (what, done, total)."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as bars:
+        yield Bars(bars)
+
+
+def print_study(console: Console, study: Study, summary: Summary) -> None:
+    """Print the tables of a study and what follows from them."""
+    # A narrow terminal gets the spread on a line of its own rather than broken words.
+    joint = " ± " if console.width >= _WIDE else "\n± "
+    for group, title in summary.groups.items():
+        table = Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+        table.add_column("variant", no_wrap=True)
+        columns = [column for column in summary.columns if column.group == group]
+        for column in columns:
+            table.add_column(column.title, justify="right", min_width=8)
+        for name, row in summary.rows.items():
+            cells = [(row[column.key].text.replace(" ± ", joint), row[column.key].best) for column in columns]
+            table.add_row(escape(name), *[f"[bold green]{text} ★[/]" if best else text for text, best in cells])
+        console.print(table)
+    seeds = study.settings["seeds"]
+    console.print(f"Mean ± standard deviation over seeds ({seeds}); ★ best of its column; PSNR in dB.\n")
+    for sentence in summary.conclusion:
+        console.print(f"• {escape(sentence)}")
+
+
+def print_tuning(console: Console, tuning: Tuning) -> None:
+    """Print the candidates, best first, and what follows from them."""
+    table = Table(box=rich.box.SIMPLE_HEAD)
+    table.add_column("candidate", no_wrap=True)
+    best = tuning.best
+    columns = ["predicted", "cv"] + ["kernel moved"] * bool(best.drift)
+    for column in columns:
+        table.add_column(column, justify="right")
+    for candidate in tuning.ranked[:_RANKED]:
+        cells = [tuning.describe(candidate)]
+        cells += [f"{sum(values) / len(values):.3g}" for values in (candidate.cv, candidate.drift) if values]
+        chosen = candidate is best
+        table.add_row(
+            escape(candidate.label), *[f"[bold green]{cell}[/]" if chosen else escape(cell) for cell in cells]
+        )
+    console.print(table)
+    left = len(tuning.candidates) - _RANKED
+    if left > 0:
+        console.print(f"and {left} more in results.json.\n")
+    for sentence in tuning.recommendation:
+        console.print(f"• {escape(sentence)}")
