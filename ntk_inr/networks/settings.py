@@ -48,7 +48,8 @@ def setting_name(net: nn.Module, name: str) -> str:
             raise ValueError(f"setting {name!r} is ambiguous; write {' or '.join(ends)}.")
         if ends:
             return ends[0]
-    _checks.check_choice(name, known, f"setting of {type(net).__name__}")
+    short = [path.rpartition(".")[2] for path in known if "." in path]
+    _checks.check_choice(name, dict.fromkeys([*known, *short]), f"setting of {type(net).__name__}")
     raise AssertionError
 
 

@@ -101,8 +101,8 @@ def build(net: nn.Module, values: Mapping[str, Any], key: Array, x: Any) -> tupl
     shared = Partial(_Settled(with_settings(net, whole)), real, apply.args[0])
     try:
         jax.eval_shape(lambda apply, params: apply(params, x[:1]), shared, params)
-    except jax.errors.JAXTypeError:
-        return apply, params  # a setting that has to be a number
+    except TypeError:
+        return apply, params  # a setting that has to be a number, as JAX's own errors say too
     return shared, params
 
 

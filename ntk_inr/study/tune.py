@@ -33,6 +33,8 @@ ADAM_FACTOR = 0.4
 """S steps of Adam go about as far as this times S**2 steps of gradient descent; see benchmarks.tune_validation."""
 _SAMPLE = 512
 _HELD_OUT = 0.2
+# Of a mean squared error: nothing is learned more exactly, and no PSNR is infinite.
+_LEAST = 1e-40
 _GOLDEN = (3 - 5**0.5) / 2
 _DESCENTS = ("adam", "sgd")
 # Losses whose minimum is where that of the squared error is.
@@ -321,7 +323,7 @@ class _Search:
         asked, at = self.found.settings, np.log(TIMES)
         done = self._time(asked["pilot"])
         budget = np.log(max(reach * (self._time(asked["steps"]) - done), TIMES[0]))
-        train = psnr(curves.train, self.task.data_range)
+        train = psnr(np.maximum(curves.train, _LEAST), self.task.data_range)
         heldout = None if curves.heldout is None else psnr(curves.heldout, self.task.data_range)
         candidate.train_psnr.append(float(np.interp(budget, at, train)))
         candidate.train_curve.append([round(float(value), 3) for value in train])
