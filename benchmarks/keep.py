@@ -1,18 +1,59 @@
-"""Where benchmarks keep what they measured, and how figures are written."""
+"""What the benchmarks share: profiles, claims, where results are kept, how figures and tables are written."""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
 from ntk_inr import style
-from ntk_inr.study.record import write_atomically
+from ntk_inr.study.environment import environment
+from ntk_inr.study.record import write_atomically, write_json
 
 RESULTS = Path(__file__).parent / "results"
+Profile = Literal["quick", "cpu", "gpu"]
+Verdict = Literal["holds", "holds when", "does not hold"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """Something that the paper or the theory says, and what was measured.
+
+    Attributes:
+        statement: what is claimed, in a sentence, and by whom.
+        verdict: what the measurement says to that.
+        number: the figures that decide it, with their errors.
+        why: the condition, or the explanation, in a sentence.
+    """
+
+    statement: str
+    verdict: Verdict
+    number: str
+    why: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A figure and the finding that it shows, a sentence."""
+
+    figure: Any
+    finding: str
+
+
+def chosen_profile(doc: str | None) -> Profile:
+    """Read ``--quick`` and ``--profile`` from the command line; ``doc`` is the module's."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small sizes, under a minute, nothing is kept")
+    parser.add_argument("--profile", choices=["cpu", "gpu"], help="sizes; by default those of the device there is")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        return "quick"
+    return arguments.profile or ("cpu" if jax.default_backend() == "cpu" else "gpu")
 
 
 def results_folder(name: str) -> Path:
@@ -21,6 +62,48 @@ def results_folder(name: str) -> Path:
     folder = RESULTS / name / "".join(ch if ch.isalnum() else "_" for ch in device.lower())
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def publish(
+    name: str,
+    profile: Profile,
+    *,
+    settings: Mapping[str, Any],
+    measured: Mapping[str, Any],
+    claims: Sequence[Claim],
+    pictures: Mapping[str, Picture],
+) -> None:
+    """Print the claims; keep results.json and the pictures, unless the profile is "quick".
+
+    Args:
+        name: the benchmark's.
+        profile: that it ran with.
+        settings: sizes and seeds.
+        measured: what was measured, as JSON holds it.
+        claims: what follows.
+        pictures: by file name, without suffix.
+    """
+    for claim in claims:
+        print(f"{claim.statement}\n    {claim.verdict}: {claim.number}. {claim.why}", flush=True)
+    if profile == "quick":
+        for picture in pictures.values():
+            picture.figure.canvas.draw()
+            style.pyplot().close(picture.figure)
+        return
+    folder = results_folder(name)
+    content = {
+        "schema": f"ntk_inr.{name} v1",
+        "profile": profile,
+        "environment": environment(),
+        "settings": dict(settings),
+        "measured": dict(measured),
+        "claims": [dataclasses.asdict(claim) for claim in claims],
+        "pictures": {file: picture.finding for file, picture in pictures.items()},
+    }
+    write_json(folder / "results.json", content)
+    for file, picture in pictures.items():
+        save_figure(picture.figure, folder / file)
+    print("wrote", folder)
 
 
 def save_figure(figure: Any, stem: Path) -> None:
