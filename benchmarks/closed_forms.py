@@ -3,16 +3,14 @@
     python -m benchmarks.closed_forms            # all of it, about 25 minutes on 2 cores
     python -m benchmarks.closed_forms --quick    # 64 points, two widths, under a minute, nothing kept
 
-Writes benchmarks/results/closed_forms/: results.json, table.md (component x closed form, proxy, Monte Carlo, ratio),
-claims.md (each claim of arXiv 2512.15169 with its numbers), agreement.png and majorisation.png.
+Writes benchmarks/results/closed_forms/<device>/: results.json, table.md (component x closed form, proxy, Monte Carlo,
+ratio), claims.md (each claim of arXiv 2512.15169 with its numbers), agreement.png and majorisation.png.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import math
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,15 +18,20 @@ import jax.numpy as jnp
 import numpy as np
 
 import ntk_inr as ni
+from benchmarks.keep import Claim, Verdict, chosen_profile, print_claims, results_folder, save_figure
 from ntk_inr.study.environment import environment
-from ntk_inr.study.record import write_json
+from ntk_inr.study.record import write_json, write_text
 from ntk_inr.style import FAST, MARKERS, MEASURED, NEUTRAL, PALETTE, PREDICTED, figure_style, pyplot
 
-RESULTS = Path(__file__).parent / "results" / "closed_forms"
 WIDTHS, SEEDS, SIDE = (64, 256, 1024), 32, 32
 OMEGA, BANDS, SIGMA, FREQUENCIES, SHARE = 4.0, 3, 0.5, 64, 8
 # A closed form passes within this many standard errors, or within this relative distance.
 ERRORS, RELATIVE = 2.0, 0.02
+
+PICTURES = {
+    "agreement": "The closed forms agree with drawn networks; the usual proxy does for wide plain networks only.",
+    "majorisation": "A fixed modulator only lowers the partial sums of the spectrum (6.4).",
+}
 
 HADAMARD = ni.FourierModulation(omega=OMEGA)
 NERF, FOURIER = ni.NeRFEncoding(bands=BANDS), ni.GaussianFourier(features=FREQUENCIES, scale=SIGMA)
@@ -260,25 +263,59 @@ def encodings(points: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     return found
 
 
-def claims(results: dict[str, Any]) -> str:
-    """Return what the numbers say of each claim, as Markdown; the sentences are checked against them here."""
-    rows, kinds = results["table"], list(results["settings"]["inputs"])
-    widest, least = max(r["width"] for r in rows), min(r["width"] for r in rows)
-    said = ["# The paper's claims, measured", ""]
-    said += [
+def claims(results: dict[str, Any]) -> list[Claim]:
+    """Return what the numbers say of each claim of the paper, and of the closed forms themselves."""
+    agree, rows = sum(map(_agrees, results["table"])), results["table"]
+    limits = sum(not _agrees(row) and row["status"] == "limit" for row in rows)
+    forms = Claim(
+        "Closed forms give the mean and the variance of the eigenvalues of two-layer networks (theory T2 to T7)",
+        "holds" if agree == len(rows) else "holds when",
+        f"{agree} of {len(rows)} rows agree within {ERRORS:g} standard errors or {100 * RELATIVE:g} %",
+        f"{limits} of the others are limits of infinite width, compared at widths that are too small for them.",
+    )
+    return [forms, *[claim for claim, _ in _judged(results)]]
+
+
+def claims_page(results: dict[str, Any]) -> str:
+    """Return each claim of the paper with its numbers, as Markdown."""
+    rows = results["table"]
+    said = [
+        "# The paper's claims, measured",
+        "",
         f"Two-layer networks, {results['settings']['n']} points, {results['settings']['seeds']} seeds, "
-        f"width {widest} unless said; variance and cv are Monte Carlo means over seeds.",
+        f"width {max(r['width'] for r in rows)} unless said; variance and cv are Monte Carlo means over seeds.",
         "",
     ]
+    for claim, body in _judged(results):
+        said += [f"## {claim.statement}: *{claim.verdict}*", "", claim.why, "", *body, ""]
+    return "\n".join(said)
 
-    def verdict(title: str, holds: bool | None, sentence: str, *body: str) -> None:
-        word = {True: "holds", False: "does not hold", None: "holds when …"}[holds]
-        said.extend([f"## {title}: *{word}*", "", sentence, "", *body, ""])
+
+def _agrees(row: dict[str, Any]) -> bool:
+    return bool(row["variance"]["agrees"] and row["mean"]["agrees"])
+
+
+def _judged(results: dict[str, Any]) -> list[tuple[Claim, tuple[str, ...]]]:
+    """Return the paper's claims, each with its tables; the sentences are checked against the numbers here."""
+    rows, kinds = results["table"], list(results["settings"]["inputs"])
+    widest, least = max(r["width"] for r in rows), min(r["width"] for r in rows)
+    judged: list[tuple[Claim, tuple[str, ...]]] = []
+
+    def verdict(title: str, holds: bool | None, number: str, sentence: str, *body: str) -> None:
+        word: Verdict = {True: "holds", False: "does not hold", None: "holds when"}[holds]  # type: ignore[assignment]
+        judged.append((Claim(title, word, number, sentence), body))
+
+    def change(component: str) -> str:
+        """Return by what a component multiplies the variance, least and most over the inputs."""
+        ratios = [_of(rows, component, kind, widest)[0] / _of(rows, "baseline", kind, widest)[0] for kind in kinds]
+        return f"{min(ratios):.3g} to {max(ratios):.3g}"
 
     falls = [e for e in results["encodings"] if e["mean_tau_x"][1] < e["mean_tau_x"][0]]
     verdict(
         "Positional encoding reshapes input similarity",
         len(falls) == len(results["encodings"]),
+        f"mean similarity falls on {len(falls)} of {len(results['encodings'])} pairs of encoding and inputs, for "
+        f"{min(1 - e['pairs_that_rise'] for e in results['encodings']):.0%} of the pairs of points or more",
         "By exact substitution of <γ, γ'> for <x, x'> (4.1). The mean similarity falls, though not that of each pair: "
         "NeRF's similarity is not monotone in the distance.",
         "| encoding | inputs | mean tau_x | pairs that rise | cv in the limit |",
@@ -293,6 +330,10 @@ def claims(results: dict[str, Any]) -> str:
     verdict(
         "Spherical normalization reduces the variance through layerwise scaling",
         None if rescales else False,
+        "variance times "
+        + ", ".join(
+            f"{g['variance_times']:.3g} at gain {g['gain']:.2g}" for g in results["gains"] if g["inputs"] == "sphere"
+        ),
         "With a zero-mean readout it is a change of scale: on the sphere, where norms are equal, the variance falls "
         "just when the layer's gain κ²R²/2 is above 1, and cv stays (5.10). With unequal norms cv moves too, either "
         "way. Only with a constant readout, after the activation, does it lower the overlaps themselves (5.6).",
@@ -323,6 +364,8 @@ def claims(results: dict[str, Any]) -> str:
     verdict(
         "Hadamard modulation multiplies the variance by factors strictly below one",
         None if fixed and trained else fixed,
+        f"variance times {change('Hadamard')} fixed, {change('Hadamard, three')} three of them, "
+        f"{change('Hadamard, trained')} trained",
         "For fixed modulators of unit energy: the whole spectrum is majorised (6.4). Trained modulators add a term "
         f"that grows as ω² (6.5), and at width {least} a floor of order 1/m remains, which several modulators raise.",
         *_CHANGE,
@@ -345,6 +388,8 @@ def claims(results: dict[str, Any]) -> str:
     verdict(
         "TopK-SP suppresses the variance approximately quadratically",
         None if any(s["monte_carlo"] < 1.75 for s in quadratic) else True,
+        "exponent of k "
+        + ", ".join(f"{s['monte_carlo']:.2f} ± {s['standard_error']:.2f} on {s['inputs']}" for s in quadratic),
         "Its exponent is 2 or more where inputs are nearly orthogonal (7.8); on smooth inputs neighbours keep their "
         "common units, and it is lower. TopK without the sphere is at least quadratic on every data set (7.4). "
         "Beside TopK, TopK-SP is a change of scale: cv is the same.",
@@ -363,15 +408,15 @@ def claims(results: dict[str, Any]) -> str:
             for line in _against(rows, component, base, widest, kinds)
         ),
     )
-    return "\n".join(said)
+    return judged
 
 
-def plot_agreement(rows: list[dict[str, Any]], path: Path) -> None:
+def plot_agreement(rows: list[dict[str, Any]]) -> Any:
     """Draw closed form and proxy over Monte Carlo, a row of points a component."""
     plt = pyplot()
     names = list(dict.fromkeys(r["component"] for r in rows))
     widths = sorted({r["width"] for r in rows})
-    agree = sum(r["variance"]["agrees"] and r["mean"]["agrees"] for r in rows)
+    agree = sum(map(_agrees, rows))
     with figure_style():
         figure, axes = plt.subplots(1, 2, figsize=(11, 5.2), sharey=True)
         for axis, value in zip(axes, ("closed form", "proxy"), strict=True):
@@ -391,8 +436,7 @@ def plot_agreement(rows: list[dict[str, Any]], path: Path) -> None:
         axes[1].set(xscale="log", title="The proxy: right for wide plain networks")
         axes[0].invert_yaxis()
         axes[1].legend()
-        figure.savefig(path)
-        plt.close(figure)
+    return figure
 
 
 def majorisation(side: int) -> list[dict[str, Any]]:
@@ -426,7 +470,7 @@ def majorisation(side: int) -> list[dict[str, Any]]:
     return found
 
 
-def plot_majorisation(found: list[dict[str, Any]], path: Path) -> None:
+def plot_majorisation(found: list[dict[str, Any]]) -> Any:
     """Draw spectra and their partial sums."""
     plt = pyplot()
     styles = {"no modulator": (MEASURED, "-"), "last layer": (FAST, "--"), "every layer": (PREDICTED, ":")}
@@ -446,15 +490,12 @@ def plot_majorisation(found: list[dict[str, Any]], path: Path) -> None:
             left.set(title=f"{layers}, spectrum", xlabel="index", ylabel="eigenvalue")
             right.set(title="Its partial sums only fall", xlabel="largest k eigenvalues", ylabel="share of the trace")
             left.legend()
-        figure.savefig(path)
-        plt.close(figure)
+    return figure
 
 
 def main() -> None:
     """Run, print and keep the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    quick = parser.parse_args().quick
+    quick = chosen_profile(__doc__) == "quick"
     widths, seeds, side = ((32, 64), 8, 8) if quick else (WIDTHS, SEEDS, SIDE)
     points = inputs(side)
     rows = []
@@ -481,18 +522,15 @@ def main() -> None:
         "slopes": slopes(points, widths[-1], seeds // 4),
         "majorisation": majorisation(side),
     }  # fmt: skip
-    agree = sum(r["variance"]["agrees"] and r["mean"]["agrees"] for r in rows)
-    print(f"{agree} of {len(rows)} closed forms agree within {ERRORS:g} standard errors or {100 * RELATIVE:g} %")
-    text = claims(results)
-    print(text)
+    print_claims(claims(results))
     if not quick:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        write_json(RESULTS / "results.json", results)
-        (RESULTS / "table.md").write_text(table(rows))
-        (RESULTS / "claims.md").write_text(text)
-        plot_agreement(rows, RESULTS / "agreement.png")
-        plot_majorisation(results["majorisation"], RESULTS / "majorisation.png")
-        print("wrote", RESULTS)
+        folder = results_folder("closed_forms")
+        write_json(folder / "results.json", results)
+        write_text(folder / "table.md", table(rows))
+        write_text(folder / "claims.md", claims_page(results))
+        save_figure(plot_agreement(rows), folder / "agreement")
+        save_figure(plot_majorisation(results["majorisation"]), folder / "majorisation")
+        print("wrote", folder)
 
 
 if __name__ == "__main__":

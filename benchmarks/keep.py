@@ -45,15 +45,24 @@ class Picture:
     finding: str
 
 
-def chosen_profile(doc: str | None) -> Profile:
-    """Read ``--quick`` and ``--profile`` from the command line; ``doc`` is the module's."""
+def arguments_of(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what every benchmark takes; ``doc`` is the module's."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes, under a minute, nothing is kept")
     parser.add_argument("--profile", choices=["cpu", "gpu"], help="sizes; by default those of the device there is")
-    arguments = parser.parse_args()
+    return parser
+
+
+def profile_of(arguments: argparse.Namespace) -> Profile:
+    """Return the profile that was asked for, or that of the device."""
     if arguments.quick:
         return "quick"
     return arguments.profile or ("cpu" if jax.default_backend() == "cpu" else "gpu")
+
+
+def chosen_profile(doc: str | None) -> Profile:
+    """Read the command line of a benchmark that takes nothing else."""
+    return profile_of(arguments_of(doc).parse_args())
 
 
 def results_folder(name: str) -> Path:
@@ -83,8 +92,7 @@ def publish(
         claims: what follows.
         pictures: by file name, without suffix.
     """
-    for claim in claims:
-        print(f"{claim.statement}\n    {claim.verdict}: {claim.number}. {claim.why}", flush=True)
+    print_claims(claims)
     if profile == "quick":
         for picture in pictures.values():
             picture.figure.canvas.draw()
@@ -104,6 +112,12 @@ def publish(
     for file, picture in pictures.items():
         save_figure(picture.figure, folder / file)
     print("wrote", folder)
+
+
+def print_claims(claims: Iterable[Claim]) -> None:
+    """Print each claim and its verdict."""
+    for claim in claims:
+        print(f"{claim.statement}\n    {claim.verdict}: {claim.number}. {claim.why}", flush=True)
 
 
 def save_figure(figure: Any, stem: Path) -> None:
