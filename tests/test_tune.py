@@ -304,6 +304,7 @@ def test_the_plot_shows_every_candidate_and_the_budget(found):
         ({"sample": 2}, "2 rows are too few to hold any out"),
         ({"points": 1}, "points is 1"),
         ({"infinite": True, "pilot": 5}, "leave out infinite or pilot"),
+        ({"pilot": 500}, "pilot is 500 and steps is 500"),
         ({"resume": True}, "resume needs out="),
         ({"variant": []}, "variant is empty"),
         ({"variant": "rfff"}, "Did you mean 'rff'"),

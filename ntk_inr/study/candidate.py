@@ -115,6 +115,7 @@ class Curves:
         heldout: the same on the rows held out; None where there are none.
         cv: of the eigenvalues.
         stable_rate: largest stable learning rate of gradient descent on all rows.
+        gradient: mean squared norm of an output's gradient, the kernel's mean diagonal.
         kernel: of all rows of the sample, (n + m, n + m).
     """
 
@@ -122,6 +123,7 @@ class Curves:
     heldout: np.ndarray | None
     cv: float
     stable_rate: float
+    gradient: float
     kernel: np.ndarray
 
 
@@ -188,4 +190,5 @@ def curves(kernel_of: Callable[[np.ndarray], np.ndarray], start: np.ndarray, sam
         gained = across @ ((1 - left)[:, :, None] * modes).transpose(1, 0, 2).reshape(n, -1)
         heldout = ((residual[n:, None] - gained.reshape(len(unseen), len(TIMES), -1)) ** 2).mean(axis=(0, 2))
     rate = 2 * sample.rows * residual.shape[1] / largest
-    return Curves(train, heldout, float(moments(kernel[:n, :n]).cv), float(rate), kernel)
+    found = moments(kernel[:n, :n])
+    return Curves(train, heldout, float(found.cv), float(rate), float(found.mean), kernel)

@@ -268,7 +268,9 @@ class Tuning:
 
     def _plot_curves(self, axis: Any) -> None:
         best, asked = self.best, self.settings
-        steps = np.sqrt(TIMES / asked["adam_factor"]) if asked["optimizer"] == "adam" else TIMES
+        adam = asked["optimizer"] == "adam"
+        # After a pilot run time goes on from there.
+        steps = np.sqrt(TIMES / asked["adam_factor"] + asked["pilot"] ** 2) if adam else TIMES + asked["pilot"]
         for curve, color, label in (
             (best.train_curve, style.MEASURED, "trained on"),
             (best.heldout_curve, style.PREDICTED, "held out"),
