@@ -121,7 +121,7 @@ def measure(part: Part, name: str, task: Any, seed: int) -> tuple[dict[str, Any]
         task.observe(apply), params, task.x, task.y, optimizer=how.optimizer(last), steps=last, loss=task.loss,
         batch_size=task.sampling, key=key, data_range=task.data_range,
     )  # fmt: skip
-    scores = {f"psnr@{steps}": float(run.psnr[min(steps, run.steps)]) for steps in part.steps[:-1]}
+    scores = {f"psnr@{steps}": float(run.psnr_per_step[min(steps, run.steps)]) for steps in part.steps[:-1]}
     reconstruction = task.reconstruct(functools.partial(trained(apply, run), run.params))
     scores |= {f"{score}@{last}": value for score, value in task.scores(reconstruction).items()}
     row = {

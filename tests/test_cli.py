@@ -6,7 +6,7 @@ import PIL.Image
 import pytest
 
 import ntk_inr as ni
-from ntk_inr import __main__, cli
+from ntk_inr import __main__, cli, terminal
 from ntk_inr.tasks.registry import TASKS, kind_of
 
 FAST = ["--size", "8", "--features", "8", "--depth", "1", "--steps", "3", "--seeds", "1"]
@@ -123,7 +123,7 @@ def test_wrong_options_and_help_do_not_raise(capsys):
 
 
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(capsys, monkeypatch):
-    original = cli._Bars.__call__
+    original = terminal.Bars.__call__
 
     def press(self, what, done, total):
         original(self, what, done, total)
@@ -132,7 +132,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(capsys, monkeypatch):
 
     arguments = ["compare", "photo.png", *FAST, "--variants", "relu", "pe", "--out", "out"]
     with monkeypatch.context() as patched:
-        patched.setattr(cli._Bars, "__call__", press)
+        patched.setattr(terminal.Bars, "__call__", press)
         assert cli.run(arguments) == 130
     assert "1 of 2 networks are finished and kept in out" in capsys.readouterr().err
     assert cli.run([*arguments, "--resume"]) == 0
@@ -140,7 +140,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(capsys, monkeypatch):
 
 
 def test_ctrl_c_before_anything_is_done(capsys, monkeypatch):
-    monkeypatch.setattr(cli._Bars, "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(terminal.Bars, "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert cli.run(["compare", "photo.png", *FAST]) == 130
     assert "nothing was kept" in capsys.readouterr().err
 

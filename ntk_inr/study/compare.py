@@ -303,9 +303,7 @@ def _curve(run: FitResult, steps: int) -> np.ndarray:
     """
     if "psnr" not in run.history:
         return np.full(steps + 1, np.nan, np.float32)
-    curve = run.psnr
-    if not run.every_step:
-        curve = np.interp(np.arange(run.steps + 1), run.history["step"], curve)
+    curve = run.psnr_per_step
     return np.append(curve, np.full(steps + 1 - len(curve), np.nan)).astype(np.float32)
 
 

@@ -54,6 +54,12 @@ class FitResult:
             return self.history["psnr"]
         return np.append(psnr(2 * self.losses, self.data_range), self.history["psnr"][-1])
 
+    @property
+    def psnr_per_step(self) -> np.ndarray:
+        """PSNR in dB on all training data (steps + 1,), on straight lines between reports where only they know it."""
+        known = self.psnr
+        return known if self.every_step else np.interp(np.arange(self.steps + 1), self.history["step"], known)
+
     def steps_to(self, target_psnr: float) -> int | None:
         """Return the first step (where PSNR is known at reports only, report) with ``target_psnr`` dB, or None."""
         found = first_reaching(self.psnr, target_psnr)
