@@ -130,9 +130,6 @@ def _trained(task: Any, family: Family, value: Any, seed: int, steps: dict[Objec
     )  # fmt: skip
     x, y = task.heldout
     error = np.asarray(apply(run.params, jnp.asarray(x)), np.float64) - y
-    curve = (
-        run.psnr if run.every_step else np.interp(np.arange(run.steps + 1), run.history["step"], run.history["psnr"])
-    )
     return {
         "heldout": float(psnr((error**2).mean(), task.data_range)),
         "fit": min(float(run.psnr_per_step[min(steps["fit"], run.steps)]), CEILING),
