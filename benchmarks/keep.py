@@ -7,9 +7,10 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 
 from ntk_inr import style
 from ntk_inr.study.environment import environment
@@ -18,6 +19,30 @@ from ntk_inr.study.record import write_atomically, write_json
 RESULTS = Path(__file__).parent / "results"
 Profile = Literal["quick", "cpu", "gpu"]
 Verdict = Literal["holds", "holds when", "does not hold"]
+
+
+# A difference counts from this many standard errors on.
+ERRORS = 2.0
+
+
+class Measure(NamedTuple):
+    """A number and its standard error."""
+
+    value: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} ± {self.error:.1g}"
+
+
+def mean(values: Any) -> Measure:
+    """Return the mean over seeds."""
+    return Measure(float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values))))
+
+
+def verdict(cases: Sequence[bool]) -> Verdict:
+    """Return what follows for a claim that is true in some of these cases."""
+    return "holds" if all(cases) else "holds when" if any(cases) else "does not hold"
 
 
 @dataclasses.dataclass(frozen=True)
