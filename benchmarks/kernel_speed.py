@@ -118,7 +118,7 @@ def sampled(quick: bool) -> list[dict[str, Any]]:
     axis = jnp.linspace(-1, 1, side)
     x = jnp.stack(jnp.meshgrid(axis, axis), -1).reshape(-1, 2)
     rows = []
-    for variant in ("relu", "pe", "pe+hadamard", "siren"):
+    for variant in ("relu", "siren") if quick else ("relu", "pe", "pe+hadamard", "siren"):
         apply, params, _ = model(1, variant=variant)
         last: list[Any] = []
 
@@ -154,7 +154,7 @@ def growth(quick: bool) -> list[dict[str, Any]]:
     """Time against each size, the others at n 4096, width 256, depth 4, c 1, beside the flops of the plan."""
     rows = []
     for name, values in SWEEPS.items():
-        for value in values[:2] if quick else values:
+        for value in values[:1] if quick else values:
             sizes = {"n": 512 if quick else 4096, "width": WIDTH, "depth": DEPTH, "c": 1, name: value}
             apply, params, x = model(**sizes)
             found = timing.compare({"s": lambda a=apply, p=params, x=x: ni.ntk(a, p, x)}, 1 if value > 8192 else 3)["s"]
