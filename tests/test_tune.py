@@ -53,6 +53,7 @@ def test_curves_are_those_of_the_linearised_model(chirp):
     assert found.cv == pytest.approx(float(ni.moments(own).cv), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_gradient_descent_takes_the_steps_that_are_predicted(chirp):
     """A wide network, so that its kernel stays put."""
     tuned = ni.tune(
@@ -83,6 +84,7 @@ def test_a_sample_is_a_neighbourhood_and_holds_out_a_part():
     np.testing.assert_array_equal(sample.points, again.points)
 
 
+@pytest.mark.slow
 def test_what_the_task_holds_out_is_not_looked_at():
     task = ni.image_task("camera", size=16, holdout=0.5, grey=True)
     spoiled = ni.image_task(np.where(task.train.reshape(16, 16, 1), task.image, 0.0)[..., 0], holdout=0.5)
@@ -180,6 +182,7 @@ def test_ranges_and_lists():
         assert len(axes_of(net, None, 3)) == 1, usual_space(net)
 
 
+@pytest.mark.slow
 def test_several_variants_take_the_settings_that_they_have(chirp):
     tuned = ni.tune(chirp, ["rff", "relu"], {"scale": [1.0, 4.0]}, **SMALL)
     assert [(c.variant, c.settings) for c in tuned.candidates] == [
@@ -190,6 +193,7 @@ def test_several_variants_take_the_settings_that_they_have(chirp):
     assert mine.best.label in ("mine features=4", "mine features=8")
 
 
+@pytest.mark.slow
 def test_a_candidate_that_does_not_work_is_reported_and_the_others_are_ranked(chirp):
     tuned = ni.tune(chirp, "pe+topk", {"k": [4, 8, 16], "features": [8, 16]}, **SMALL)
     failed = [c for c in tuned.candidates if c.failure]
@@ -198,6 +202,7 @@ def test_a_candidate_that_does_not_work_is_reported_and_the_others_are_ranked(ch
     assert "1 could not be tried" in tuned.recommendation[-1]
 
 
+@pytest.mark.slow
 def test_steps_to_a_target(chirp):
     common = {"objective": "speed", "optimizer": "sgd", "refine": 0, **SMALL}
     near = ni.tune(chirp, "rff", {"scale": [2.0]}, target_psnr=12, **common)
