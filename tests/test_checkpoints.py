@@ -71,6 +71,16 @@ def layer(params, x):
     return jnp.tanh(x @ params[0]) @ params[1]
 
 
+@pytest.fixture(autouse=True)
+def _signals_as_in_a_terminal():
+    """A runner under ``nohup`` or in the background ignores some, and what a process ignores stays ignored."""
+    before = {name: signal.signal(name, signal.SIG_DFL) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for name, handler in before.items():
+        signal.signal(name, handler)
+
+
 @pytest.fixture
 def problem(x):
     return layer, (jnp.ones((2, 4)), jnp.ones((4, 1))), x, jnp.sin(3 * x[:, :1])

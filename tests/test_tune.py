@@ -222,12 +222,13 @@ class _Stop:
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_search_goes_on(chirp, found, tmp_path, monkeypatch):
+@pytest.mark.parametrize("at", [3, 5], ids=["in the grid", "while refining"])
+def test_an_interrupted_search_goes_on(chirp, found, tmp_path, monkeypatch, at):
     space = {"scale": (0.5, 16)}
     with pytest.raises(KeyboardInterrupt):
-        ni.tune(chirp, "rff", space, points=4, refine=2, out=tmp_path, progress=_Stop(3), **SMALL)
+        ni.tune(chirp, "rff", space, points=4, refine=2, out=tmp_path, progress=_Stop(at), **SMALL)
     kept = ni.load_tuning(tmp_path)
-    assert len(kept.candidates) == 3
+    assert len(kept.candidates) == at
     assert not kept.complete
     with pytest.raises(FileExistsError, match="--resume"):
         ni.tune(chirp, "rff", space, points=4, refine=2, out=tmp_path, **SMALL)
@@ -236,7 +237,7 @@ def test_an_interrupted_search_goes_on(chirp, found, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(tune_module, "build", lambda *a: drawn.append(a[1]) or build(*a))
     whole = ni.tune(chirp, "rff", space, points=4, refine=2, out=tmp_path, resume=True, **SMALL)
-    assert len(drawn) == 2 * 3
+    assert len(drawn) == 2 * (6 - at)
     assert [c.score for c in whole.candidates] == [c.score for c in found.candidates]
     assert ni.load_tuning(tmp_path).complete
 

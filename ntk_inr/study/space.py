@@ -46,13 +46,6 @@ class Axis:
     grid: tuple[Any, ...]
     continuous: bool
 
-    def between(self, value: Any) -> tuple[float, float] | None:
-        """Return the neighbours of a value of the grid, which enclose what may be better; None for a fixed list."""
-        if not self.continuous:
-            return None
-        place = self.grid.index(value)
-        return self.grid[max(place - 1, 0)], self.grid[min(place + 1, len(self.grid) - 1)]
-
 
 def axes_of(net: nn.Module, space: Mapping[str, Any] | None, points: int) -> list[Axis]:
     """Return the axes of a space for one network.

@@ -351,20 +351,21 @@ def _crossing(at: np.ndarray, train: np.ndarray, asked: dict[str, Any]) -> float
 
 def _refined(found: Tuning, axes: Sequence[Axis], budget: int) -> Iterator[dict[str, Any]]:
     """Yield settings around the best by golden section, one axis after the other, as results come in."""
-    open_axes = [axis for axis in axes if axis.between(found.best.settings[axis.name]) is not None]
+    open_axes = [axis for axis in axes if axis.continuous]
     for turn, axis in enumerate(open_axes):
         share = budget // len(open_axes) + (turn < budget % len(open_axes))
         variant = found.best.variant
         others = {name: value for name, value in found.best.settings.items() if name != axis.name}
-        whole = isinstance(axis.grid[0], int)
-        logarithmic = axis.grid[0] > 0
-        for _ in range(share):
+        while True:
             along = {
                 c.settings[axis.name]: c.mean
                 for c in found.candidates
                 if c.variant == variant and {n: v for n, v in c.settings.items() if n != axis.name} == others
             }
-            new = _section(along, whole, logarithmic)
+            # Those of a search that is resumed count too.
+            if len(set(along) - set(axis.grid)) >= share:
+                break
+            new = _section(along, isinstance(axis.grid[0], int), axis.grid[0] > 0)
             if new is None:
                 break
             yield {**others, axis.name: new}

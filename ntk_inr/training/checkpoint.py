@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shutil
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _STEP = re.compile(r"step_(\d+)$")
+_WAITS = (0.0, 0.0, 0.1, 0.4, 1.0)
 _UNFINISHED = re.compile(r"step_\d+\.orbax-checkpoint-tmp")
 
 
@@ -135,8 +137,13 @@ class Store:
         shutil.rmtree(gone)
 
     def _clear(self, pattern: re.Pattern[str]) -> None:
-        for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            if pattern.match(path.name):
+        # Threads of tensorstore may still write below when their checkpoint has failed.
+        for wait in _WAITS:
+            time.sleep(wait)
+            left = [path for path in self.folder.glob("*") if pattern.match(path.name)]
+            if not left:
+                return
+            for path in left:
                 shutil.rmtree(path, ignore_errors=True)
 
 
