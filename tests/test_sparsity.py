@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ntk_inr as ni
-from ntk_inr.networks.sparsity import soft_threshold
+from ntk_inr.networks.sparsity import kth_largest, soft_threshold
 from tests.conftest import small
 
 
@@ -84,3 +84,15 @@ def test_in_a_network_its_kernel_is_exact(key, x, mode):
 def test_wrong_settings_say_what_is_expected(unchecked, make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_the_kth_largest_is_that_of_a_sort(dtype, x64):
+    u = np.random.default_rng(0).normal(size=(40, 33))
+    u[0, :5], u[1, 3], u[2, 0], u[3, 1] = 0.0, -0.0, np.inf, -np.inf
+    u = jnp.asarray(u, dtype)
+    for k in (1, 2, 17, 33):
+        expected = jnp.sort(u, axis=-1)[:, 33 - k][:, None]
+        np.testing.assert_array_equal(kth_largest(u, k), expected)
+        np.testing.assert_array_equal(jax.jit(kth_largest)(u, jnp.asarray(k)), expected)
+    assert np.isnan(kth_largest(u.at[0, 0].set(jnp.nan), 1)[0, 0])
