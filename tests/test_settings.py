@@ -58,7 +58,7 @@ def test_replaced_settings_pass_the_checks_of_their_classes(unchecked):
         ni.with_settings(ni.variant("pe"), {"encoding.bands": 2.5})
 
 
-@pytest.mark.parametrize("name", quick(REAL, "siren"))
+@pytest.mark.parametrize("name", quick(REAL))
 def test_one_compilation_serves_all_values_of_a_real_setting(name, x, unchecked):
     net, setting = ni.variant(name, features=16, depth=2), REAL[name]
     models = [build(net, {setting: value}, jax.random.key(0), x) for value in (0.5, 3.0)]

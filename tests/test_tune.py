@@ -93,6 +93,7 @@ def test_what_the_task_holds_out_is_not_looked_at():
     assert [c.score for c in one.candidates] == [c.score for c in other.candidates]
 
 
+@pytest.mark.slow
 def test_the_pilot_run_does_not_see_what_the_sample_holds_out(chirp, monkeypatch):
     seen = []
 
@@ -222,7 +223,7 @@ class _Stop:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("at", [3, 5], ids=["in the grid", "while refining"])
+@pytest.mark.parametrize("at", [pytest.param(3, marks=pytest.mark.slow), 5], ids=["in the grid", "while refining"])
 def test_an_interrupted_search_goes_on(chirp, found, tmp_path, monkeypatch, at):
     space = {"scale": (0.5, 16)}
     with pytest.raises(KeyboardInterrupt):
