@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import ntk_inr as ni
-from benchmarks.keep import Claim, Verdict, chosen_profile, print_claims, results_folder, save_figure
+from benchmarks.keep import Claim, Verdict, chosen_profile, print_claims, results_folder
 from ntk_inr.study.environment import environment
+from ntk_inr.study.figures import save_figure
 from ntk_inr.study.record import write_json, write_text
 from ntk_inr.style import FAST, MARKERS, MEASURED, NEUTRAL, PALETTE, PREDICTED, figure_style, pyplot
 
@@ -302,8 +303,8 @@ def _judged(results: dict[str, Any]) -> list[tuple[Claim, tuple[str, ...]]]:
     judged: list[tuple[Claim, tuple[str, ...]]] = []
 
     def verdict(title: str, holds: bool | None, number: str, sentence: str, *body: str) -> None:
-        word: Verdict = {True: "holds", False: "does not hold", None: "holds when"}[holds]  # type: ignore[assignment]
-        judged.append((Claim(title, word, number, sentence), body))
+        words: dict[bool | None, Verdict] = {True: "holds", False: "does not hold", None: "holds when"}
+        judged.append((Claim(title, words[holds], number, sentence), body))
 
     def change(component: str) -> str:
         """Return by what a component multiplies the variance, least and most over the inputs."""

@@ -31,7 +31,7 @@ import optax
 import scipy.stats
 
 import ntk_inr as ni
-from benchmarks.keep import Claim, Picture, Profile, Verdict, chosen_profile, publish, results_folder
+from benchmarks.keep import Claim, Picture, Profile, chosen_profile, publish, results_folder, verdict
 from ntk_inr import style
 from ntk_inr.study.candidate import kernel_in_float64
 from ntk_inr.study.environment import environment
@@ -238,11 +238,6 @@ def interval(rho: list[float]) -> str:
     return f"{rho[0]:+.2f} [{rho[1]:+.2f}, {rho[2]:+.2f}]"
 
 
-def verdict_of(cases: list[bool]) -> Verdict:
-    """Return "holds" if all cases agree, "holds when" if some do."""
-    return "holds" if all(cases) else "holds when" if any(cases) else "does not hold"
-
-
 def claim_of(figure: str, method: str, statement: str, why: str, summary: dict[str, Any], tasks: list[str]) -> Claim:
     """Return that a figure ranks a method's speed: it does on a task where the interval lies above 0."""
     found, own = summary[method], summary[method]["correlation"][figure]
@@ -257,7 +252,7 @@ def claim_of(figure: str, method: str, statement: str, why: str, summary: dict[s
         why += f" Furthest apart in their mean places: {', '.join(far)}."
     if method == "adam":
         number += f"; with seconds in place of steps {interval(summary['seconds']['correlation'][figure]['all'])}"
-    return Claim(statement, verdict_of([own[task][1] > 0 for task in tasks]), number, why)
+    return Claim(statement, verdict([own[task][1] > 0 for task in tasks]), number, why)
 
 
 def claims_of(summary: dict[str, Any], tasks: list[str]) -> list[Claim]:
@@ -295,7 +290,7 @@ def claims_of(summary: dict[str, Any], tasks: list[str]) -> list[Claim]:
             "The prediction knows the signal, too, and is right as long as the kernel stays put.", summary, tasks,
         ),
         Claim(
-            "Of what the kernel tells before training, cv ranks networks by convergence best", verdict_of(wins), number,
+            "Of what the kernel tells before training, cv ranks networks by convergence best", verdict(wins), number,
             "The effective rank n / (1 + cv²) ranks the networks of one task as cv does (1.2); the predicted steps "
             "also know in which eigenmodes the signal lies.",
         ),

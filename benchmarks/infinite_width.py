@@ -20,10 +20,11 @@ import numpy as np
 
 import ntk_inr as ni
 from benchmarks import timing
-from benchmarks.keep import Claim, chosen_profile, print_claims, results_folder, save_figure
+from benchmarks.keep import Claim, chosen_profile, print_claims, results_folder
 from ntk_inr.infinite.network import infinite_kernel
 from ntk_inr.networks.initializers import Law
 from ntk_inr.study.environment import environment
+from ntk_inr.study.figures import save_figure
 from ntk_inr.study.record import write_json
 from ntk_inr.style import MARKERS, NEUTRAL, PALETTE, figure_style, pyplot
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,7 +13,8 @@ import numpy as np
 
 from ntk_inr import style
 from ntk_inr.study.environment import environment
-from ntk_inr.study.record import write_atomically, write_json
+from ntk_inr.study.figures import save_figure
+from ntk_inr.study.record import write_json
 
 RESULTS = Path(__file__).parent / "results"
 Profile = Literal["quick", "cpu", "gpu"]
@@ -143,13 +143,6 @@ def print_claims(claims: Iterable[Claim]) -> None:
     """Print each claim and its verdict."""
     for claim in claims:
         print(f"{claim.statement}\n    {claim.verdict}: {claim.number}. {claim.why}", flush=True)
-
-
-def save_figure(figure: Any, stem: Path) -> None:
-    """Write a figure as PNG and SVG, and close it."""
-    for suffix in ("png", "svg"):
-        write_atomically(stem.with_suffix(f".{suffix}"), functools.partial(figure.savefig, format=suffix))
-    style.pyplot().close(figure)
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:

@@ -19,9 +19,10 @@ import numpy as np
 
 import ntk_inr as ni
 from benchmarks import timing
-from benchmarks.keep import Claim, arguments_of, profile_of, results_folder, save_figure
+from benchmarks.keep import Claim, arguments_of, profile_of, results_folder
 from ntk_inr.kernels import structured
 from ntk_inr.study.environment import environment
+from ntk_inr.study.figures import save_figure
 from ntk_inr.study.record import write_json
 from ntk_inr.style import FAST, MEASURED, figure_style, pyplot
 

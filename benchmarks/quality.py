@@ -30,8 +30,8 @@ import ntk_inr as ni
 from benchmarks.keep import Claim, arguments_of, profile_of, results_folder
 from ntk_inr.study.compare import trained
 from ntk_inr.study.environment import environment
-from ntk_inr.study.record import write_atomically, write_json, write_text
-from ntk_inr.style import pyplot
+from ntk_inr.study.figures import save_figure
+from ntk_inr.study.record import write_json, write_text
 
 WIDTH, DEPTH, STEPS, SEEDS = 256, 4, [500, 2000], 3
 
@@ -63,7 +63,7 @@ PUBLISHED = {
 }
 KNOWN = ["siren", "finer", "wire", "gauss", "rff", "pe", "fouriernet", "hash"]
 # Better, worse, and who reports it for images.
-ORDER = [
+REPORTED = [
     ("siren", "pe", "Sitzmann et al. 2020"),
     ("rff", "relu", "Tancik et al. 2020"),
     ("fouriernet", "siren", "Fathony et al. 2021"),
@@ -160,9 +160,7 @@ def run_part(name: str, part: Part, seed: int, folder: Path | None) -> dict[str,
             continue
         write_json(path, content)
         if seed == 0 and _goal(new, task)[0] > best:
-            figure = task.figure(reconstruction)
-            write_atomically(folder / f"{name}.png", functools.partial(figure.savefig, format="png"))
-            pyplot().close(figure)
+            save_figure(task.figure(reconstruction), folder / name, "png")
     return content
 
 
@@ -204,7 +202,7 @@ def claims(content: dict[str, Any]) -> list[Claim]:
     """Return what the table at 128 x 128 says of the order that papers report, by PSNR after 2000 steps."""
     rows = {row["variant"]: np.array(row["scores"]["psnr@2000"]) for row in content["rows"]}
     said = []
-    for better, worse, source in ORDER:
+    for better, worse, source in REPORTED:
         if better in rows and worse in rows:
             gap = rows[better].mean() - rows[worse].mean()
             said.append(

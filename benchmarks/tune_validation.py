@@ -28,10 +28,11 @@ import numpy as np
 import scipy.stats
 
 import ntk_inr as ni
-from benchmarks.keep import Claim, arguments_of, markdown, profile_of, results_folder, save_figure
+from benchmarks.keep import Claim, arguments_of, markdown, profile_of, results_folder
 from ntk_inr import style
 from ntk_inr.study.candidate import build
 from ntk_inr.study.environment import environment
+from ntk_inr.study.figures import save_figure
 from ntk_inr.study.record import write_json, write_text
 from ntk_inr.study.tuning import Objective
 from ntk_inr.training.curves import psnr
@@ -106,7 +107,6 @@ SIGNALS: dict[str, Callable[[], Any]] = {
     "chord": _chord,
     **{name: functools.partial(_shape, name) for name in ("torus", "gyroid")},
 }
-QUICK: dict[str, Callable[[], Any]] = {"camera": functools.partial(_image, "camera", 16)}
 
 
 def sweep(task: Any, family: Family, seeds: int, steps: dict[Objective, int]) -> dict[str, Any]:
@@ -317,7 +317,7 @@ def main() -> None:
     parser.add_argument("signals", nargs="*", choices=[*SIGNALS, []], help="which signals; all by default")
     arguments = parser.parse_args()
     if profile_of(arguments) == "quick":
-        task = QUICK["camera"]()
+        task = _image("camera", 16)
         for name in ("rff scale", "nerf bands"):
             family = dataclasses.replace(FAMILIES[name], values=FAMILIES[name].values[:4])
             run_case("camera", task, name, family, {}, 1)

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ntk_inr import style, terminal
+from ntk_inr import terminal
 from ntk_inr.networks.settings import setting_name, with_settings
 from ntk_inr.networks.variants import variant, variants
 from ntk_inr.study import compare as study_compare
-from ntk_inr.study import record
+from ntk_inr.study.figures import save_figure
 from ntk_inr.study.record import RESULTS, load
 from ntk_inr.study.report import write_report
 from ntk_inr.study.single import fit_task
@@ -250,9 +250,7 @@ class Tune(_OnATask):
                 progress=progress,
             )  # fmt: skip
         terminal.print_tuning(console, found)
-        figure = found.plot()
-        record.write_atomically(self.out / "tune.png", lambda file: figure.savefig(file, format="png"))
-        style.pyplot().close(figure)
+        save_figure(found.plot(), self.out / "tune", "png")
         settings = [f"size={self.size}"] * (self.size is not None) + list(self.set)
         words = [*self.source, *(["--set", *settings] if settings else [])]
         command = found.command(*words, *(["--seed", str(self.seed)] if self.seed else []))

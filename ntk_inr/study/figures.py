@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ntk_inr import style
-from ntk_inr.study.record import Study, VariantResult
+from ntk_inr.study.record import Study, VariantResult, write_atomically
 from ntk_inr.study.summary import Summary, score_column
 
 _PICTURE_DPI = 200
@@ -41,6 +43,14 @@ def variant_figure(study: Study, result: VariantResult, summary: Summary) -> Any
         _spectrum(axes[1], result, summary)
         _training(axes[2], study, result)
     return figure
+
+
+def save_figure(figure: Any, stem: Path, *suffixes: str) -> None:
+    """Write a figure as ``stem.<suffix>``, by default as PNG and SVG, and close it."""
+    for suffix in suffixes or ("png", "svg"):
+        path = stem.with_name(f"{stem.name}.{suffix}")
+        write_atomically(path, functools.partial(figure.savefig, format=suffix))
+    style.pyplot().close(figure)
 
 
 def picture(figure: Any) -> np.ndarray:

@@ -199,6 +199,20 @@ def save_index(folder: Path, study: Study) -> Path:
     return folder / RESULTS
 
 
+def read_results(folder: Path, schema: str, *, what: str, writer: str) -> dict[str, Any]:
+    """Return what ``results.json`` holds, or say that it is not ``what`` the command ``writer`` wrote."""
+    path = folder / RESULTS
+    if not path.is_file():
+        raise FileNotFoundError(f"no {RESULTS} in {str(folder)!r}; expected a folder that {writer} wrote.")
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{str(path)!r} is not valid JSON ({error}).") from error
+    if not isinstance(content, dict) or content.get("schema") != schema:
+        raise ValueError(f"{str(path)!r} is not {what} (schema {schema!r} is missing).")
+    return content
+
+
 def load(folder: str | Path) -> Study:
     """Read a study back.
 
@@ -210,19 +224,11 @@ def load(folder: str | Path) -> Study:
         ValueError: the file is no study of ours, or of a later version.
     """
     folder = Path(folder)
-    path = folder / RESULTS
-    if not path.is_file():
-        raise FileNotFoundError(f"no {RESULTS} in {str(folder)!r}; expected a folder that ntk-inr compare --out wrote.")
-    try:
-        content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{str(path)!r} is not valid JSON ({error}).") from error
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise ValueError(f"{str(path)!r} is not a study of ntk_inr (schema {SCHEMA!r} is missing).")
+    content = read_results(folder, SCHEMA, what="a study of ntk_inr", writer="ntk-inr compare --out")
     if content["version"] != VERSION:
         raise ValueError(
-            f"{str(path)!r} has schema version {content['version']}, this ntk_inr reads {VERSION}; use the ntk_inr "
-            f"that wrote it ({content['environment']['ntk_inr']})."
+            f"{str(folder / RESULTS)!r} has schema version {content['version']}, this ntk_inr reads {VERSION}; use the "
+            f"ntk_inr that wrote it ({content['environment']['ntk_inr']})."
         )
     variants = []
     for entry in content["variants"]:

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ntk_inr import style
 from ntk_inr.study import figures
-from ntk_inr.study.record import Study, write_atomically, write_json, write_text
+from ntk_inr.study.record import Study, write_json, write_text
 from ntk_inr.study.summary import Summary, summarize
 
 
@@ -86,8 +85,5 @@ def _template() -> Any:
 
 def _save_figure(figure: Any, stem: Path) -> str:
     """Save as PNG and SVG; return the PNG as a data URI."""
-    for suffix in ("png", "svg"):
-        path = stem.with_name(f"{stem.name}.{suffix}")
-        write_atomically(path, functools.partial(figure.savefig, format=suffix))
-    style.pyplot().close(figure)
+    figures.save_figure(figure, stem)
     return "data:image/png;base64," + base64.b64encode(stem.with_name(f"{stem.name}.png").read_bytes()).decode()

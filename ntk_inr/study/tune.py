@@ -308,16 +308,9 @@ class _Search:
             raise ValueError(f"diverged in the pilot run at learning rate {rate:g}.")
         return run.params
 
-    def _time(self, steps: float) -> float:
-        """Return the steps of gradient descent at half its stable rate that ``steps`` of training are counted as."""
-        return ADAM_FACTOR * steps**2 if self.found.settings["optimizer"] == "adam" else float(steps)
-
-    def _steps(self, moment: float) -> float:
-        return float((moment / ADAM_FACTOR) ** 0.5) if self.found.settings["optimizer"] == "adam" else moment
-
     def _score(self, candidate: Candidate, curves: Curves) -> None:
-        asked, at = self.found.settings, np.log(TIMES)
-        budget = np.log(max(self._time(asked["steps"]) - self._time(asked["pilot"]), TIMES[0]))
+        asked, at, begins = self.found.settings, np.log(TIMES), self.found.time_of(self.found.settings["pilot"])
+        budget = np.log(max(self.found.time_of(asked["steps"]) - begins, TIMES[0]))
         floor = _LEAST
         if asked["optimizer"] == "adam":
             floor += (ADAM_JITTER * asked["learning_rate"]) ** 2 * curves.gradient
@@ -339,7 +332,7 @@ class _Search:
             reached = np.flatnonzero(train >= asked["target_psnr"])
             needed = math.inf
             if len(reached):
-                needed = max(1.0, self._steps(self._time(asked["pilot"]) + _crossing(at, train, asked)))
+                needed = max(1.0, self.found.steps_of(begins + _crossing(at, train, asked)))
             candidate.steps_to_target.append(needed)
             candidate.score.append(-math.log10(needed))
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -34,7 +33,7 @@ class Candidate:
         train_psnr: in dB at the step budget, on rows trained on.
         heldout_psnr: in dB, the best on the way there on rows held out; NaN without.
         steps_to_target: training steps; infinity for never.
-        cv: of the kernel's eigenvalues at initialisation.
+        cv: of the eigenvalues of the kernel that predicts, at initialisation or after the pilot run.
         stable_rate: largest stable learning rate of gradient descent.
         drift: relative change of the kernel in the pilot run; empty without one.
         train_curve: PSNR (repeats, times) on rows trained on.
@@ -204,6 +203,14 @@ class Tuning:
             return float(self.settings["learning_rate"])
         return float(np.min(candidate.stable_rate)) / 2
 
+    def time_of(self, steps: Any) -> Any:
+        """Return the steps of gradient descent at half of its stable rate that steps of the training count as."""
+        return self.settings["adam_factor"] * steps**2 if self.settings["optimizer"] == "adam" else steps
+
+    def steps_of(self, time: Any) -> Any:
+        """Return the steps of the training that come as far as so many of gradient descent."""
+        return (time / self.settings["adam_factor"]) ** 0.5 if self.settings["optimizer"] == "adam" else time
+
     def snippet(self, task: str = 'ni.image_task("photo.png")') -> str:
         """Return the Python that trains the best on ``task``, an expression."""
         asked, best = self.settings, self.best
@@ -268,9 +275,7 @@ class Tuning:
 
     def _plot_curves(self, axis: Any) -> None:
         best, asked = self.best, self.settings
-        adam = asked["optimizer"] == "adam"
-        # After a pilot run time goes on from there.
-        steps = np.sqrt(TIMES / asked["adam_factor"] + asked["pilot"] ** 2) if adam else TIMES + asked["pilot"]
+        steps = self.steps_of(self.time_of(asked["pilot"]) + TIMES)
         for curve, color, label in (
             (best.train_curve, style.MEASURED, "trained on"),
             (best.heldout_curve, style.PREDICTED, "held out"),
@@ -314,15 +319,7 @@ def read(folder: str | Path) -> Tuning:
         FileNotFoundError: no results there.
         ValueError: they are not of a search.
     """
-    path = Path(folder) / record.RESULTS
-    if not path.is_file():
-        raise FileNotFoundError(f"no {record.RESULTS} in {str(folder)!r}; expected a folder that ntk-inr tune wrote.")
-    try:
-        content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{str(path)!r} is not valid JSON ({error}).") from error
-    if not isinstance(content, Mapping) or content.get("schema") != SCHEMA:
-        raise ValueError(f"{str(path)!r} is not of a search of settings (schema {SCHEMA!r} is missing).")
+    content = record.read_results(Path(folder), SCHEMA, what="of a search of settings", writer="ntk-inr tune")
     candidates = [Candidate(**_numbers(entry)) for entry in content["candidates"]]
     return Tuning(content["task"], content["settings"], content["environment"], candidates, content["complete"])
 
