@@ -47,8 +47,8 @@ class Plan:
     """The plan of a kernel; ``print`` shows it as a table.
 
     Attributes:
-        leaves: one :class:`LeafPlan` for each leaf of the parameters.
-        costs: one :class:`MethodCost` for each method.
+        leaves: one :class:`.LeafPlan` for each leaf of the parameters.
+        costs: one :class:`.MethodCost` for each method.
         method: the method that "auto" takes.
         block: rows and columns of a tile.
         panel: how many blocks of rows have their factors kept at a time.

@@ -106,8 +106,8 @@ def grid_eigenvalues(kernel: Callable[[Any, Any], Any], axes: Sequence[Any]) -> 
             ``-1 + 2 * jnp.arange(N) / N`` for NeRF's encoding.
 
     Returns:
-        Eigenvalues (n,), largest first, in NumPy float64. Their rounding is that of the kernel:
-        :func:`rounding_floor` wants its dtype.
+        Eigenvalues (n,), largest first, in NumPy float64.
+        Their rounding is that of the kernel: :func:`rounding_floor` wants its dtype.
 
     Raises:
         TypeError: as :func:`grid_moments`.

@@ -15,8 +15,9 @@ import scipy.linalg
 from jax import Array
 from jax.tree_util import Partial
 
-from ntk_inr.infinite.network import InfiniteKernel, infinite_kernel
-from ntk_inr.kernels.adapters import init, training_call
+from ntk_inr import _checks
+from ntk_inr.infinite.network import infinite_kernel
+from ntk_inr.kernels.adapters import init, split, training_call
 from ntk_inr.kernels.api import ntk
 from ntk_inr.networks.settings import with_settings
 from ntk_inr.spectra.moments import moments
@@ -52,8 +53,13 @@ class Sample:
 
     @functools.cached_property
     def points(self) -> np.ndarray:
-        """All coordinates (n + m, d), those trained on first."""
+        """Coordinates (n + m, d), those trained on first."""
         return np.concatenate([self.x, self.heldout[0]])
+
+    @functools.cached_property
+    def places(self) -> np.ndarray:
+        """Where the kernel is taken: ``points``, then ``spread`` unless the sample is all there is."""
+        return self.points if len(self.points) == self.rows else np.concatenate([self.points, self.spread])
 
 
 def draw_sample(task: Task, size: int, share: float, seed: int) -> Sample:
@@ -90,20 +96,27 @@ class _Settled:
         return with_settings(self.net, values).apply({**constants, "params": params}, x)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _drawn(net: nn.Module, real: Mapping[str, Any], key: Array, x: Array) -> tuple[dict[str, Any], Any]:
+    """Return the constants and the parameters of a network with these real settings."""
+    constants = dict(with_settings(net, real).init(key, x))
+    params = constants.pop("params")
+    return constants, params
+
+
 def build(net: nn.Module, values: Mapping[str, Any], key: Array, x: Any) -> tuple[Any, Any]:
     """Return ``(apply, params)`` of a network with settings, compiled once for all values of a real one."""
     settled = with_settings(net, values)
-    apply, params = init(settled, key, x)
     real = {name: jnp.float32(value) for name, value in values.items() if isinstance(value, float)}
-    if not real or training_call(apply) is not None:
-        return apply, params
-    whole = {name: value for name, value in values.items() if name not in real}
-    shared = Partial(_Settled(with_settings(net, whole)), real, apply.args[0])
+    shared = with_settings(net, {name: value for name, value in values.items() if name not in real})
     try:
-        jax.eval_shape(lambda apply, params: apply(params, x[:1]), shared, params)
+        constants, params = _drawn(shared, real, key, x[:1])
     except TypeError:
-        return apply, params  # a setting that has to be a number, as JAX's own errors say too
-    return shared, params
+        return init(settled, key, x)  # a setting that has to be a number, as JAX's own errors say too
+    apply, params = split((settled, {**constants, "params": params}))
+    if real and training_call(apply) is None:
+        apply = Partial(_Settled(shared), real, constants)
+    return apply, params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +129,6 @@ class Curves:
         cv: of the eigenvalues.
         stable_rate: largest stable learning rate of gradient descent on all rows.
         gradient: mean squared norm of an output's gradient, the kernel's mean diagonal.
-        kernel: of all rows of the sample, (n + m, n + m).
     """
 
     train: np.ndarray
@@ -124,13 +136,27 @@ class Curves:
     cv: float
     stable_rate: float
     gradient: float
-    kernel: np.ndarray
 
 
-def predict(apply: Any, params: Any, sample: Sample) -> Curves:
-    """Return what the kernel at ``params`` predicts from there on."""
-    start = np.asarray(apply(params, jnp.asarray(sample.points)), np.float64)
-    return curves(functools.partial(kernel_in_float64, apply, params), start, sample)
+def predict(apply: Any, params: Any, kernel: np.ndarray, sample: Sample) -> Curves:
+    """Return what the kernel at ``params``, on ``sample.places``, predicts from there on."""
+    start = np.asarray(_values(_checks.as_partial(apply), params, sample.points), np.float64)
+    return curves(kernel, start, sample)
+
+
+def kernel_of(apply: Any, params: Any, sample: Sample) -> np.ndarray:
+    """Return the kernel in float64 on ``sample.places``, compiled once for all models of one structure."""
+    return _in_float64(_kernel, _checks.as_partial(apply), params, sample.places)
+
+
+@jax.jit
+def _values(apply: Any, params: Any, x: Any) -> Array:
+    return apply(params, x)
+
+
+@jax.jit
+def _kernel(apply: Any, params: Any, x: Any) -> Any:
+    return ntk(apply, params, x)
 
 
 def kernel_in_float64(apply: Any, params: Any, x: Any) -> np.ndarray:
@@ -138,57 +164,62 @@ def kernel_in_float64(apply: Any, params: Any, x: Any) -> np.ndarray:
 
     In float32 rounding hides eigenvalues below about 5e-4 of the largest at n = 4096.
     """
-    host = jax.tree.map(np.asarray, (apply, params, x))
+    return _in_float64(ntk, apply, params, x)
+
+
+def _in_float64(of: Callable[..., Any], *arguments: Any) -> np.ndarray:
+    host = jax.tree.map(np.asarray, arguments)
     with jax.enable_x64(True):
-        apply, params, points = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), host)
-        return np.asarray(ntk(apply, params, points))
+        return np.asarray(of(*jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), host)))
 
 
 def predict_infinite(net: nn.Module, sample: Sample, seed: int) -> Curves:
     """Return what the kernel of infinite width predicts from a start that is drawn of the network's own law."""
-    kernels = infinite_kernel(net)  # type: ignore[arg-type]
-
-    def of(x: np.ndarray) -> InfiniteKernel:
-        with jax.enable_x64(True):
-            return kernels(jnp.asarray(x, jnp.float64))
-
-    found = of(sample.points)
-    values, vectors = scipy.linalg.eigh(np.asarray(found.nngp), driver="evd", check_finite=False)
+    with jax.enable_x64(True):
+        found = infinite_kernel(net)(jnp.asarray(sample.places, jnp.float64))  # type: ignore[arg-type]
+    k = len(sample.points)
+    values, vectors = scipy.linalg.eigh(np.asarray(found.nngp)[:k, :k], driver="evd", check_finite=False)
     drawn = np.random.default_rng(seed).normal(size=(len(values), sample.y.shape[1]))
     start = vectors @ (np.sqrt(np.maximum(values, 0))[:, None] * drawn)
-    return curves(lambda x: np.asarray(found.ntk if x is sample.points else of(x).ntk), start, sample)
+    return curves(np.asarray(found.ntk), start, sample)
 
 
-def curves(kernel_of: Callable[[np.ndarray], np.ndarray], start: np.ndarray, sample: Sample) -> Curves:
+def largest_eigenvalue(kernel: np.ndarray, sample: Sample) -> float:
+    """Return that of all N rows, estimated as N / k times that of k rows from everywhere."""
+    some = kernel[len(sample.points) :, len(sample.points) :] if len(kernel) > len(sample.points) else kernel
+    top = scipy.linalg.eigh(some, eigvals_only=True, subset_by_index=(len(some) - 1,) * 2)[0]
+    return float(top) * sample.rows / len(some)
+
+
+def stable_rate(largest: float, sample: Sample) -> float:
+    """Return the largest stable learning rate of gradient descent on the mean squared error of all rows."""
+    return 2 * sample.rows * sample.y.shape[1] / largest
+
+
+def curves(kernel: np.ndarray, start: np.ndarray, sample: Sample) -> Curves:
     r"""Return the curves of gradient flow on the linearised model, (T10): :math:`r(t) = e^{-tK/\lambda_{\max}}r_0`.
 
-    The largest eigenvalue is that of all N rows, estimated as N / k times that of k rows from everywhere. Outside of
-    the training rows :math:`f_t(x) = f_0(x) - K_{xX}K^{-1}(r_0 - r(t))`. Eigenvalues below the rounding floor count
-    as that.
+    The largest eigenvalue is that of all N rows. Outside of the training rows
+    :math:`f_t(x) = f_0(x) - K_{xX}K^{-1}(r_0 - r(t))`. Eigenvalues below the rounding floor count as that.
 
     Args:
-        kernel_of: from coordinates (k, d) to their kernel (k, k).
+        kernel: on ``sample.places``.
         start: values (n + m, c) of the network on ``sample.points`` before training.
         sample: the rows.
     """
     n, (_, unseen) = len(sample.x), sample.heldout
-    kernel = kernel_of(sample.points)
-    residual = start - np.concatenate([sample.y, unseen])
-    values, vectors = scipy.linalg.eigh(kernel[:n, :n], driver="evd", check_finite=False)
+    own, residual = kernel[:n, :n], start - np.concatenate([sample.y, unseen])
+    values, vectors = scipy.linalg.eigh(own, driver="evd", check_finite=False)
     values = np.maximum(values, np.finfo(np.float64).eps * n * values[-1])
-    largest = values[-1] * sample.rows / n
-    if len(sample.points) < sample.rows:
-        spread = kernel_of(sample.spread)
-        top = scipy.linalg.eigh(spread, eigvals_only=True, subset_by_index=(len(spread) - 1,) * 2)[0]
-        largest = max(top * sample.rows / len(spread), values[-1])
+    largest = max(largest_eigenvalue(kernel, sample), values[-1])
     modes = vectors.T @ residual[:n]
     left = np.exp(-np.outer(TIMES, values / largest))
     train = left**2 @ (modes**2).sum(axis=1) / residual[:n].size
     heldout = None
     if len(unseen):
-        across = kernel[n:, :n] @ (vectors / values)
+        across = kernel[n : n + len(unseen), :n] @ (vectors / values)
         gained = across @ ((1 - left)[:, :, None] * modes).transpose(1, 0, 2).reshape(n, -1)
         heldout = ((residual[n:, None] - gained.reshape(len(unseen), len(TIMES), -1)) ** 2).mean(axis=(0, 2))
-    rate = 2 * sample.rows * residual.shape[1] / largest
-    found = moments(kernel[:n, :n])
-    return Curves(train, heldout, float(found.cv), float(rate), float(found.mean), kernel)
+    found = moments(own)
+    rate = stable_rate(largest, sample)
+    return Curves(train, heldout, float(found.cv), rate, float(found.mean))

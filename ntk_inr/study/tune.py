@@ -19,7 +19,18 @@ from ntk_inr import _checks
 from ntk_inr.networks.settings import with_settings
 from ntk_inr.networks.variants import variant as named_variant
 from ntk_inr.study import record
-from ntk_inr.study.candidate import TIMES, Curves, Sample, build, draw_sample, predict, predict_infinite
+from ntk_inr.study.candidate import (
+    TIMES,
+    Curves,
+    Sample,
+    build,
+    draw_sample,
+    kernel_of,
+    largest_eigenvalue,
+    predict,
+    predict_infinite,
+    stable_rate,
+)
 from ntk_inr.study.compare import describe_task
 from ntk_inr.study.environment import environment
 from ntk_inr.study.space import Axis, axes_of
@@ -283,21 +294,23 @@ class _Search:
         else:
             apply, params = build(net, candidate.settings, key, jnp.asarray(sample.x))
             observed = self.task.observe(apply)
-            curves = predict(observed, params, sample)
+            kernel = kernel_of(observed, params, sample)
             if asked["pilot"]:
-                before = curves
-                rate = asked["learning_rate"] if asked["optimizer"] == "adam" else before.stable_rate / 2
-                params = self._trained(observed, params, sample, rate, key)
-                curves = predict(observed, params, sample)
-                moved = np.linalg.norm(curves.kernel - before.kernel) / np.linalg.norm(before.kernel)
-                candidate.drift.append(float(moved))
+                before = kernel
+                params = self._piloted(observed, params, kernel, sample, key)
+                kernel = kernel_of(observed, params, sample)
+                candidate.drift.append(float(np.linalg.norm(kernel - before) / np.linalg.norm(before)))
+            curves = predict(observed, params, kernel, sample)
         if not np.isfinite(curves.train).all():
             raise ValueError("its kernel at initialisation is not finite; scale its weights down.")
         self._score(candidate, curves)
 
-    def _trained(self, observed: Any, params: Any, sample: Sample, rate: float, key: Any) -> Any:
+    def _piloted(self, observed: Any, params: Any, kernel: np.ndarray, sample: Sample, key: Any) -> Any:
         """Return the parameters after the pilot run, which does not see what the sample holds out."""
         asked, task = self.found.settings, self.task
+        rate = asked["learning_rate"]
+        if asked["optimizer"] == "sgd":
+            rate = stable_rate(largest_eigenvalue(kernel, sample), sample) / 2
         batch = task.sampling if task.sampling is None else min(task.sampling, int(sample.seen.sum()))
         run = fit(
             observed, params, task.x[sample.seen], task.y[sample.seen], steps=asked["pilot"], loss=task.loss, key=key,

@@ -60,8 +60,8 @@ class AssumptionsReport:
     """What :func:`check_assumptions` found; ``print`` shows it as tables.
 
     Attributes:
-        findings: every :class:`Finding`, the whole kernel's first.
-        corrections: the :class:`Correction` steps from ``proxy`` to ``variance``.
+        findings: every :class:`.Finding`, the whole kernel's first.
+        corrections: the :class:`.Correction` steps from ``proxy`` to ``variance``.
         proxy: variance that the proxy predicts, the sum of (n - 1) R_F^4 R_B^4 mean(tau_F) mean(tau_B) over layers.
         independent: the proxy with each mean tau at the level of independent units.
         variance: variance of the kernel's eigenvalues; exact where ``size`` equals ``n``, else unbiased, (9.4).
