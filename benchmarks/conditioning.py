@@ -21,7 +21,7 @@ import numpy as np
 import ntk_inr as ni
 from benchmarks.keep import ERRORS, Claim, Picture, Profile, chosen_profile, mean, publish, verdict
 from ntk_inr.study.candidate import kernel_in_float64
-from ntk_inr.style import MARKERS, NEUTRAL, PALETTE, SEQUENTIAL, figure_style, pyplot
+from ntk_inr.style import DASHES, MARKERS, NEUTRAL, PALETTE, SEQUENTIAL, figure_style, pyplot
 
 VARIANTS = ["relu", "pe", "pe+sphere", "pe+hadamard", "pe+sphere+hadamard"]
 COMBINATION = VARIANTS[-1]
@@ -244,11 +244,11 @@ def kernels_picture(found: dict[str, Any], settings: Settings) -> Picture:
         maps[0].set_ylabel("pixel (raster order)")
         top.colorbar(image, ax=maps, label="kernel / mean eigenvalue", extend="both", shrink=0.9)
         spectrum = bottom.subplots()
-        for color, (name, values) in zip(PALETTE, found["spectra"].items(), strict=False):
-            spectrum.loglog(np.arange(1, len(values) + 1), values, color=color, label=name)
+        for color, dashes, (name, values) in zip(PALETTE, DASHES, found["spectra"].items(), strict=False):
+            spectrum.loglog(np.arange(1, len(values) + 1), values, color=color, linestyle=dashes, label=name)
         spectrum.set(xlabel="index of eigenvalue", ylabel="eigenvalue / mean eigenvalue")
         spectrum.set_title(f"{order(found, settings.base, 'condition')[0]} has the lowest condition number")
-        spectrum.legend(loc="lower left")
+        spectrum.legend(loc="lower left", handlelength=3)
     return Picture(figure, finding + ".")
 
 

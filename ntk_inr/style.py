@@ -10,6 +10,8 @@ from typing import Any
 MEASURED, PREDICTED, FAST, NEUTRAL = "#000000", "#D55E00", "#0072B2", "#777777"
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
+# For curves without markers, so that those which coincide or are printed in grey stay apart.
+DASHES: list[Any] = ["-", "--", (0, (1, 1.5)), "-.", (0, (6, 1.5, 1, 1.5, 1, 1.5))]
 SEQUENTIAL, ERROR = "cividis", "magma"
 
 

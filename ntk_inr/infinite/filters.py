@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 from jax import Array
 
 from ntk_inr.infinite import maps, pairs, tiles
@@ -143,6 +142,8 @@ def _gamma_rule(net: GaborNet, scale: float) -> tuple[np.ndarray, np.ndarray]:
 
     By Gauss-Jacobi in :math:`\sqrt\gamma`, in which the waves are smooth, with the law's own power at 0.
     """
+    import scipy.special  # slow to import, and needed here alone
+
     shape = net.alpha / net.depth
     largest = math.sqrt(scipy.special.gammainccinv(shape, _TAIL) / net.beta)
     turns = 2 * largest * scale / net.depth**0.5

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 
 from ntk_inr import _checks
 
@@ -65,6 +64,8 @@ def eigenvalues(K: Any, *, host: bool = False) -> Any:
         >>> [round(float(v), 3) for v in ni.eigenvalues(jnp.array([[2.0, 1.0], [1.0, 2.0]]))]
         [3.0, 1.0]
     """
+    import scipy.linalg
+
     K = _solvable(_checks.as_kernel(K))
     if host:
         K = np.asarray(K, np.float64)
@@ -94,6 +95,8 @@ def eigensystem(K: Any) -> Eigensystem:
         >>> float(values[0]), abs(float(vectors[1, 0]))
         (3.0, 1.0)
     """
+    import scipy.linalg
+
     K = _solvable(_checks.as_kernel(K))
     if isinstance(K, np.ndarray):
         values, vectors = scipy.linalg.eigh(K, driver="evd", check_finite=False)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import scipy.fft
 from jax import Array
 from jax.tree_util import Partial
 
@@ -123,6 +122,8 @@ def grid_eigenvalues(kernel: Callable[[Any, Any], Any], axes: Sequence[Any]) -> 
 
     Source: T4.4 and T4.5 of the theory.
     """
+    import scipy.fft  # slow to import, and needed here alone
+
     profile = _profile(kernel, axes)
     _check_periodic(profile)
     # The real part: rounding leaves h(j) and h(-j) apart.

@@ -11,7 +11,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 from jax import Array
 from jax.tree_util import Partial
 
@@ -20,6 +19,7 @@ from ntk_inr.infinite.network import infinite_kernel
 from ntk_inr.kernels.adapters import init, split, training_call
 from ntk_inr.kernels.api import ntk
 from ntk_inr.networks.settings import with_settings
+from ntk_inr.spectra.eigen import eigensystem, rounding_floor
 from ntk_inr.spectra.moments import moments
 from ntk_inr.tasks.interface import IndirectTask, Task
 
@@ -178,7 +178,7 @@ def predict_infinite(net: nn.Module, sample: Sample, seed: int) -> Curves:
     with jax.enable_x64(True):
         found = infinite_kernel(net)(jnp.asarray(sample.places, jnp.float64))  # type: ignore[arg-type]
     k = len(sample.points)
-    values, vectors = scipy.linalg.eigh(np.asarray(found.nngp)[:k, :k], driver="evd", check_finite=False)
+    values, vectors = eigensystem(np.asarray(found.nngp)[:k, :k])
     drawn = np.random.default_rng(seed).normal(size=(len(values), sample.y.shape[1]))
     start = vectors @ (np.sqrt(np.maximum(values, 0))[:, None] * drawn)
     return curves(np.asarray(found.ntk), start, sample)
@@ -186,6 +186,8 @@ def predict_infinite(net: nn.Module, sample: Sample, seed: int) -> Curves:
 
 def largest_eigenvalue(kernel: np.ndarray, sample: Sample) -> float:
     """Return that of all N rows, estimated as N / k times that of k rows from everywhere."""
+    import scipy.linalg  # slow to import, and needed here alone
+
     some = kernel[len(sample.points) :, len(sample.points) :] if len(kernel) > len(sample.points) else kernel
     top = scipy.linalg.eigh(some, eigvals_only=True, subset_by_index=(len(some) - 1,) * 2)[0]
     return float(top) * sample.rows / len(some)
@@ -209,9 +211,9 @@ def curves(kernel: np.ndarray, start: np.ndarray, sample: Sample) -> Curves:
     """
     n, (_, unseen) = len(sample.x), sample.heldout
     own, residual = kernel[:n, :n], start - np.concatenate([sample.y, unseen])
-    values, vectors = scipy.linalg.eigh(own, driver="evd", check_finite=False)
-    values = np.maximum(values, np.finfo(np.float64).eps * n * values[-1])
-    largest = max(largest_eigenvalue(kernel, sample), values[-1])
+    values, vectors = eigensystem(own)
+    values = np.maximum(values, rounding_floor(values))
+    largest = max(largest_eigenvalue(kernel, sample), values[0])
     modes = vectors.T @ residual[:n]
     left = np.exp(-np.outer(TIMES, values / largest))
     train = left**2 @ (modes**2).sum(axis=1) / residual[:n].size

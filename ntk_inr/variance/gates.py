@@ -10,7 +10,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 from jax import Array, lax
 from jax.scipy.stats import norm
 from jaxtyping import Float
@@ -33,6 +32,8 @@ def quadrature(nodes: int) -> tuple[np.ndarray, np.ndarray]:
 
 def upper_quantile(fraction: float) -> float:
     """Return t with P(g > t) = ``fraction``."""
+    import scipy.special  # slow to import, and needed here alone
+
     return -float(scipy.special.ndtri(fraction))
 
 
