@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+DOCS_READY := .venv/.docs-ready
 # A file stays in one process, which compiles what its tests share once.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 PYTEST_ARGS ?= -m "not slow"
 
-.PHONY: demo test coverage lint notebooks clean
+.PHONY: demo test coverage lint notebooks docs clean
 
 demo: $(READY)
 	$(BIN)/ntk-inr compare camera --size 64 --steps 300 --seeds 2 --features 128 --depth 3 --out runs/demo --overwrite \
@@ -30,6 +31,11 @@ notebooks: $(READY)
 	$(BIN)/jupytext --set-formats py:percent,ipynb --sync notebooks/*.py
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
 
+# Builds the pages in docs/_build/html; a warning is an error.
+docs: $(DOCS_READY)
+	$(BIN)/sphinx-build --write-all --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo "Open docs/_build/html/index.html"
+
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[report,test]"
@@ -37,5 +43,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps neural-tangents
 	touch $@
 
+$(DOCS_READY): $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
 clean:
+	rm -rf docs/_build docs/_generated docs/notebooks
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache dist

@@ -300,18 +300,20 @@ def _cost_line(found: dict[str, float]) -> str:
 
 def claims(content: dict[str, Any]) -> list[Claim]:
     """Return what the numbers say of the choice."""
-    found = content["cost"]
-    times = found["sweep_seconds"] / found["tune_seconds"]
-    said = [
-        Claim(
-            "A search costs a twentieth of the sweep that it replaces",
-            "holds" if times >= 20 else "does not hold",
-            f"{times:.0f} times cheaper: {_cost_line(found)}",
-            f"Compilation included; rff scale on camera at {found['side']} x {found['side']}, half held out, width "
-            f"{found['features']}, depth {found['depth']}, {found['steps']} steps. A sweep grows with the rows, a "
-            "search does not.",
+    said = []
+    if "cost" in content:
+        found = content["cost"]
+        times = found["sweep_seconds"] / found["tune_seconds"]
+        said.append(
+            Claim(
+                "A search costs a twentieth of the sweep that it replaces",
+                "holds" if times >= 20 else "does not hold",
+                f"{times:.0f} times cheaper: {_cost_line(found)}",
+                f"Compilation included; rff scale on camera at {found['side']} x {found['side']}, half held out, width "
+                f"{found['features']}, depth {found['depth']}, {found['steps']} steps. A sweep grows with the rows, a "
+                "search does not.",
+            )
         )
-    ]
     for name, found in content["summary"].items():
         good = found["regret_median"] < 0.5 and found["regret_90"] < 2
         said.append(
@@ -376,9 +378,6 @@ def main() -> None:
     if path.exists():
         content = json.loads(path.read_text())
     content["settings"] = {**SIZE, "seeds": SEEDS, "steps": STEPS, "ceiling": CEILING}
-    if "cost" not in content:
-        content["cost"] = {**USUAL, **cost(USUAL, FAMILIES["rff scale"])}
-        print(_cost_line(content["cost"]), flush=True)
     known = {(row["signal"], row["family"]): row for row in content["rows"]}
     for name, family in FAMILIES.items():
         for signal in arguments.signals or SIGNALS:
@@ -392,6 +391,10 @@ def main() -> None:
             write_json(path, content)
             write_text(folder / "table.md", table(content))
     save_figure(figure(content), folder / "regret")
+    if "cost" not in content:
+        content["cost"] = {**USUAL, **cost(USUAL, FAMILIES["rff scale"])}
+        print(_cost_line(content["cost"]), flush=True)
+        write_json(path, content)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,132 @@
+"""The tables of docs/choosing.md and docs/comparison.md, made from the results that benchmarks/results keeps."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import ntk_inr as ni
+
+EXACT_DB = 60
+"""Above it a root mean square error is under 0.001, a quarter of a grey level of 8 bits."""
+
+
+def tables(results: Path) -> dict[str, str]:
+    """Return the Markdown of every table, by name, from the folder ``benchmarks/results``."""
+    quality = _read(results / "quality" / "cpu" / "image64.json")
+    steps = _read(results / "training_speed" / "cpu" / "results.json")["variants"]
+    camera = [_read(path) for path in sorted((results / "compare_camera").glob("*/summary.json"))]
+    sizes = [path.parent.name for path in sorted((results / "compare_camera").glob("*/summary.json"))]
+    return {
+        "quality": quality_table(quality, steps),
+        "coverage": coverage(quality),
+        **{f"camera_{size}": camera_table(summary) for size, summary in zip(sizes, camera, strict=True)},
+        "prediction": prediction(camera),
+        "neural_tangents": speed_table(_read(results / "kernel_speed" / "cpu" / "results.json")["neural_tangents"]),
+    }
+
+
+def quality_table(content: dict[str, Any], steps: dict[str, Any]) -> str:
+    """Return what each network reached on the image, best first after the shorter training."""
+    first, last = content["settings"]["steps"]
+    rows = sorted(content["rows"], key=lambda row: -_mean(row, f"psnr@{first}"))
+    said = _header(
+        ["network", "what it is", "Adam's rate", f"PSNR, {first} steps", f"PSNR, {last} steps", "time of a step"]
+    )
+    for row in rows:
+        rates = " to ".join(f"{rate:g}" for rate in dict.fromkeys(row["learning_rate"]))
+        name = row["variant"]
+        time = f"{steps[name]['to_relu']:.2f}" if name in steps else "–"
+        scores = [_decibels(row["scores"][f"psnr@{count}"]) for count in (first, last)]
+        said.append(_line([f"`{name}`", ni.variants()[name], rates, *scores, time]))
+    return "\n".join(said) + "\n"
+
+
+def coverage(content: dict[str, Any]) -> str:
+    """Return, in words, what the table of quality holds and what it lacks."""
+    rows, names = content["rows"], list(ni.variants())
+    first, last = content["settings"]["steps"]
+    seeds = [len(row["status"]) for row in rows]
+    missing = [f"`{name}`" for name in names if name not in {row["variant"] for row in rows}]
+    exact = {count: sum(_mean(row, f"psnr@{count}") > EXACT_DB for row in rows) for count in (first, last)}
+    said = [
+        f"Measured: {len(rows)} of {len(names)} networks, {_span(seeds)} each, on "
+        f"{content['environment']['device'].split(':')[0].upper()}.",
+        f"{exact[first]} of them are above {EXACT_DB} dB after {first} steps and {exact[last]} after {last}: they "
+        "reproduce the image exactly for any practical purpose, and their order says nothing beyond that.",
+    ]
+    if missing:
+        said.append(f"Not measured yet: {', '.join(missing)}.")
+    if min(seeds) < 2:
+        said.append("Rows of one seed have no spread: take differences of a few dB for noise.")
+    return "\n".join(said) + "\n"
+
+
+def camera_table(summary: dict[str, Any]) -> str:
+    """Return conditioning beside speed, fastest with Adam first."""
+    target = summary["target_psnr"]
+    steps = max(int(column["key"].split("_")[1]) for column in summary["columns"] if column["key"].startswith("gd_"))
+    said = _header(
+        [
+            "network", "cv", "condition number", f"Adam, steps to {target:g} dB",
+            f"descent, {steps} steps: predicted", "measured",
+        ]
+    )  # fmt: skip
+
+    def steps_of(item: tuple[str, Any]) -> float:
+        mean = item[1]["steps_to_target"]["mean"]
+        return math.inf if mean is None else mean  # where a seed never got there
+
+    for name, row in sorted(summary["rows"].items(), key=steps_of):
+        keys = ["cv", "condition_number", "steps_to_target", f"predicted_{steps}", f"gd_{steps}"]
+        said.append(_line([f"`{name}`", *(row[key]["text"] for key in keys)]))
+    return "\n".join(said) + "\n"
+
+
+def prediction(summaries: list[dict[str, Any]]) -> str:
+    """Return the sentences of the studies that say where the kernel predicts training, and where not."""
+    said = [line for summary in summaries for line in summary["conclusion"] if "predict" in line and "rank" not in line]
+    return "\n".join(f"- {line}" for line in said) + "\n"
+
+
+def speed_table(rows: list[dict[str, Any]]) -> str:
+    """Return the time of the kernel beside that of neural-tangents' contraction of Jacobians."""
+    said = _header(["outputs", "`ntk_inr`", "neural-tangents", "ratio", "distance to float64 Jacobians"])
+    for row in rows:
+        ours, theirs = row["structured"]["median_s"], row["neural_tangents"]["median_s"]
+        times = [f"{1000 * ours:.0f} ms", f"{1000 * theirs:.0f} ms", f"{row['ratio']:.0f}"]
+        said.append(_line([str(row["c"]), *times, f"{row['relative_difference_float32']:.0e}"]))
+    return "\n".join(said) + "\n"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _header(titles: list[str]) -> list[str]:
+    return [_line(titles), _line(["---"] * len(titles))]
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _mean(row: dict[str, Any], score: str) -> float:
+    mean = statistics.fmean(row["scores"][score])
+    return -math.inf if math.isnan(mean) else mean
+
+
+def _decibels(values: list[float]) -> str:
+    mean = statistics.fmean(values)
+    if mean > EXACT_DB:
+        return f"> {EXACT_DB}"
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return "–" if math.isnan(mean) else f"{mean:.1f}{spread}"
+
+
+def _span(seeds: list[int]) -> str:
+    low, high = min(seeds), max(seeds)
+    return f"{low} to {high} seeds" if low < high else f"{low} seed{'s' * (low > 1)}"

@@ -1,0 +1,53 @@
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import ntk_inr as ni
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = {path: path.read_text(encoding="utf-8") for path in [*DOCS.glob("*.md"), *DOCS.glob("api/*.md")]}
+
+
+def test_api_pages_have_each_public_name_once():
+    pages = "\n".join(text for path, text in PAGES.items() if path.parent.name == "api")
+    described = re.findall(r"^\.\. (?:auto\w+|py:data):: ntk_inr\.(\w+)$", pages, re.MULTILINE)
+    assert sorted(described) == sorted(ni.__all__)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_page_says_first_what_one_will_know(path):
+    title, _, first, *_ = PAGES[path].splitlines()
+    assert title.startswith("# ")
+    assert path.stem == "index" or first.startswith("At the end you ")
+
+
+def test_theory_has_every_formula_that_is_cited():
+    numbers = re.compile(r"\((?:T)?(\d{1,2}\.\d{1,2})\)")
+    theory = PAGES[DOCS / "theory.md"]
+    known = set(re.findall(r"\\tag\{([\d.]+)\}", theory)) | set(re.findall(r"\*\*\(([\d.]+)\)\*\*", theory))
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "ntk_inr").rglob("*.py"))
+    cited = {number for text in re.findall(r'"""(.*?)"""', sources, re.DOTALL) for number in numbers.findall(text)}
+    report = (ROOT / "benchmarks" / "REPORT.md").read_text(encoding="utf-8")
+    chapters = {str(chapter) for chapter in range(1, 12)}
+    missing = {number for number in cited | set(numbers.findall(report)) if number.split(".")[0] in chapters} - known
+    assert not {number for number in missing if not number.endswith(".0")}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_pictures_exist(path):
+    for link in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", PAGES[path]):
+        assert (path.parent / link).is_file(), link
+
+
+def test_tables_are_made_of_what_was_measured(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(DOCS), *sys.path])
+    import measured
+
+    tables = measured.tables(ROOT / "benchmarks" / "results")
+    included = set(re.findall(r"\{include\} _generated/(\w+)\.md", "\n".join(PAGES.values())))
+    assert included == set(tables)
+    assert tables["quality"].count("\n| `") >= 20
+    assert all(f"| `{name}` |" in tables["camera_width128_depth3"] for name in ("relu", "pe+hadamard", "siren"))
