@@ -13,7 +13,7 @@ demo: $(READY)
 	$(BIN)/ntk-inr compare camera --size 64 --steps 300 --seeds 2 --features 128 --depth 3 --out runs/demo --overwrite \
 		--variants relu pe pe+sphere pe+hadamard pe+sphere+hadamard siren
 
-# Most of the tests' time is compilation; .ci/run tests programs optimised as users run them.
+# Most of the tests' time is compilation; make test XLA_FLAGS= tests programs optimised as users run them.
 test: export XLA_FLAGS ?= --xla_backend_optimization_level=0
 test: $(READY)
 	$(PYTEST) $(PYTEST_ARGS)
@@ -48,5 +48,4 @@ $(DOCS_READY): $(READY)
 	touch $@
 
 clean:
-	rm -rf docs/_build docs/_generated docs/notebooks
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache dist
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache dist docs/_build docs/_generated docs/notebooks

@@ -1,8 +1,10 @@
 """Checks the package's own shape annotations while tests and doctests run."""
 
 import os
+import time
 
 import jaxtyping
+import pytest
 
 import tests.typechecker  # noqa: F401  (so that the hook finds it under its name)
 
@@ -15,6 +17,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Linux gives a process 65530 memory maps, and XLA, which takes some for each program, crashes without.
 _MAPS = 20_000
+_BEGAN = time.monotonic()
+
+
+def pytest_addoption(parser):
+    """Let a machine that is slow say how much time it has."""
+    parser.addoption("--minutes", type=float, default=float("inf"), help="skip what has not begun by then")
+
+
+def pytest_runtest_setup(item):
+    """Skip what has no time left."""
+    minutes = item.config.getoption("--minutes")
+    if time.monotonic() - _BEGAN > 60 * minutes:
+        pytest.skip(f"{minutes:g} minutes are over")
 
 
 def pytest_runtest_teardown(item, nextitem):

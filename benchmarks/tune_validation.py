@@ -110,19 +110,21 @@ SIGNALS: dict[str, Callable[[], Any]] = {
 }
 
 
-def sweep(task: Any, family: Family, seeds: int, steps: dict[Objective, int]) -> dict[str, Any]:
+def sweep(
+    task: Any, family: Family, seeds: int, steps: dict[Objective, int], size: dict[str, int] = SIZE
+) -> dict[str, Any]:
     """Train every setting from every seed; return PSNR (settings, seeds) for each objective, and the seconds."""
     found: dict[str, Any] = {objective: [] for objective in steps}
     began = time.perf_counter()
     for value in family.values:
-        rows = [_trained(task, family, value, seed, steps) for seed in range(seeds)]
+        rows = [_trained(task, family, value, seed, steps, size) for seed in range(seeds)]
         for objective in steps:
             found[objective].append([row[objective] for row in rows])
     return found | {"seconds": time.perf_counter() - began}
 
 
 def _trained(
-    task: Any, family: Family, value: Any, seed: int, steps: dict[Objective, int], size: dict[str, int] = SIZE
+    task: Any, family: Family, value: Any, seed: int, steps: dict[Objective, int], size: dict[str, int]
 ) -> dict[str, float]:
     net = ni.variant(family.variant, **size, out=task.channels)
     apply, params = build(net, {family.setting: value}, jax.random.key(seed), jnp.asarray(task.x))
@@ -163,19 +165,13 @@ def cost(settings: dict[str, int], family: Family) -> dict[str, float]:
         task, family.variant, {family.setting: (family.values[0], family.values[-1])}, steps=steps,
         repeats=settings["repeats"], **size,
     )  # fmt: skip
-    predicted = time.perf_counter()
-    measured = [
-        [
-            _trained(task, family, candidate.settings[family.setting], seed, {"heldout": steps, "fit": steps}, size)
-            for seed in range(settings["repeats"])
-        ]
-        for candidate in tuned.candidates
-    ]
-    trained = time.perf_counter() - predicted
-    heldout = [float(np.mean([run["heldout"] for run in runs])) for runs in measured]
+    seconds = time.perf_counter() - began
+    drawn = dataclasses.replace(family, values=[candidate.settings[family.setting] for candidate in tuned.candidates])
+    measured = sweep(task, drawn, settings["repeats"], {"heldout": steps, "fit": steps}, size)
+    heldout = np.mean(measured["heldout"], axis=1)
     return {
-        "candidates": len(heldout), "tune_seconds": predicted - began, "sweep_seconds": trained,
-        "regret": max(heldout) - heldout[tuned.candidates.index(tuned.best)],
+        "candidates": len(heldout), "tune_seconds": seconds, "sweep_seconds": measured["seconds"],
+        "regret": float(heldout.max() - heldout[tuned.candidates.index(tuned.best)]),
     }  # fmt: skip
 
 

@@ -69,7 +69,7 @@ def prepare(app):
             path.unlink()
     for name, text in notebooks.items():
         write_if_changed(HERE / "notebooks" / name, text)
-    sys.path.insert(0, str(HERE))
+    sys.path[:0] = [str(HERE), str(ROOT)]
     import measured
 
     for name, text in measured.tables(ROOT / "benchmarks" / "results").items():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import ntk_inr as ni
+from benchmarks.keep import markdown
 
 EXACT_DB = 60
 """Above it a root mean square error is under 0.001, a quarter of a grey level of 8 bits."""
@@ -18,13 +20,12 @@ def tables(results: Path) -> dict[str, str]:
     """Return the Markdown of every table, by name, from the folder ``benchmarks/results``."""
     quality = _read(results / "quality" / "cpu" / "image64.json")
     steps = _read(results / "training_speed" / "cpu" / "results.json")["variants"]
-    camera = [_read(path) for path in sorted((results / "compare_camera").glob("*/summary.json"))]
-    sizes = [path.parent.name for path in sorted((results / "compare_camera").glob("*/summary.json"))]
+    camera = {path.parent.name: _read(path) for path in sorted((results / "compare_camera").glob("*/summary.json"))}
     return {
         "quality": quality_table(quality, steps),
         "coverage": coverage(quality),
-        **{f"camera_{size}": camera_table(summary) for size, summary in zip(sizes, camera, strict=True)},
-        "prediction": prediction(camera),
+        **{f"camera_{size}": camera_table(summary) for size, summary in camera.items()},
+        "prediction": prediction(camera.values()),
         "neural_tangents": speed_table(_read(results / "kernel_speed" / "cpu" / "results.json")["neural_tangents"]),
     }
 
@@ -33,16 +34,15 @@ def quality_table(content: dict[str, Any], steps: dict[str, Any]) -> str:
     """Return what each network reached on the image, best first after the shorter training."""
     first, last = content["settings"]["steps"]
     rows = sorted(content["rows"], key=lambda row: -_mean(row, f"psnr@{first}"))
-    said = _header(
-        ["network", "what it is", "Adam's rate", f"PSNR, {first} steps", f"PSNR, {last} steps", "time of a step"]
-    )
+    heads = ["network", "what it is", "Adam's rate", f"PSNR, {first} steps", f"PSNR, {last} steps", "time of a step"]
+    cells = []
     for row in rows:
         rates = " to ".join(f"{rate:g}" for rate in dict.fromkeys(row["learning_rate"]))
         name = row["variant"]
         time = f"{steps[name]['to_relu']:.2f}" if name in steps else "–"
         scores = [_decibels(row["scores"][f"psnr@{count}"]) for count in (first, last)]
-        said.append(_line([f"`{name}`", ni.variants()[name], rates, *scores, time]))
-    return "\n".join(said) + "\n"
+        cells.append([f"`{name}`", ni.variants()[name], rates, *scores, time])
+    return _table(heads, cells)
 
 
 def coverage(content: dict[str, Any]) -> str:
@@ -69,24 +69,21 @@ def camera_table(summary: dict[str, Any]) -> str:
     """Return conditioning beside speed, fastest with Adam first."""
     target = summary["target_psnr"]
     steps = max(int(column["key"].split("_")[1]) for column in summary["columns"] if column["key"].startswith("gd_"))
-    said = _header(
-        [
-            "network", "cv", "condition number", f"Adam, steps to {target:g} dB",
-            f"descent, {steps} steps: predicted", "measured",
-        ]
-    )  # fmt: skip
+    heads = [
+        "network", "cv", "condition number", f"Adam, steps to {target:g} dB",
+        f"descent, {steps} steps: predicted", "measured",
+    ]  # fmt: skip
 
     def steps_of(item: tuple[str, Any]) -> float:
         mean = item[1]["steps_to_target"]["mean"]
         return math.inf if mean is None else mean  # where a seed never got there
 
-    for name, row in sorted(summary["rows"].items(), key=steps_of):
-        keys = ["cv", "condition_number", "steps_to_target", f"predicted_{steps}", f"gd_{steps}"]
-        said.append(_line([f"`{name}`", *(row[key]["text"] for key in keys)]))
-    return "\n".join(said) + "\n"
+    keys = ["cv", "condition_number", "steps_to_target", f"predicted_{steps}", f"gd_{steps}"]
+    rows = sorted(summary["rows"].items(), key=steps_of)
+    return _table(heads, [[f"`{name}`", *(row[key]["text"] for key in keys)] for name, row in rows])
 
 
-def prediction(summaries: list[dict[str, Any]]) -> str:
+def prediction(summaries: Iterable[dict[str, Any]]) -> str:
     """Return the sentences of the studies that say where the kernel predicts training, and where not."""
     said = [line for summary in summaries for line in summary["conclusion"] if "predict" in line and "rank" not in line]
     return "\n".join(f"- {line}" for line in said) + "\n"
@@ -94,24 +91,20 @@ def prediction(summaries: list[dict[str, Any]]) -> str:
 
 def speed_table(rows: list[dict[str, Any]]) -> str:
     """Return the time of the kernel beside that of neural-tangents' contraction of Jacobians."""
-    said = _header(["outputs", "`ntk_inr`", "neural-tangents", "ratio", "distance to float64 Jacobians"])
+    cells = []
     for row in rows:
         ours, theirs = row["structured"]["median_s"], row["neural_tangents"]["median_s"]
         times = [f"{1000 * ours:.0f} ms", f"{1000 * theirs:.0f} ms", f"{row['ratio']:.0f}"]
-        said.append(_line([str(row["c"]), *times, f"{row['relative_difference_float32']:.0e}"]))
-    return "\n".join(said) + "\n"
+        cells.append([row["c"], *times, f"{row['relative_difference_float32']:.0e}"])
+    return _table(["outputs", "`ntk_inr`", "neural-tangents", "ratio", "distance to float64 Jacobians"], cells)
 
 
 def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _header(titles: list[str]) -> list[str]:
-    return [_line(titles), _line(["---"] * len(titles))]
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _table(heads: list[str], rows: list[list[Any]]) -> str:
+    return "\n".join(markdown(heads, rows)) + "\n"
 
 
 def _mean(row: dict[str, Any], score: str) -> float:

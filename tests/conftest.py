@@ -1,3 +1,5 @@
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -23,12 +25,18 @@ def x64():
         yield
 
 
-@pytest.fixture
-def unchecked():
-    """Bad input must meet our own checks, as it does where no test hook checks types before."""
+@contextlib.contextmanager
+def types_unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def unchecked():
+    """Bad input must meet our own checks, as it does where no test hook checks types before."""
+    with types_unchecked():
+        yield
 
 
 def quick(names, *first):

@@ -154,9 +154,7 @@ def _values(apply: Any, params: Any, x: Any) -> Array:
     return apply(params, x)
 
 
-@jax.jit
-def _kernel(apply: Any, params: Any, x: Any) -> Any:
-    return ntk(apply, params, x)
+_kernel = jax.jit(ntk)
 
 
 def kernel_in_float64(apply: Any, params: Any, x: Any) -> np.ndarray:
