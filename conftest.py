@@ -25,6 +25,13 @@ def pytest_addoption(parser):
     parser.addoption("--minutes", type=float, default=float("inf"), help="skip what has not begun by then")
 
 
+def pytest_collection_modifyitems(items):
+    """Pages of the documentation take a minute each."""
+    for item in items:
+        if item.path.parent.name == "docs":
+            item.add_marker("slow")
+
+
 def pytest_runtest_setup(item):
     """Skip what has no time left."""
     minutes = item.config.getoption("--minutes")

@@ -16,11 +16,15 @@ from ntk_inr.kernels.memory import Cut
 from tests.conftest import in_float64, quick, small
 from tests.kernel_models import MODELS, cast, distance, plain, reduced, reference, sensitivity, tolerance
 
-# A variant of each kind, and every model that is no variant.
-FIRST = ("relu", "pe+sphere+hadamard", "pe+topk", "siren", "wire")
+# A variant of each kind, and one model for each way in which the kernel takes a parameter.
+FIRST = (
+    "relu", "pe+sphere+hadamard", "pe+topk", "siren", "wire", "siren, 3 outputs, ntk", "layer norm", "nn.scan", "nnx",
+    "equinox", "tied", "scan", "recurrent", "indexed", "parted", "weight normalised", "tokens", "heads", "cond",
+    "custom_jvp", "product of two parameters", "complex activation", "linear in a vector",
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("name", quick(MODELS, *FIRST, *[name for name in MODELS if name not in ni.variants()]))
+@pytest.mark.parametrize("name", quick(MODELS, *FIRST))
 def test_structured_equals_float64_jacobian(name, key, x, x64):
     if name == "equinox":
         pytest.importorskip("equinox")
