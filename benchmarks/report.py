@@ -24,6 +24,7 @@ BENCHMARKS = {
     "quality": "Quality of reconstruction",
     "kernel_speed": "Speed and memory of the kernel engine",
     "training_speed": "Speed of training",
+    "import_time": "Time of the import",
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import psutil
 
 
 def compare(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
@@ -55,8 +55,7 @@ def peak_bytes() -> int:
 
 def resident_bytes() -> int:
     """Return the memory that this process holds now."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return psutil.Process().memory_info().rss
 
 
 def in_own_process(module: str, *arguments: str) -> Any:

@@ -19,9 +19,6 @@ Soft = Literal["shrinkage", "gated", "straight_through"]
 Schedule = Callable[[Any], Any]
 """From the number of steps taken to a value, such as optax's schedules."""
 
-# Each halves the bracket of the threshold; this many reach float64's last digit.
-_BISECTIONS = 60
-
 
 @dataclasses.dataclass(frozen=True)
 class TopK:
@@ -167,5 +164,6 @@ def soft_threshold(z: Float[Array, "*batch m"], k: Any) -> Float[Array, "*batch 
         above = jax.nn.sigmoid(z - middle).sum(-1, keepdims=True) > k
         return jnp.where(above, middle, low), jnp.where(above, high, middle)
 
-    low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, (low, high))
+    # The bracket is about twice as wide as the largest entry; halved so often, it is within that one's last digit.
+    low, high = jax.lax.fori_loop(0, jnp.finfo(z.dtype).nmant + 5, halve, (low, high))
     return (low + high) / 2
