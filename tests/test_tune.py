@@ -287,6 +287,15 @@ def test_rivals_are_those_within_two_standard_errors():
     assert tuned.rivals == [close[1]]
 
 
+def test_one_repeat_claims_no_certainty():
+    tried = [Candidate("a", {"k": k}, score=[float(k)]) for k in (1, 2)]
+    tuned = Tuning({}, {"objective": "fit", "steps": 500, "target_psnr": 30}, {}, tried)
+    said = tuned.recommendation
+    assert said[0].endswith("predicted to be 2.0 dB.")
+    assert "one repeat can't tell" in said[1]
+    assert not any("standard errors" in sentence for sentence in said)
+
+
 def test_the_plot_shows_every_candidate_and_the_budget(found):
     figure = found.plot()
     left, right = figure.axes

@@ -125,11 +125,12 @@ class Tuning:
         """Return the predicted score of a candidate with its standard error and unit."""
         if candidate.failure:
             return candidate.failure
+        unsure = math.isnan(candidate.stderr)
         if self.settings["objective"] != "speed":
-            return f"{candidate.mean:.1f} ± {candidate.stderr:.1f} dB"
+            return f"{candidate.mean:.1f}" + ("" if unsure else f" ± {candidate.stderr:.1f}") + " dB"
         if not math.isfinite(candidate.mean):
             return "never"
-        return f"{10**-candidate.mean:.0f} steps (within a factor {10 ** np.nan_to_num(candidate.stderr):.2f})"
+        return f"{10**-candidate.mean:.0f} steps" + ("" if unsure else f" (within a factor {10**candidate.stderr:.2f})")
 
     @property
     def recommendation(self) -> list[str]:
@@ -143,7 +144,9 @@ class Tuning:
         said = [f"Train {best.label}: {what} is predicted to be {self.describe(best)}."]
         rivals = self.rivals
         tried = sum(not candidate.failure for candidate in self.candidates)
-        if rivals:
+        if len(best.score) == 1:
+            said.append("How sure that is, one repeat can't tell; ask for more of them (--repeats 3).")
+        elif rivals:
             shown = ", ".join(other.label for other in rivals[:4]) + (", ..." if len(rivals) > 4 else "")
             said.append(f"{len(rivals)} of the other {tried - 1} can't be told from it (two standard errors): {shown}.")
         elif tried > 1:
