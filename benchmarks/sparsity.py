@@ -30,6 +30,13 @@ GATES: dict[str, dict[str, Any]] = {
     "TopK-SP": {"mode": "sphere"},
     "soft-TopK": {"mode": "soft", "temperature": 0.1},
 }
+# Ways for a soft gate to keep the signal in a deep network.
+MENDS: dict[str, dict[str, Any]] = {
+    "shrinkage, the default": {},
+    "shrinkage after a sphere": {"normalization": ni.Sphere("hidden_pre")},
+    "gated": {"soft": "gated"},
+    "straight-through": {"soft": "straight_through"},
+}
 METRICS = {
     "variance": "variance of eigenvalues",
     "mean": "mean of eigenvalues",
@@ -40,6 +47,8 @@ TRAINED = "encoded pixels"
 BANDS, LEARNING_RATE = 6, 1e-3
 # An exponent is about quadratic from here, theory's is met within this, and two cv are the same within this share.
 QUADRATIC, EXPONENT_APART, SAME = 1.75, 0.1, 0.05
+# A kernel sees the inputs below this share of the largest cv.
+SEEING = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,10 +92,10 @@ def mean_squared_cosine(x: np.ndarray) -> float:
     return float(((unit @ unit.T) ** 2)[~np.eye(len(x), dtype=bool)].mean())
 
 
-def network(depth: int, width: int, x: np.ndarray, sparsity: ni.TopK | None) -> Any:
+def network(depth: int, width: int, x: np.ndarray, sparsity: ni.TopK | None, normalization: Any = None) -> Any:
     """Return the two-layer network of the closed forms, or a deeper coordinate network."""
     if depth > 1:
-        return ni.CoordinateMLP(features=width, depth=depth, sparsity=sparsity)
+        return ni.CoordinateMLP(features=width, depth=depth, sparsity=sparsity, normalization=normalization)
     return ni.two_layer_network(width, sparsity=sparsity, weight_std=x.shape[1] ** -0.5)
 
 
@@ -98,10 +107,9 @@ def closed_form(x: np.ndarray, width: int, sparsity: ni.TopK) -> dict[str, Any]:
         return {name: float(getattr(form, name)) for name in ("mean", "variance", "cv")} | {"status": form.status}
 
 
-def measured_cell(x: np.ndarray, depth: int, width: int, sparsity: ni.TopK, seeds: int) -> dict[str, Any]:
+def measured_cell(x: np.ndarray, net: Any, seeds: int) -> dict[str, Any]:
     """Return the moments and the condition number of the kernel, a value a seed."""
     cell: dict[str, Any] = {name: [] for name in ("mean", "variance", "cv", "condition", "resolved")}
-    net = network(depth, width, x, sparsity)
     for seed in range(seeds):
         kernel = kernel_in_float64(*ni.init(net, jax.random.key(seed), x), x)
         moments, condition = ni.moments(kernel), ni.condition_number(kernel)
@@ -111,15 +119,28 @@ def measured_cell(x: np.ndarray, depth: int, width: int, sparsity: ni.TopK, seed
     return cell
 
 
-def psnr(settings: Settings, x: np.ndarray, sparsity: ni.TopK | None) -> list[float]:
-    """Return what the deepest network reaches on the image, in dB, a value a seed."""
+def psnr(settings: Settings, x: np.ndarray, net: Any) -> list[float]:
+    """Return what a network reaches on the image, in dB, a value a seed."""
     y = ni.image_task("camera", size=settings.side, grey=True).y
-    net, reached = network(*settings.networks[-1], x, sparsity), []
+    reached = []
     for seed in range(settings.fits):
         apply, params = ni.init(net, jax.random.key(seed), x)
         run = ni.fit(apply, params, x, y, optimizer=optax.adam(LEARNING_RATE), steps=settings.steps)
         reached.append(float(run.psnr[-1]))
     return reached
+
+
+def mended(settings: Settings, x: np.ndarray) -> dict[str, Any]:
+    """Return cv and PSNR of the deepest network with the fewest units, by how its soft gate keeps the signal."""
+    depth, width = settings.networks[-1]
+    found = {}
+    for name, change in MENDS.items():
+        sparsity = ni.TopK(width // settings.shares[0], **GATES["soft-TopK"], soft=change.get("soft", "shrinkage"))
+        net = network(depth, width, x, sparsity, change.get("normalization"))
+        cv = measured_cell(x, net, settings.fits)["cv"]
+        found[name] = {"k": sparsity.k, "rows": len(x), "cv": cv, "psnr": psnr(settings, x, net)}
+        print(f"soft-TopK, {name}", flush=True)
+    return found
 
 
 def measure(settings: Settings) -> dict[str, Any]:
@@ -129,17 +150,19 @@ def measure(settings: Settings) -> dict[str, Any]:
         "mean_squared_cosine": {kind: mean_squared_cosine(x) for kind, x in points.items()},
         "cells": [],
         "training": [],
-        "dense_psnr": psnr(settings, points[TRAINED], None),
+        "dense_psnr": psnr(settings, points[TRAINED], network(*settings.networks[-1], points[TRAINED], None)),
+        "mended": mended(settings, points[TRAINED]),
     }
     for (depth, width), (kind, x), gate in itertools.product(settings.networks, points.items(), settings.gates):
         for share in settings.shares:
             sparsity = ni.TopK(width // share, **GATES[gate])
             cell = {"inputs": kind, "depth": depth, "width": width, "gate": gate, "k": width // share}
-            cell |= measured_cell(x, depth, width, sparsity, settings.seeds)
+            net = network(depth, width, x, sparsity)
+            cell |= measured_cell(x, net, settings.seeds)
             cell["closed_form"] = closed_form(x, width, sparsity) if depth == 1 else {}
             found["cells"].append(cell)
             if kind == TRAINED and (depth, width) == settings.networks[-1]:
-                reached = psnr(settings, x, sparsity)
+                reached = psnr(settings, x, net)
                 found["training"].append({key: cell[key] for key in ("gate", "k", "width", "cv")} | {"psnr": reached})
         print(f"{kind}, {title(depth, width)}, {gate}: {len(settings.shares)} k", flush=True)
     return found
@@ -269,6 +292,26 @@ def training_helps(found: dict[str, Any], settings: Settings) -> Claim:
     )
 
 
+def keeps_the_signal(found: dict[str, Any], settings: Settings) -> Claim:
+    """Judge whether a deep kernel sees more of the inputs than a constant, whose cv is sqrt(n - 1), the largest."""
+    said, seeing = [], []
+    for name, way in found["mended"].items():
+        cv, error = mean(way["cv"])
+        most = float(np.sqrt(way["rows"] - 1))
+        seeing.append(cv < SEEING * most)
+        reached = "{:.1f} ± {:.1f}".format(*mean(way["psnr"]))
+        said.append(f"{name}: cv {cv:.3g} ± {error:.1g} of at most {most:.3g}, {reached} dB")
+    depth, width = settings.networks[-1]
+    return Claim(
+        f"Soft-TopK with few units (k/m = 1/{settings.shares[0]}) keeps the signal in a deep network",
+        verdict(seeing),
+        f"{title(depth, width)}, {settings.steps} steps of Adam: " + "; ".join(said),
+        "Shrinkage takes the threshold off what passes, so that each layer shrinks the signal, and where it is smaller "
+        "than the temperature by the factor k/m, until all that trains is the readout's bias. A sphere before the "
+        "gate, or a gate that passes the units themselves, mends it.",
+    )
+
+
 def claims(found: dict[str, Any], settings: Settings) -> list[Claim]:
     """Return what the numbers say."""
     judged = [
@@ -288,6 +331,7 @@ def claims(found: dict[str, Any], settings: Settings) -> list[Claim]:
         grows(found, settings, "condition"),
         closed_forms_agree(found, settings),
         training_helps(found, settings),
+        keeps_the_signal(found, settings),
     ]
 
 

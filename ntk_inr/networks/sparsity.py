@@ -30,7 +30,8 @@ class TopK:
     constant by the gradient, in one of three ways:
 
     * "shrinkage" :math:`T\,\mathrm{softplus}((u-t)/T)`, whose derivative is s; its kernel tends to the hard
-      gate's as T falls. The default.
+      gate's as T falls. The default. It takes the threshold off, so that the signal shrinks layer by layer: in
+      deep networks with few units put a sphere before the gate, or take another way.
     * "gated" :math:`u\,s`, whose kernel's diagonal diverges as T falls (T7.11).
     * "straight_through" :math:`u\,\mathrm{stop\_gradient}(s)`.
 
