@@ -1,6 +1,6 @@
 """How does the kernel move while a network trains, and does its conditioning at initialisation last?
 
-    python -m benchmarks.during_training            # all of it, under 15 minutes on 2 cores
+    python -m benchmarks.during_training            # all of it, 15 minutes on 2 cores; goes on where it was stopped
     python -m benchmarks.during_training --quick    # a small image and three variants, under a minute, nothing kept
 
 Writes benchmarks/results/during_training/<device>/: results.json, and a figure for Adam and one for gradient descent
@@ -22,7 +22,7 @@ import scipy.stats
 from matplotlib.ticker import LogFormatter
 
 import ntk_inr as ni
-from benchmarks.keep import ERRORS, Claim, Measure, Picture, Profile, chosen_profile, mean, publish, verdict
+from benchmarks.keep import ERRORS, Claim, Measure, Picture, Profile, chosen_profile, mean, publish, resuming, verdict
 from ntk_inr.style import MARKERS, NEUTRAL, PALETTE, figure_style, pyplot
 
 
@@ -244,9 +244,9 @@ def main() -> None:
     settings = PROFILES[profile]
     task = ni.image_task("camera", size=settings.pixels, grey=True)
     x, y = jnp.asarray(task.x), jnp.asarray(task.y - task.y.mean())
-    found = {}
+    found, once = {}, resuming("during_training", profile, settings)
     for name in settings.variants:
-        found[name] = measure(name, x, y, settings)
+        found[name] = once(name, lambda name=name: measure(name, x, y, settings))
         for key, row in found[name].items():
             cv, psnr = row["cv"].mean(axis=0), np.mean(row["psnr"])
             print(f"{name}, {OPTIMIZERS[key]}: cv {cv[0]:.3g} → {cv[-1]:.3g}, {psnr:.1f} dB", flush=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import pickle
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +18,8 @@ from ntk_inr.study.figures import save_figure
 from ntk_inr.study.record import write_json
 
 RESULTS = Path(__file__).parent / "results"
+# What an interrupted run has computed; to be deleted after a change of what it computes.
+INTERRUPTED = "interrupted.pickle"
 Profile = Literal["quick", "cpu", "gpu"]
 Verdict = Literal["holds", "holds when", "does not hold"]
 
@@ -98,6 +101,27 @@ def results_folder(name: str) -> Path:
     return folder
 
 
+def resuming(name: str, profile: Profile, settings: Any) -> Callable[[str, Callable[[], Any]], Any]:
+    """Return ``once(key, compute)``, which takes what an interrupted run with these settings has computed already."""
+    if profile == "quick":
+        return lambda key, compute: compute()
+    path, known = results_folder(name) / INTERRUPTED, {}
+    if path.exists():
+        kept_settings, found = pickle.loads(path.read_bytes())
+        known = found if kept_settings == settings else {}
+
+    def once(key: str, compute: Callable[[], Any]) -> Any:
+        if key in known:
+            print(f"{key}: kept by an interrupted run ({path})", flush=True)
+        else:
+            known[key] = compute()
+            path.with_suffix(".part").write_bytes(pickle.dumps((settings, known)))
+            path.with_suffix(".part").replace(path)
+        return known[key]
+
+    return once
+
+
 def publish(
     name: str,
     profile: Profile,
@@ -136,6 +160,7 @@ def publish(
     write_json(folder / "results.json", content)
     for file, picture in pictures.items():
         save_figure(picture.figure, folder / file)
+    (folder / INTERRUPTED).unlink(missing_ok=True)
     print("wrote", folder)
 
 

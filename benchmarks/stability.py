@@ -1,6 +1,6 @@
 """Do normalization and modulation make training stable, and does the kernel tell the largest stable learning rate?
 
-    python -m benchmarks.stability            # all of it, about 10 minutes on 2 cores
+    python -m benchmarks.stability            # all of it, about 10 minutes on 2 cores; goes on where it was stopped
     python -m benchmarks.stability --quick    # a small image and three variants, under a minute, nothing kept
 
 Writes benchmarks/results/stability/<device>/: results.json, sensitivity (PSNR after a fixed number of Adam steps over
@@ -21,7 +21,7 @@ import optax
 from jax.tree_util import Partial
 
 import ntk_inr as ni
-from benchmarks.keep import ERRORS, Claim, Measure, Picture, Profile, chosen_profile, mean, publish, verdict
+from benchmarks.keep import ERRORS, Claim, Measure, Picture, Profile, chosen_profile, mean, publish, resuming, verdict
 from ntk_inr.study.candidate import kernel_in_float64
 from ntk_inr.style import FAST, MARKERS, NEUTRAL, PALETTE, PREDICTED, figure_style, pyplot
 
@@ -312,9 +312,9 @@ def main() -> None:
     settings = PROFILES[profile]
     task = ni.image_task("camera", size=settings.pixels, grey=True)
     exponents = np.linspace(LOW, HIGH, (HIGH - LOW) * settings.per_decade + 1)
-    found = {}
+    found, once = {}, resuming("stability", profile, settings)
     for name in settings.variants:
-        row = found[name] = measure(name, task, settings, exponents)
+        row = found[name] = once(name, lambda name=name: measure(name, task, settings, exponents))
         ratios = ", ".join(f"{CRITERIA[key]} up to {ratio}" for key, ratio in row["ratio"].items())
         print(f"{name}: spread {row['spread_at_best']} dB, {row['decades']} decades; {ratios} times", flush=True)
     publish(
