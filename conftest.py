@@ -50,3 +50,11 @@ def pytest_runtest_teardown(item, nextitem):
         return
     if full:
         jax.clear_caches()
+
+
+def pytest_sessionfinish(session):
+    """Fail where --minutes left no time for a single test."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    limited = session.config.getoption("--minutes") < float("inf")
+    if reporter and limited and session.exitstatus == 0 and not reporter.stats.get("passed"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
