@@ -1,7 +1,11 @@
 # make demo and make test set everything up by themselves; the first run installs, later ones don't.
 PYTHON ?= python3
+# "newest", or "oldest": the one that pyproject.toml declares.
+JAX ?= newest
 BIN := .venv/bin
-READY := .venv/.ready
+CONSTRAINTS := constraints.txt constraints-$(JAX).txt
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %)
+READY := .venv/.ready-$(JAX)
 DOCS_READY := .venv/.docs-ready
 # A file stays in one process, which compiles what its tests share once.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile
@@ -36,15 +40,16 @@ docs: $(DOCS_READY)
 	$(BIN)/sphinx-build --write-all --fail-on-warning --keep-going --quiet docs docs/_build/html
 	@echo "Open docs/_build/html/index.html"
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[report,test]"
+	rm -f .venv/.ready* .venv/.docs-ready
+	$(INSTALL) --editable ".[report,test]"
 	# Without what its metadata asks for: TensorFlow and tf2jax, which nothing here uses.
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps neural-tangents
+	$(INSTALL) --no-deps neural-tangents
 	touch $@
 
 $(DOCS_READY): $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	$(INSTALL) --editable ".[docs]"
 	touch $@
 
 clean:

@@ -3,8 +3,8 @@
     python -m benchmarks.convergence            # 34 networks, four tasks, about 25 minutes on 2 cores
     python -m benchmarks.convergence --quick    # three small networks, under a minute, nothing kept
 
-Writes benchmarks/results/convergence/<device>/: results.json, which grows network by network so that a run that was
-stopped goes on, convergence.png and ranking.png. For every variant but siren+fast (made for audio), on each task and
+Writes benchmarks/results/convergence/<device>/: results.json, convergence.png and ranking.png; a run that was
+stopped goes on, network by network. For every variant but siren+fast (made for audio), on each task and
 from several seeds: figures of the kernel at initialisation, in float64; the steps that it predicts gradient descent to
 take (T10.1); and the steps that full-batch gradient descent at half of the largest stable rate, and Adam at 1e-3, did
 take. All for the mean squared error, also on the torus. pe+batch has the kernel of its evaluation mode.
@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import itertools
-import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -31,11 +31,9 @@ import optax
 import scipy.stats
 
 import ntk_inr as ni
-from benchmarks.keep import Claim, Picture, Profile, chosen_profile, publish, results_folder, verdict
+from benchmarks.keep import Claim, Picture, Profile, chosen_profile, publish, resuming, verdict
 from ntk_inr import style
 from ntk_inr.study.candidate import kernel_in_float64
-from ntk_inr.study.environment import environment
-from ntk_inr.study.record import write_json
 from ntk_inr.training.curves import psnr
 
 NAME = "convergence"
@@ -143,27 +141,13 @@ def measure(task: Any, name: str, settings: Settings) -> dict[str, Any]:
 
 def collect(profile: Profile, settings: Settings) -> list[dict[str, Any]]:
     """Measure, row by row, what an interrupted run of the same settings has not kept."""
-    content: dict[str, Any] = {
-        "schema": f"ntk_inr.{NAME} v1", "profile": profile, "environment": environment(),
-        "settings": json.loads(json.dumps(dataclasses.asdict(settings))), "measured": {"rows": []}, "claims": [],
-        "pictures": {},
-    }  # fmt: skip
-    path = None if profile == "quick" else results_folder(NAME) / "results.json"
-    if path is not None and path.exists():
-        kept = json.loads(path.read_text())
-        if not kept["claims"] and kept["settings"] == content["settings"]:
-            content["measured"] = kept["measured"]
-    rows: list[dict[str, Any]] = content["measured"]["rows"]
-    done = {(row["task"], row["variant"]) for row in rows}
+    once, rows = resuming(NAME, profile, settings), []
     for source, (kind, options) in settings.tasks.items():
         task = ni.load_task(kind, source, **options)
         for name in settings.variants:
-            if (source, name) in done:
-                continue
-            rows.append({"task": source, **measure(task, name, settings)})
-            print(source, name, rows[-1].get("failed") or rows[-1]["psnr at the end"], flush=True)
-            if path is not None:
-                write_json(path, content)
+            row = once(f"{source} {name}", functools.partial(measure, task, name, settings))
+            rows.append({"task": source, **row})
+            print(source, name, row.get("failed") or row["psnr at the end"], flush=True)
     return rows
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 import ntk_inr as ni
-from benchmarks.keep import ERRORS, Claim, Picture, Profile, chosen_profile, mean, publish, verdict
+from benchmarks.keep import ERRORS, Claim, Measure, Picture, Profile, chosen_profile, mean, publish, verdict
 from ntk_inr.study.candidate import kernel_in_float64
 from ntk_inr.style import MARKERS, MEASURED, PALETTE, figure_style, pyplot
 
@@ -187,8 +187,8 @@ def slope(cells: list[dict[str, Any]], values: Any) -> Any:
     return np.polyfit(np.log([cell["k"] for cell in cells]), np.log(values), 1)[0]
 
 
-def exponent(cells: list[dict[str, Any]], metric: str) -> tuple[float, float]:
-    """Return p of what was measured: mean over seeds and standard error."""
+def exponent(cells: list[dict[str, Any]], metric: str) -> Measure:
+    """Return p of what was measured."""
     return mean(slope(cells, [cell[metric] for cell in cells]))
 
 
@@ -214,7 +214,7 @@ def suppression(found: dict[str, Any], settings: Settings, gate: str, statement:
         statement,
         verdict([*holds.values()]),
         f"exponent of k (above {QUADRATIC} by {ERRORS:g} standard errors in {sum(holds.values())} of {len(holds)}): "
-        + "; ".join(f"{case}: {p:.2f} ± {error:.2f}" for case, (p, error) in powers.items()),
+        + "; ".join(f"{case}: {power}" for case, power in powers.items()),
         f"{why} Mean squared cosine of the inputs: {cosines}.",
     )
 
@@ -223,10 +223,10 @@ def grows(found: dict[str, Any], settings: Settings, metric: str) -> Claim:
     """Judge whether a metric of TopK-SP falls with k."""
     holds, said = [], []
     for case, cells in cases(found, settings, "TopK-SP").items():
-        p, error = exponent(cells, metric)
+        power = exponent(cells, metric)
         resolved = metric != "condition" or all(all(cell["resolved"]) for cell in cells)
-        holds.append(resolved and p - ERRORS * error > 0)
-        said.append(f"{case}: {p:.2f} ± {error:.2f}" + " (lower bounds)" * (not resolved))
+        holds.append(resolved and power.value - ERRORS * power.error > 0)
+        said.append(f"{case}: {power}" + " (lower bounds)" * (not resolved))
     return Claim(
         f"Fewer units of TopK-SP lower the {METRICS[metric]}",
         verdict(holds),
@@ -258,9 +258,10 @@ def closed_forms_agree(found: dict[str, Any], settings: Settings) -> Claim:
     for gate in settings.gates:
         for case, cells in cases(found, settings, gate).items():
             if cells[0]["depth"] == 1:
-                (p, error), theory = exponent(cells, "variance"), closed_exponent(cells)
-                holds.append(abs(p - theory) <= max(ERRORS * error, EXPONENT_APART))
-                apart.append((abs(p - theory), f"{p:.2f} ± {error:.2f} where theory has {theory:.2f}, {gate}, {case}"))
+                power, theory = exponent(cells, "variance"), closed_exponent(cells)
+                off = abs(power.value - theory)
+                holds.append(off <= max(ERRORS * power.error, EXPONENT_APART))
+                apart.append((off, f"{power} where theory has {theory:.2f}, {gate}, {case}"))
     return Claim(
         "Closed forms give the exponents of two-layer networks (T7)",
         verdict(holds),
@@ -270,8 +271,8 @@ def closed_forms_agree(found: dict[str, Any], settings: Settings) -> Claim:
     )
 
 
-def slope_of_psnr(found: dict[str, Any], gate: str) -> tuple[float, float]:
-    """Return dB gained by halving k, and its standard error over seeds."""
+def slope_of_psnr(found: dict[str, Any], gate: str) -> Measure:
+    """Return dB gained by halving k."""
     runs = [run for run in found["training"] if run["gate"] == gate]
     return mean(-np.polyfit(np.log2([run["k"] for run in runs]), [run["psnr"] for run in runs], 1)[0])
 
@@ -339,14 +340,15 @@ def kernel_picture(found: dict[str, Any], settings: Settings, network: tuple[int
     """Draw variance, mean, cv and condition number of one network over k, beside closed forms."""
     powers = {kind: exponent(line(found, kind, *network, "TopK-SP"), "variance") for kind in settings.inputs}
     finding = f"TopK-SP, {title(*network)}: variance as k to the power " + ", ".join(
-        f"{p:.2f} ± {error:.2f} ({kind})" for kind, (p, error) in powers.items()
+        f"{power} ({kind})" for kind, power in powers.items()
     )
     rows, columns = len(METRICS), len(settings.inputs)
     with figure_style():
         figure, axes = pyplot().subplots(
             rows, columns, figsize=(4 * columns, 2.4 * rows), sharex=True, sharey="row", squeeze=False
         )
-        figure.suptitle(textwrap.fill(finding, 40 * columns), fontweight="bold")
+        # An error stays beside its value.
+        figure.suptitle(textwrap.fill(finding.replace(" ± ", "\xa0±\xa0"), 40 * columns), fontweight="bold")
         for (row, metric), (column, kind) in itertools.product(enumerate(METRICS), enumerate(settings.inputs)):
             axis = axes[row, column]
             for gate, color, marker in zip(settings.gates, PALETTE, MARKERS, strict=False):
@@ -354,7 +356,7 @@ def kernel_picture(found: dict[str, Any], settings: Settings, network: tuple[int
                 closed = [cell["closed_form"][metric] for cell in cells if metric in cell["closed_form"]]
                 label = gate
                 if metric == "variance":
-                    label = "{}: p = {:.2f} ± {:.2f}".format(gate, *exponent(cells, metric))
+                    label = f"{gate}: p = {exponent(cells, metric)}"
                     label += f", theory {closed_exponent(cells):.2f}" if closed else ""
                 over_k(axis, cells, metric, color, marker, label, "none" if closed else "-")
                 if closed:

@@ -35,10 +35,12 @@ def test_theory_has_every_formula_that_is_cited():
     assert not {*cited, *numbers.findall(report)} - known
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
-def test_pictures_exist(path):
-    for link in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", PAGES[path]):
-        assert (path.parent / link).is_file(), link
+@pytest.mark.parametrize(
+    "path", [*PAGES, *ROOT.glob("*.md"), ROOT / "benchmarks" / "REPORT.md"], ids=lambda path: path.stem
+)
+def test_links_lead_to_files(path):
+    for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", path.read_text(encoding="utf-8")):
+        assert (path.parent / link).exists(), link
 
 
 def test_tables_are_made_of_what_was_measured(monkeypatch):

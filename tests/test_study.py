@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import ntk_inr as ni
+from ntk_inr.study.figures import convergence_figure, save_figure
 from ntk_inr.study.record import RESULTS
 
 SMALL = {"features": 16, "depth": 2, "steps": 20, "seeds": 2}
@@ -139,6 +140,14 @@ def test_interrupted_run_keeps_what_is_done_and_resumes_without_repeating(task, 
     assert whole.complete
     assert [r.name for r in whole.variants] == NAMES[:3]
     assert whole["pe"].seeds[0]["cv"] == study["pe"].seeds[0]["cv"]
+
+
+def test_figures_are_the_same_bytes_each_time(study, tmp_path):
+    again = []
+    for name in "ab":
+        save_figure(convergence_figure(study, ni.summarize(study)), tmp_path / name)
+        again.append([(tmp_path / f"{name}.{suffix}").read_bytes() for suffix in ("png", "svg")])
+    assert again[0] == again[1]
 
 
 def test_resume_before_anything_was_done_starts(task, tmp_path):

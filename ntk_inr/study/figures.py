@@ -46,10 +46,12 @@ def variant_figure(study: Study, result: VariantResult, summary: Summary) -> Any
 
 
 def save_figure(figure: Any, stem: Path, *suffixes: str) -> None:
-    """Write a figure as ``stem.<suffix>``, by default as PNG and SVG, and close it."""
-    for suffix in suffixes or ("png", "svg"):
-        path = stem.with_name(f"{stem.name}.{suffix}")
-        write_atomically(path, functools.partial(figure.savefig, format=suffix))
+    """Write a figure as ``stem.<suffix>``, by default as PNG and SVG, the same bytes each time, and close it."""
+    with style.figure_style():
+        for suffix in suffixes or ("png", "svg"):
+            path = stem.with_name(f"{stem.name}.{suffix}")
+            undated = {"Date": None} if suffix == "svg" else None
+            write_atomically(path, functools.partial(figure.savefig, format=suffix, dpi="figure", metadata=undated))
     style.pyplot().close(figure)
 
 
