@@ -390,7 +390,7 @@ def training_picture(found: dict[str, Any], settings: Settings) -> Picture:
     runs = found["training"]
     cv, reached = (np.array([np.mean(run[name]) for run in runs]) for name in ("cv", "psnr"))
     rho = float(np.corrcoef(cv.argsort().argsort(), reached.argsort().argsort())[0, 1])
-    gains = {gate: slope_of_psnr(found, gate)[0] for gate in settings.gates}
+    gains = {gate: slope_of_psnr(found, gate).value for gate in settings.gates}
     finding = "Halving k changes PSNR by " + ", ".join(f"{gain:+.1f} dB ({gate})" for gate, gain in gains.items())
     with figure_style():
         figure, (left, right) = pyplot().subplots(1, 2, figsize=(10, 4), sharey=True)

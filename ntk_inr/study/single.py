@@ -17,6 +17,7 @@ from ntk_inr.networks.variants import variant
 from ntk_inr.study import record
 from ntk_inr.study.compare import describe, describe_task, trained
 from ntk_inr.study.environment import environment
+from ntk_inr.study.figures import save_figure
 from ntk_inr.tasks.interface import Task
 from ntk_inr.tasks.registry import TASKS
 from ntk_inr.training.fit import fit
@@ -141,10 +142,7 @@ def fit_task(
 
 def _write(folder: Path, task: Task, reconstruction: Any) -> dict[str, Path]:
     """Write the figure and the reconstruction."""
-    figure = task.figure(reconstruction)
-    path = folder / "figure.png"
-    record.write_atomically(path, lambda file: figure.savefig(file, format="png"))
-    figure.clear()
+    save_figure(task.figure(reconstruction), folder / "figure", "png")
     kind = TASKS.get(task.kind)
     saved = folder / f"reconstruction{'.png' if kind is None else kind.writes}"
-    return {"figure": path, "reconstruction": task.save(reconstruction, saved, overwrite=True)}
+    return {"figure": folder / "figure.png", "reconstruction": task.save(reconstruction, saved, overwrite=True)}
