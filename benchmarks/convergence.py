@@ -31,7 +31,7 @@ import optax
 import scipy.stats
 
 import ntk_inr as ni
-from benchmarks.keep import Claim, Picture, Profile, chosen_profile, publish, resuming, verdict
+from benchmarks.keep import Claim, Picture, Profile, arguments_of, collect, profile_of, publish, verdict
 from ntk_inr import style
 from ntk_inr.study.candidate import kernel_in_float64
 from ntk_inr.training.curves import psnr
@@ -139,16 +139,20 @@ def measure(task: Any, name: str, settings: Settings) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def collect(profile: Profile, settings: Settings) -> list[dict[str, Any]]:
-    """Measure, row by row, what an interrupted run of the same settings has not kept."""
-    once, rows = resuming(NAME, profile, settings), []
+def rows_of(profile: Profile, settings: Settings, jobs: int) -> list[dict[str, Any]]:
+    """Measure every variant on every task."""
+    computes, source_of = {}, {}
     for source, (kind, options) in settings.tasks.items():
         task = ni.load_task(kind, source, **options)
         for name in settings.variants:
-            row = once(f"{source} {name}", functools.partial(measure, task, name, settings))
-            rows.append({"task": source, **row})
-            print(source, name, row.get("failed") or row["psnr at the end"], flush=True)
-    return rows
+            computes[f"{source} {name}"] = functools.partial(measure, task, name, settings)
+            source_of[f"{source} {name}"] = source
+
+    def said(key: str, row: dict[str, Any]) -> str:
+        return f"{key}: {row.get('failed') or row['psnr at the end']}"
+
+    found = collect(NAME, profile, settings, computes, said, jobs)
+    return [{"task": source_of[key], **row} for key, row in found.items()]
 
 
 def medians(rows: list[dict[str, Any]], settings: Settings) -> tuple[list[str], dict[str, dict[str, Any]]]:
@@ -335,9 +339,10 @@ def plot_ranking(tasks: list[str], summary: dict[str, Any]) -> Any:
 
 def main() -> None:
     """Measure, judge and keep."""
-    profile = chosen_profile(__doc__)
+    arguments = arguments_of(__doc__, rows=True).parse_args()
+    profile = profile_of(arguments)
     settings = PROFILES[profile]
-    rows, tasks = collect(profile, settings), list(settings.tasks)
+    rows, tasks = rows_of(profile, settings, arguments.jobs), list(settings.tasks)
     names, tables = medians(rows, settings)
     summary = summarize(names, tables)
     clear = {m: sum(summary[m]["correlation"]["cv"][task][1] > 0 for task in tasks) for m in MEASURED}
@@ -354,8 +359,8 @@ def main() -> None:
         ),
     }  # fmt: skip
     publish(
-        NAME, profile, settings=dataclasses.asdict(settings), measured={"rows": rows, "summary": summary},
-        claims=claims_of(summary, tasks), pictures=pictures,
+        NAME, profile, settings=dataclasses.asdict(settings) | {"jobs": arguments.jobs},
+        measured={"rows": rows, "summary": summary}, claims=claims_of(summary, tasks), pictures=pictures,
     )  # fmt: skip
 
 

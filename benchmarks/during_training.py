@@ -12,6 +12,7 @@ that would be most of the target's energy. The rate of gradient descent is half 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -22,7 +23,19 @@ import scipy.stats
 from matplotlib.ticker import LogFormatter
 
 import ntk_inr as ni
-from benchmarks.keep import ERRORS, Claim, Measure, Picture, Profile, chosen_profile, mean, publish, resuming, verdict
+from benchmarks.keep import (
+    ERRORS,
+    Claim,
+    Measure,
+    Picture,
+    Profile,
+    arguments_of,
+    collect,
+    mean,
+    profile_of,
+    publish,
+    verdict,
+)
 from ntk_inr.style import MARKERS, NEUTRAL, PALETTE, figure_style, pyplot
 
 
@@ -240,16 +253,22 @@ def plot(found: dict[str, Any], key: str) -> Picture:
 
 def main() -> None:
     """Measure, judge, and keep."""
-    profile = chosen_profile(__doc__)
+    arguments = arguments_of(__doc__, rows=True).parse_args()
+    profile = profile_of(arguments)
     settings = PROFILES[profile]
     task = ni.image_task("camera", size=settings.pixels, grey=True)
     x, y = jnp.asarray(task.x), jnp.asarray(task.y - task.y.mean())
-    found, once = {}, resuming("during_training", profile, settings)
-    for name in settings.variants:
-        found[name] = once(name, lambda name=name: measure(name, x, y, settings))
-        for key, row in found[name].items():
-            cv, psnr = row["cv"].mean(axis=0), np.mean(row["psnr"])
-            print(f"{name}, {OPTIMIZERS[key]}: cv {cv[0]:.3g} → {cv[-1]:.3g}, {psnr:.1f} dB", flush=True)
+    computes = {name: functools.partial(measure, name, x, y, settings) for name in settings.variants}
+
+    def said(name: str, rows: dict[str, Any]) -> str:
+        ends = [
+            f"{OPTIMIZERS[key]}: cv {row['cv'].mean(axis=0)[0]:.3g} → {row['cv'].mean(axis=0)[-1]:.3g}, "
+            f"{np.mean(row['psnr']):.1f} dB"
+            for key, row in rows.items()
+        ]
+        return f"{name}, {'; '.join(ends)}"
+
+    found = collect("during_training", profile, settings, computes, said, arguments.jobs)
     publish(
         "during_training",
         profile,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import dataclasses
+import multiprocessing
+import os
 import pickle
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -73,16 +76,21 @@ class Picture:
     finding: str
 
 
-def arguments_of(doc: str | None) -> argparse.ArgumentParser:
-    """Return a parser of what every benchmark takes; ``doc`` is the module's."""
+def arguments_of(doc: str | None, *, rows: bool = False) -> argparse.ArgumentParser:
+    """Return a parser of what every benchmark takes, or one that measures rows; ``doc`` is the module's."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes, under a minute, nothing is kept")
     parser.add_argument("--profile", choices=["cpu", "gpu"], help="sizes; by default those of the device there is")
+    if rows:
+        parser.add_argument("--jobs", type=int, default=1, help="rows measured at once, each process on its own cores")
     return parser
 
 
 def profile_of(arguments: argparse.Namespace) -> Profile:
     """Return the profile that was asked for, or that of the device."""
+    if getattr(arguments, "jobs", 1) > 1:
+        # JAX, which has not begun yet, would take most of a GPU's memory for one process.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if arguments.quick:
         return "quick"
     return arguments.profile or ("cpu" if jax.default_backend() == "cpu" else "gpu")
@@ -101,25 +109,67 @@ def results_folder(name: str) -> Path:
     return folder
 
 
-def resuming(name: str, profile: Profile, settings: Any) -> Callable[[str, Callable[[], Any]], Any]:
-    """Return ``once(key, compute)``, which takes what an interrupted run with these settings has computed already."""
-    if profile == "quick":
-        return lambda key, compute: compute()
-    path, known = results_folder(name) / INTERRUPTED, {}
-    if path.exists():
+def each(computes: Mapping[str, Callable[[], Any]], jobs: int) -> Iterator[tuple[str, Any]]:
+    """Compute ``jobs`` of them at once; yield each with its key when it is done, and raise what failed at the end."""
+    if jobs == 1:
+        yield from ((key, compute()) for key, compute in computes.items())
+        return
+    context, cores = multiprocessing.get_context("spawn"), sorted(os.sched_getaffinity(0))
+    shares = context.Queue()
+    for job in range(jobs):
+        shares.put(cores[job::jobs] or cores)
+    failed: list[BaseException] = []
+    with concurrent.futures.ProcessPoolExecutor(jobs, context, initializer=_take_share, initargs=(shares,)) as pool:
+        try:
+            started = {pool.submit(compute): key for key, compute in computes.items()}
+            for done in concurrent.futures.as_completed(started):
+                if (error := done.exception()) is None:
+                    yield started[done], done.result()
+                else:
+                    print(f"{started[done]}: failed, {error!r}", flush=True)
+                    failed.append(error)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    if failed:
+        raise failed[0]
+
+
+def _take_share(shares: Any) -> None:
+    """Stay on the cores of one job: XLA makes as many threads as it may use cores."""
+    os.sched_setaffinity(0, shares.get())
+
+
+def collect(
+    name: str,
+    profile: Profile,
+    settings: Any,
+    computes: Mapping[str, Callable[[], Any]],
+    said: Callable[[str, Any], str],
+    jobs: int = 1,
+) -> dict[str, Any]:
+    """Compute each row but those that an interrupted run with these settings has computed; return them in order.
+
+    Args:
+        name: the benchmark's.
+        profile: with "quick" nothing is kept.
+        settings: what the rows depend on.
+        computes: by key; to be pickled where there are several jobs.
+        said: what to print of a row.
+        jobs: how many to compute at once.
+    """
+    path, known = results_folder(name) / INTERRUPTED if profile != "quick" else None, {}
+    if path is not None and path.exists():
         kept_settings, found = pickle.loads(path.read_bytes())
         known = found if kept_settings == settings else {}
-
-    def once(key: str, compute: Callable[[], Any]) -> Any:
-        if key in known:
-            print(f"{key}: kept by an interrupted run ({path})", flush=True)
-        else:
-            known[key] = compute()
+    for key in known:
+        print(f"{key}: kept by an interrupted run ({path})", flush=True)
+    for key, row in each({key: compute for key, compute in computes.items() if key not in known}, jobs):
+        known[key] = row
+        print(said(key, row), flush=True)
+        if path is not None:
             path.with_suffix(".part").write_bytes(pickle.dumps((settings, known)))
             path.with_suffix(".part").replace(path)
-        return known[key]
-
-    return once
+    return {key: known[key] for key in computes}
 
 
 def publish(

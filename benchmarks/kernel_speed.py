@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ import numpy as np
 
 import ntk_inr as ni
 from benchmarks import timing
-from benchmarks.keep import Claim, arguments_of, profile_of, results_folder
+from benchmarks.keep import INTERRUPTED, Claim, arguments_of, collect, profile_of, results_folder
 from ntk_inr.kernels import structured
 from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import save_figure
@@ -27,6 +28,7 @@ from ntk_inr.study.record import write_json
 from ntk_inr.style import FAST, MEASURED, figure_style, pyplot
 
 PICTURES = {"growth": "Time grows as the flops do: quadratically in n, linearly in width, depth and outputs."}
+NAME = "kernel_speed"
 WIDTH, DEPTH = 256, 4
 
 
@@ -247,32 +249,39 @@ def main() -> None:
         parts = {"grams": against_gram_products, "extra_memory": measure_extra_memory, "streamed": measure_streamed}
         print(json.dumps(parts[arguments.only](arguments.n)))
         return
-    quick, accelerator = profile_of(arguments) == "quick", jax.default_backend() != "cpu"
-    own = "benchmarks.kernel_speed"
-    n = 1024 if quick else 4096
+    profile = profile_of(arguments)
+    quick, accelerator = profile == "quick", jax.default_backend() != "cpu"
+    own, n = "benchmarks.kernel_speed", 1024 if profile == "quick" else 4096
+    settings = {"width": WIDTH, "depth": DEPTH, "inputs": 2, "activation": "relu", "dtype": "float32"}
     # Two processes can't share an accelerator's memory.
-    grams = against_gram_products(n) if accelerator else timing.in_own_process(own, "--only=grams", f"--n={n}")
+    grams = against_gram_products if accelerator else lambda n: timing.in_own_process(own, "--only=grams", f"--n={n}")
+    computes: dict[str, Callable[[], Any]] = {
+        "neural_tangents": lambda: against_neural_tangents(quick),
+        "gram_products": lambda: grams(n),
+        "sampled_moments": lambda: sampled(quick),
+    }
+    if accelerator:
+        computes["large"] = large_on_accelerator
+    else:
+        computes["extra_memory"] = lambda: timing.in_own_process(own, "--only=extra_memory", f"--n={2 * n}")
+        computes["streamed_moments"] = lambda: timing.in_own_process(
+            own, "--only=streamed", f"--n={2048 if quick else 16384}"
+        )
+    computes["growth"] = lambda: growth(quick)
     results: dict[str, Any] = {
         "schema": "ntk_inr.kernel_speed v1",
         "environment": environment(),
-        "settings": {"width": WIDTH, "depth": DEPTH, "inputs": 2, "activation": "relu", "dtype": "float32"},
-        "neural_tangents": against_neural_tangents(quick),
-        "gram_products": grams,
-        "sampled_moments": sampled(quick),
-        "growth": growth(quick),
+        "settings": settings,
+        **collect(NAME, profile, settings, computes, lambda key, _: f"{key}: measured"),
     }
-    if accelerator:
-        results["large"] = large_on_accelerator()
-    else:
-        results["extra_memory"] = timing.in_own_process(own, "--only=extra_memory", f"--n={2048 if quick else 8192}")
-        results["streamed_moments"] = timing.in_own_process(own, "--only=streamed", f"--n={2048 if quick else 16384}")
     report(results)
     if not quick:
         device = jax.local_devices()[0].device_kind
-        folder = results_folder("kernel_speed")
+        folder = results_folder(NAME)
         write_json(folder / "results.json", results)
         figure = plot(results["growth"], f"{device}, {results['environment']['cores']} cores")
         save_figure(figure, folder / "growth")
+        (folder / INTERRUPTED).unlink()
         print("wrote", folder)
 
 

@@ -2,13 +2,15 @@
 
     python -m benchmarks.quality                  # hours on 2 cores; goes on where it was stopped
     python -m benchmarks.quality image64 shape    # these parts alone
+    python -m benchmarks.quality --jobs 8         # eight rows at once, on a GPU or on many cores
     python -m benchmarks.quality --quick          # small, two minutes, nothing kept
 
 Writes benchmarks/results/quality/<device>/: a JSON a part, which grows row by row, table.md and a picture a task.
 Parts: image64, every variant on the camera image at 64 x 64 after 500 and 2000 steps, three seeds; image128, the eight
-best known at 128 x 128; shape, IoU of the torus; audio, SNR of the bundled chord; tomography, PSNR of the Shepp-Logan
-phantom. Adam with the published rates and their decay over the longest run, full batch unless the task asks for less,
-float32. All parts are measured from one seed before the next seed begins.
+best known at 128 x 128; image256, the same at 256 x 256, on accelerators; shape, IoU of the torus; audio, SNR of the
+bundled chord; tomography, PSNR of the Shepp-Logan phantom. Adam with the published rates and their decay over the
+longest run, full batch unless the task asks for less, float32 in full precision. All parts are measured from one seed
+before the next seed begins.
 How long a step takes is what benchmarks.training_speed measures.
 """
 
@@ -27,7 +29,7 @@ import numpy as np
 import optax
 
 import ntk_inr as ni
-from benchmarks.keep import Claim, arguments_of, profile_of, results_folder
+from benchmarks.keep import Claim, arguments_of, each, profile_of, results_folder
 from ntk_inr.study.compare import trained
 from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import save_figure
@@ -44,9 +46,11 @@ class Published:
     left: float = 1.0
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def optimizer(self, steps: int) -> optax.GradientTransformation:
-        """Return Adam, its rate falling exponentially to ``left`` of its first value."""
-        return optax.adam(optax.exponential_decay(self.rate, steps, self.left))
+
+@functools.cache  # the seeds of a row share what is compiled
+def optimizer(rate: float, left: float, steps: int) -> optax.GradientTransformation:
+    """Return Adam, its rate falling exponentially to ``left`` of its first value."""
+    return optax.adam(optax.exponential_decay(rate, steps, left))
 
 
 # From the paper or its code; Published() for all others.
@@ -75,6 +79,7 @@ REPORTED = [
 RESULTS_FILE = "image128.json"
 PICTURES = {
     "image128": "The best reconstruction at 128 x 128.",
+    "image256": "The best reconstruction at 256 x 256.",
     "shape": "The best reconstruction of the torus.",
     "audio": "The best reconstruction of the chord.",
     "tomography": "The best reconstruction of the phantom.",
@@ -104,25 +109,28 @@ PARTS = {
     "audio": Part("audio", "chord", ["relu", "siren", "siren+fast", "fouriernet"], {}, (500,), 1),
     "tomography": Part("tomography", "shepp-logan", ["relu", "pe", "siren", "finer"], {}, (500,), 1),
     "image128": Part("image", "camera", KNOWN, {"size": 128}),
+    "image256": Part("image", "camera", KNOWN, {"size": 256}),
 }
+ON_ACCELERATORS = {"image256"}
 QUICK = {
     "image64": Part("image", "camera", ["relu", "siren"], {"size": 16}, (5, 10), 2),
     "shape": Part("shape", "torus", ["siren"], {"points": 400, "resolution": 16}, (10,), 1),
 }
 
 
-def measure(part: Part, name: str, task: Any, seed: int) -> tuple[dict[str, Any], Any]:
+def measure(part: Part, name: str, seed: int) -> tuple[dict[str, Any], Any]:
     """Train a variant from one seed; return what belongs into its row of the table, and the reconstruction."""
-    how, last = PUBLISHED.get(name, Published()), part.steps[-1]
+    task, how, last = part.task(), PUBLISHED.get(name, Published()), part.steps[-1]
     settings = {"features": WIDTH, "depth": DEPTH, **how.settings}
     key = jax.random.key(seed)
     apply, params = ni.init(ni.variant(name, out=task.channels, **settings), key, jnp.asarray(task.x))
-    run = ni.fit(
-        task.observe(apply), params, task.x, task.y, optimizer=how.optimizer(last), steps=last, loss=task.loss,
-        batch_size=task.sampling, key=key, data_range=task.data_range,
-    )  # fmt: skip
+    with jax.default_matmul_precision("highest"):
+        run = ni.fit(
+            task.observe(apply), params, task.x, task.y, optimizer=optimizer(how.rate, how.left, last), steps=last,
+            loss=task.loss, batch_size=task.sampling, key=key, data_range=task.data_range,
+        )  # fmt: skip
+        reconstruction = task.reconstruct(functools.partial(trained(apply, run), run.params))
     scores = {f"psnr@{steps}": float(run.psnr_per_step[min(steps, run.steps)]) for steps in part.steps[:-1]}
-    reconstruction = task.reconstruct(functools.partial(trained(apply, run), run.params))
     scores |= {f"{score}@{last}": value for score, value in task.scores(reconstruction).items()}
     row = {
         "variant": name,
@@ -130,38 +138,43 @@ def measure(part: Part, name: str, task: Any, seed: int) -> tuple[dict[str, Any]
         "learning_rate": [how.rate, how.rate * how.left],
         **settings,
         "scores": {score: [value] for score, value in scores.items()},
+        "seeds": [seed],
         "status": [run.status],
     }
     return row, reconstruction
 
 
-def run_part(name: str, part: Part, seed: int, folder: Path | None) -> dict[str, Any]:
-    """Measure, from one seed, the variants of a part that lack it; keep each when it is done."""
-    path = None if folder is None else folder / f"{name}.json"
-    task = part.task()
-    content: dict[str, Any] = {"schema": "ntk_inr.quality v2", "task": task.digest, "rows": []}
-    if path is not None and path.exists():
-        content = json.loads(path.read_text())
-    content |= {"environment": environment(), "settings": {"steps": list(part.steps), **part.settings}}
-    rows = {row["variant"]: row for row in content["rows"]}
-    for variant in part.variants:
-        row = rows.get(variant)
-        if row is not None and len(row["status"]) > seed:
-            continue
-        best = max((_goal(row, task)[0] for row in content["rows"]), default=-np.inf)
-        new, reconstruction = measure(part, variant, task, seed)
-        if row is None:
-            content["rows"].append(new)
+class Table:
+    """The rows of a part, and its file where they are kept."""
+
+    def __init__(self, name: str, part: Part, folder: Path | None) -> None:
+        self.name, self.part, self.folder, self.task = name, part, folder, part.task()
+        self._path = None if folder is None else folder / f"{name}.json"
+        self._content: dict[str, Any] = {"schema": "ntk_inr.quality v3", "task": self.task.digest, "rows": []}
+        if self._path is not None and self._path.exists():
+            self._content = json.loads(self._path.read_text())
+        self._content["settings"] = {"steps": list(part.steps), **part.settings}
+        self._rows = {row["variant"]: row for row in self._content["rows"]}
+
+    def has(self, variant: str, seed: int) -> bool:
+        """Return whether a variant was measured from a seed."""
+        return variant in self._rows and seed in self._rows[variant]["seeds"]
+
+    def add(self, new: dict[str, Any], reconstruction: Any) -> None:
+        """Take in what was measured from one seed; keep it, and the best reconstruction from the first."""
+        best = max((_goal(row, self.task)[0] for row in self._content["rows"] if row["seeds"][0] == 0), default=-np.inf)
+        row = self._rows.setdefault(new["variant"], new)
+        if row is new:
+            self._content["rows"].append(row)
         else:
-            row["status"] += new["status"]
+            for key in ("seeds", "status"):
+                row[key] += new[key]
             row["scores"] = {score: values + new["scores"][score] for score, values in row["scores"].items()}
-        print(f"{name}, seed {seed}, {variant}: {_line(new)}", flush=True)
-        if path is None or folder is None:
-            continue
-        write_json(path, content)
-        if seed == 0 and _goal(new, task)[0] > best:
-            save_figure(task.figure(reconstruction), folder / name, "png")
-    return content
+        if self._path is None or self.folder is None:
+            return
+        write_json(self._path, self._content | {"environment": environment()})
+        if new["seeds"] == [0] and _goal(new, self.task)[0] > best:
+            save_figure(self.task.figure(reconstruction), self.folder / self.name, "png")
 
 
 def _goal(row: dict[str, Any], task: Any) -> list[float]:
@@ -218,19 +231,27 @@ def claims(content: dict[str, Any]) -> list[Claim]:
 
 def main() -> None:
     """Measure, print, and keep."""
-    parser = arguments_of(__doc__)
+    parser = arguments_of(__doc__, rows=True)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="which parts; all by default")
     arguments = parser.parse_args()
-    quick = profile_of(arguments) == "quick"
-    folder = None if quick else results_folder("quality")
-    parts = QUICK if quick else PARTS
-    for seed, (name, part) in itertools.product(range(SEEDS), parts.items()):
-        if seed < part.seeds and (not arguments.parts or name in arguments.parts):
-            run_part(name, part, seed, folder)
-            if folder is not None:
-                found = {known: folder / f"{known}.json" for known in PARTS if (folder / f"{known}.json").exists()}
-                text = table({known: json.loads(path.read_text()) for known, path in found.items()})
-                write_text(folder / "table.md", text)
+    profile = profile_of(arguments)
+    folder = None if profile == "quick" else results_folder("quality")
+    asked = arguments.parts or [name for name in PARTS if profile == "gpu" or name not in ON_ACCELERATORS]
+    parts = QUICK if profile == "quick" else {name: PARTS[name] for name in asked}
+    tables = {name: Table(name, part, folder) for name, part in parts.items()}
+    computes = {
+        f"{name}, seed {seed}, {variant}": functools.partial(measure, part, variant, seed)
+        for seed, (name, part) in itertools.product(range(SEEDS), parts.items())
+        for variant in part.variants
+        if seed < part.seeds and not tables[name].has(variant, seed)
+    }
+    for key, (row, reconstruction) in each(computes, arguments.jobs):
+        print(f"{key}: {_line(row)}", flush=True)
+        tables[key.split(",")[0]].add(row, reconstruction)
+        if folder is not None:
+            found = {name: folder / f"{name}.json" for name in PARTS if (folder / f"{name}.json").exists()}
+            text = table({name: json.loads(path.read_text()) for name, path in found.items()})
+            write_text(folder / "table.md", text)
 
 
 if __name__ == "__main__":

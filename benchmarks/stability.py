@@ -12,6 +12,7 @@ tried at once, so a round of the bisection cuts its bracket by more than two. Er
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -21,7 +22,19 @@ import optax
 from jax.tree_util import Partial
 
 import ntk_inr as ni
-from benchmarks.keep import ERRORS, Claim, Measure, Picture, Profile, chosen_profile, mean, publish, resuming, verdict
+from benchmarks.keep import (
+    ERRORS,
+    Claim,
+    Measure,
+    Picture,
+    Profile,
+    arguments_of,
+    collect,
+    mean,
+    profile_of,
+    publish,
+    verdict,
+)
 from ntk_inr.study.candidate import kernel_in_float64
 from ntk_inr.style import FAST, MARKERS, NEUTRAL, PALETTE, PREDICTED, figure_style, pyplot
 
@@ -308,15 +321,18 @@ def plot_stable_rate(found: dict[str, Any]) -> Picture:
 
 def main() -> None:
     """Measure, judge, and keep."""
-    profile = chosen_profile(__doc__)
+    arguments = arguments_of(__doc__, rows=True).parse_args()
+    profile = profile_of(arguments)
     settings = PROFILES[profile]
     task = ni.image_task("camera", size=settings.pixels, grey=True)
     exponents = np.linspace(LOW, HIGH, (HIGH - LOW) * settings.per_decade + 1)
-    found, once = {}, resuming("stability", profile, settings)
-    for name in settings.variants:
-        row = found[name] = once(name, lambda name=name: measure(name, task, settings, exponents))
+    computes = {name: functools.partial(measure, name, task, settings, exponents) for name in settings.variants}
+
+    def said(name: str, row: dict[str, Any]) -> str:
         ratios = ", ".join(f"{CRITERIA[key]} up to {ratio}" for key, ratio in row["ratio"].items())
-        print(f"{name}: spread {row['spread_at_best']} dB, {row['decades']} decades; {ratios} times", flush=True)
+        return f"{name}: spread {row['spread_at_best']} dB, {row['decades']} decades; {ratios} times"
+
+    found = collect("stability", profile, settings, computes, said, arguments.jobs)
     publish(
         "stability",
         profile,

@@ -27,12 +27,13 @@ import numpy as np
 import optax
 
 import ntk_inr as ni
-from benchmarks.keep import Claim, chosen_profile, results_folder
+from benchmarks.keep import INTERRUPTED, Claim, chosen_profile, collect, results_folder
 from ntk_inr.study.environment import environment
 from ntk_inr.study.record import write_json
 
 PICTURES: dict[str, str] = {}
 
+NAME = "training_speed"
 WIDTH, DEPTH, SIDE, STEPS, ROUNDS, RATE = 256, 4, 128, 60, 3, 1e-4
 VARIANTS = ["relu", "siren", "finer", "gauss", "gabor", "wire", "pe", "fouriernet", "hash"]
 
@@ -118,17 +119,24 @@ def products(side: int, times: int) -> Callable[[], float]:
     return seconds
 
 
+def torch_device() -> str:
+    """Return the device for PyTorch that JAX runs on."""
+    return "cuda" if jax.default_backend() == "gpu" else "cpu"
+
+
 def torch_products(side: int, times: int) -> Callable[[], float]:
     """Return a timer of the same products in PyTorch."""
     import torch
 
-    h, w = torch.randn(side**2, WIDTH), torch.randn(WIDTH, WIDTH)
-    other = torch.randn(side**2, WIDTH)  # a matrix with itself would take half of the flops
+    device = torch_device()
+    h, w = torch.randn(side**2, WIDTH, device=device), torch.randn(WIDTH, WIDTH, device=device)
+    other = torch.randn(side**2, WIDTH, device=device)  # a matrix with itself would take half of the flops
 
     def seconds() -> float:
         start = time.perf_counter()
         for _ in range(times * (DEPTH - 1)):
-            h @ w, h @ w.T, h.T @ other
+            _, _, last = h @ w, h @ w.T, h.T @ other
+        float(last[0, 0])  # waits for the device
         return (time.perf_counter() - start) / times
 
     return seconds
@@ -155,11 +163,11 @@ def torch_siren(side: int, steps: int) -> Callable[[], float]:
         def forward(self, u: Any) -> Any:
             return torch.sin(30.0 * u)
 
-    task = ni.image_task("camera", size=side)
-    x, y = torch.from_numpy(np.array(task.x)), torch.from_numpy(np.array(task.y))
+    task, device = ni.image_task("camera", size=side), torch_device()
+    x, y = torch.from_numpy(np.array(task.x)).to(device), torch.from_numpy(np.array(task.y)).to(device)
     sizes = [x.shape[1]] + [WIDTH] * DEPTH
     layers = [part for a, b in itertools.pairwise(sizes) for part in (torch.nn.Linear(a, b), Sine())]
-    network = torch.nn.Sequential(*layers, torch.nn.Linear(WIDTH, 1))
+    network = torch.nn.Sequential(*layers, torch.nn.Linear(WIDTH, 1)).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=RATE)
 
     def seconds() -> float:
@@ -199,62 +207,81 @@ def claims(results: dict[str, Any]) -> list[Claim]:
     return said
 
 
-def main() -> None:
-    """Measure, print, and keep the JSON."""
-    quick = chosen_profile(__doc__) == "quick"
-    side, steps, rounds = (32, 8, 2) if quick else (SIDE, STEPS, ROUNDS)
-    results: dict[str, Any] = {
-        "schema": "ntk_inr.training_speed v1",
-        "environment": environment(),
-        "settings": {
-            "width": WIDTH,
-            "depth": DEPTH,
-            "n": side**2,
-            "steps": steps,
-            "rounds": rounds,
-            "optimizer": "adam",
-        },
-    }
-    variants = by_turns({name: fused(name, side, steps) for name in VARIANTS}, rounds)
-    relu = variants["relu"]["median_s"]
-    for name, row in variants.items():
-        row["to_relu"] = row["median_s"] / relu
-        print(f"{name}: {1e3 * row['median_s']:.1f} ms a step, {row['to_relu']:.2f} of relu's", flush=True)
-    results["variants"] = variants
+def of_variants(side: int, steps: int, rounds: int) -> dict[str, Any]:
+    """Return the seconds of a step of each variant, and their ratio to ReLU's."""
+    found = by_turns({name: fused(name, side, steps) for name in VARIANTS}, rounds)
+    return {name: row | {"to_relu": row["median_s"] / found["relu"]["median_s"]} for name, row in found.items()}
 
+
+def of_calls(side: int, rounds: int) -> dict[str, Any]:
+    """Return the seconds of SIREN's step called alone, and fused, at few coordinates and at many."""
     calls = {}
     for size in (16, side):
         timers = {"fused": fused("siren", size, 100), "alone": alone("siren", size, 20)}
         found = by_turns(timers, 1 if size == side else rounds)
-        found["ratio"] = found["alone"]["median_s"] / found["fused"]["median_s"]
-        calls[f"n={size**2}"] = found
-        print(f"siren, n={size**2}: a step called alone takes {found['ratio']:.2f} of one of 100 fused", flush=True)
-    results["calls"] = calls
+        calls[f"n={size**2}"] = found | {"ratio": found["alone"]["median_s"] / found["fused"]["median_s"]}
+    return calls
 
-    size, length = (16, 50) if quick else (32, 2000)
-    found = by_turns({name: recorded(size, length, name == "recorded") for name in ("plain", "recorded")}, rounds)
+
+def of_recorder(side: int, steps: int, rounds: int) -> dict[str, Any]:
+    """Return the seconds of a run with and without a recorder, and the share that it adds."""
+    found = by_turns({name: recorded(side, steps, name == "recorded") for name in ("plain", "recorded")}, rounds)
     added = found["recorded"]["median_s"] / found["plain"]["median_s"] - 1
-    results["recorder"] = {"n": size**2, "steps": length, **found, "added": added}
-    print(f"recorder, n={size**2}, {length} steps: {100 * added:.1f} % of the time", flush=True)
+    return {"n": side**2, "steps": steps, **found, "added": added}
 
+
+def of_torch(side: int, steps: int, rounds: int) -> dict[str, Any]:
+    """Return the seconds of SIREN's step here and in PyTorch on the same device, and of the matrix products alone."""
+    import torch
+
+    results = {"version": torch.__version__, "threads": torch.get_num_threads(), "device": torch_device()}
+    # PyTorch's default for float32; on a GPU XLA's would be less exact, and faster.
+    with jax.default_matmul_precision("highest"):
+        for size in (16, 32, side):
+            found = by_turns({"ours": fused("siren", size, steps), "torch": torch_siren(size, steps // 4)}, rounds)
+            ratio = found["torch"]["median_s"] / found["ours"]["median_s"]
+            results[f"n={size**2}"] = found | {"ratio": ratio}
+        results["products"] = by_turns({"ours": products(side, 5), "torch": torch_products(side, 5)}, rounds)
+    return results
+
+
+def line(part: str, found: dict[str, Any]) -> str:
+    """Return what is said of a part."""
+    if part == "recorder":
+        return f"recorder, n={found['n']}, {found['steps']} steps: {100 * found['added']:.1f} % of the time"
+    rows = {name: row for name, row in found.items() if isinstance(row, dict)}
+    if part == "variants":
+        ratios = {name: f"{1e3 * row['median_s']:.3g} ms, {row['to_relu']:.2f} of relu's" for name, row in rows.items()}
+        return f"a step: {'; '.join(f'{name} {text}' for name, text in ratios.items())}"
+    ratios = {name: f"{row['ratio']:.2f} at {name}" for name, row in rows.items() if "ratio" in row}
+    said = "a step called alone over one of 100 fused" if part == "calls" else "PyTorch's eager step over ours"
+    bare = [f"{name} {1e3 * row['median_s']:.3g} ms" for name, row in rows.get("products", {}).items()]
+    return f"siren, {said}: {', '.join(ratios.values())}" + (f"; products alone: {', '.join(bare)}" if bare else "")
+
+
+def main() -> None:
+    """Measure, print, and keep the JSON."""
+    profile = chosen_profile(__doc__)
+    quick = profile == "quick"
+    side, steps, rounds = (32, 8, 2) if quick else (SIDE, STEPS, ROUNDS)
+    settings = {
+        "width": WIDTH, "depth": DEPTH, "n": side**2, "steps": steps, "rounds": rounds, "optimizer": "adam",
+    }  # fmt: skip
+    computes: dict[str, Callable[[], Any]] = {
+        "variants": lambda: of_variants(side, steps, rounds),
+        "calls": lambda: of_calls(side, rounds),
+        "recorder": lambda: of_recorder(*((16, 50) if quick else (32, 2000)), rounds),
+    }
     if importlib.util.find_spec("torch") is None:
         print("PyTorch is not installed; its part is left out.")
     else:
-        import torch
-
-        results["torch"] = {"version": torch.__version__, "threads": torch.get_num_threads()}
-        for size in (16, 32, side):
-            found = by_turns({"ours": fused("siren", size, steps), "torch": torch_siren(size, steps // 4)}, rounds)
-            found["ratio"] = found["torch"]["median_s"] / found["ours"]["median_s"]
-            results["torch"][f"n={size**2}"] = found
-            print(f"siren, n={size**2}: {found['ratio']:.2f} times faster than PyTorch's eager step", flush=True)
-        bare = by_turns({"ours": products(side, 5), "torch": torch_products(side, 5)}, rounds)
-        results["torch"]["products"] = bare
-        said = [f"{name} {1e3 * found['median_s']:.0f} ms" for name, found in bare.items()]
-        print(f"the matrix products of that step alone: {', '.join(said)}")
+        computes["torch"] = lambda: of_torch(side, steps, rounds)
+    results = {"schema": "ntk_inr.training_speed v1", "environment": environment(), "settings": settings}
+    results |= collect(NAME, profile, settings, computes, line)
     if not quick:
-        folder = results_folder("training_speed")
+        folder = results_folder(NAME)
         write_json(folder / "results.json", results)
+        (folder / INTERRUPTED).unlink()
         print("wrote", folder)
 
 

@@ -2,6 +2,7 @@
 
     python -m benchmarks.tune_validation                  # about an hour on 2 cores; goes on where it was stopped
     python -m benchmarks.tune_validation camera torus     # these signals alone
+    python -m benchmarks.tune_validation --jobs 8         # eight cases at once, on many cores
     python -m benchmarks.tune_validation --quick          # two small sweeps, under a minute, nothing kept
 
 For each signal and family of networks every setting is trained from several seeds (the sweep), and predicted by
@@ -28,7 +29,7 @@ import numpy as np
 import scipy.stats
 
 import ntk_inr as ni
-from benchmarks.keep import Claim, arguments_of, markdown, profile_of, results_folder
+from benchmarks.keep import Claim, arguments_of, each, markdown, profile_of, results_folder
 from ntk_inr import style
 from ntk_inr.study.candidate import build
 from ntk_inr.study.environment import environment
@@ -194,26 +195,35 @@ def compared(predicted: Any, measured: Any) -> dict[str, float]:
     }  # fmt: skip
 
 
-def run_case(signal: str, task: Any, name: str, family: Family, row: dict[str, Any], seeds: int) -> None:
-    """Fill in what a case lacks: the sweep, and predictions with each pilot."""
-    if "sweep" not in row:
-        row["sweep"] = sweep(task, family, seeds, STEPS)
-    for pilot in PILOTS:
-        if str(pilot) not in row.setdefault("predicted", {}):
-            row["predicted"][str(pilot)] = predict(task, family, STEPS, pilot)
-    row["compared"] = {
-        pilot: {
-            objective: compared(np.mean(found[objective], axis=1), np.mean(row["sweep"][objective], axis=1))
-            for objective in STEPS
-        }
-        for pilot, found in row["predicted"].items()
+def measure(task: Any, family: Family, seeds: int) -> dict[str, Any]:
+    """Return the sweep of a case, predictions with each pilot, and how they compare."""
+    swept = sweep(task, family, seeds, STEPS)
+    predicted = {str(pilot): predict(task, family, STEPS, pilot) for pilot in PILOTS}
+    return {
+        "sweep": swept,
+        "predicted": predicted,
+        "compared": {
+            pilot: {
+                objective: compared(np.mean(found[objective], axis=1), np.mean(swept[objective], axis=1))
+                for objective in STEPS
+            }
+            for pilot, found in predicted.items()
+        },
     }
-    said = "; ".join(
+
+
+def measure_signal(signal: str, family: Family) -> dict[str, Any]:
+    """Return the case of a signal and a family."""
+    return measure(SIGNALS[signal](), family, SEEDS)
+
+
+def line(row: dict[str, Any]) -> str:
+    """Return what is said of a case."""
+    return "; ".join(
         f"pilot {pilot} {objective}: rank {case['rank']:.2f} regret {case['regret']:.1f} dB"
         for pilot, cases in row["compared"].items()
         for objective, case in cases.items()
     )
-    print(f"{signal}, {name}: {said}", flush=True)
 
 
 def across(rows: list[dict[str, Any]], pilot: int, objective: str) -> dict[str, float]:
@@ -357,14 +367,14 @@ def figure(content: dict[str, Any]) -> Any:
 
 def main() -> None:
     """Measure, print, and keep."""
-    parser = arguments_of(__doc__)
+    parser = arguments_of(__doc__, rows=True)
     parser.add_argument("signals", nargs="*", choices=[*SIGNALS, []], help="which signals; all by default")
     arguments = parser.parse_args()
     if profile_of(arguments) == "quick":
         task = _image("camera", 16)
         for name in ("rff scale", "nerf bands"):
             family = dataclasses.replace(FAMILIES[name], values=FAMILIES[name].values[:4])
-            run_case("camera", task, name, family, {}, 1)
+            print(f"camera, {name}: {line(measure(task, family, 1))}", flush=True)
         small = {"side": 16, "features": 32, "depth": 2, "steps": 20, "repeats": 2}
         print(_cost_line({**small, **cost(small, FAMILIES["rff scale"])}))
         return
@@ -373,19 +383,24 @@ def main() -> None:
     content: dict[str, Any] = {"schema": "ntk_inr.tune_validation v1", "rows": []}
     if path.exists():
         content = json.loads(path.read_text())
-    content["settings"] = {**SIZE, "seeds": SEEDS, "steps": STEPS, "ceiling": CEILING}
-    known = {(row["signal"], row["family"]): row for row in content["rows"]}
-    for name, family in FAMILIES.items():
-        for signal in arguments.signals or SIGNALS:
-            row = known.get((signal, name))
-            if row is None:
-                row = {"signal": signal, "family": name, "values": family.values, "rate": family.rate}
-                content["rows"].append(row)
-            run_case(signal, SIGNALS[signal](), name, family, row, SEEDS)
-            content["environment"] = environment()
-            content["summary"] = summarize(content)
-            write_json(path, content)
-            write_text(folder / "table.md", table(content))
+    content["settings"] = {**SIZE, "seeds": SEEDS, "steps": STEPS, "ceiling": CEILING, "jobs": arguments.jobs}
+    known = {(row["signal"], row["family"]) for row in content["rows"]}
+    cases = {
+        f"{signal}, {name}": {"signal": signal, "family": name, "values": family.values, "rate": family.rate}
+        for name, family in FAMILIES.items()
+        for signal in arguments.signals or SIGNALS
+        if (signal, name) not in known
+    }
+    computes = {
+        key: functools.partial(measure_signal, case["signal"], FAMILIES[case["family"]]) for key, case in cases.items()
+    }
+    for key, found in each(computes, arguments.jobs):
+        print(f"{key}: {line(found)}", flush=True)
+        content["rows"].append(cases[key] | found)
+        content["environment"] = environment()
+        content["summary"] = summarize(content)
+        write_json(path, content)
+        write_text(folder / "table.md", table(content))
     save_figure(figure(content), folder / "regret")
     if "cost" not in content:
         content["cost"] = {**USUAL, **cost(USUAL, FAMILIES["rff scale"])}
