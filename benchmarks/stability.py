@@ -278,8 +278,8 @@ def plot_sensitivity(found: dict[str, Any], exponents: np.ndarray, steps: int) -
         axes[0].set_title(f"{best} gets highest")
         axes[1].set(xlabel="standard deviation over seeds [dB]", title=f"Seeds: {least} varies least")
         axes[2].set(xlabel=f"decades within {CLOSE_DB:g} dB of the best", title=f"Rates: {widest} has most room")
-        for axis in axes[:2]:
-            axis.legend()
+        axes[1].legend()
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(found))
     finding = (
         f"After {steps} steps of Adam {least} depends least on the seed ({found[least]['spread_at_best']} dB at its "
         f"best rate), {widest} least on the rate ({found[widest]['decades']} decades within {CLOSE_DB:g} dB)."

@@ -11,19 +11,30 @@ from typing import Any
 
 import ntk_inr as ni
 from benchmarks.keep import markdown
+from benchmarks.quality import PARTS
 
 EXACT_DB = 60
 """Above it a root mean square error is under 0.001, a quarter of a grey level of 8 bits."""
 
+SCORES = {
+    "image128": {"psnr@500": "PSNR, 500 steps", "psnr@2000": "PSNR, 2000 steps"},
+    "image256": {"psnr@500": "PSNR, 500 steps", "psnr@2000": "PSNR, 2000 steps"},
+    "shape": {"chamfer@500": "Chamfer distance", "fscore@500": "F-score", "iou@500": "IoU"},
+    "audio": {"snr@500": "SNR [dB]"},
+    "tomography": {"ssim@500": "SSIM", "psnr@500": "PSNR [dB]"},
+}
+
 
 def tables(results: Path) -> dict[str, str]:
     """Return the Markdown of every table, by name, from the folder ``benchmarks/results``."""
-    quality = _read(results / "quality" / "cpu" / "image64.json")
+    parts = {path.stem: _read(path) for path in sorted((results / "quality").glob("*/*.json"))}
+    quality = parts["image64"]
     steps = _read(results / "training_speed" / "cpu" / "results.json")["variants"]
     camera = {path.parent.name: _read(path) for path in sorted((results / "compare_camera").glob("*/summary.json"))}
     return {
         "quality": quality_table(quality, steps),
         "coverage": coverage(quality),
+        **{name: scores_table(parts[name], keys) for name, keys in SCORES.items()},
         **{f"camera_{size}": camera_table(summary) for size, summary in camera.items()},
         "prediction": prediction(camera.values()),
         "neural_tangents": speed_table(_read(results / "kernel_speed" / "cpu" / "results.json")["neural_tangents"]),
@@ -45,16 +56,25 @@ def quality_table(content: dict[str, Any], steps: dict[str, Any]) -> str:
     return _table(heads, cells)
 
 
+def scores_table(content: dict[str, Any], keys: dict[str, str]) -> str:
+    """Return scores of a part of the benchmark of quality, best first by the last of ``keys``."""
+    rows = sorted(content["rows"], key=lambda row: -_mean(row, list(keys)[-1]))
+    return _table(
+        ["network", *keys.values()],
+        [[f"`{row['variant']}`", *(_score(row["scores"][key], key) for key in keys)] for row in rows],
+    )
+
+
 def coverage(content: dict[str, Any]) -> str:
     """Return, in words, what the table of quality holds and what it lacks."""
-    rows, names = content["rows"], list(ni.variants())
+    rows, names = content["rows"], PARTS["image64"].variants
     first, last = content["settings"]["steps"]
     seeds = [len(row["status"]) for row in rows]
     missing = [f"`{name}`" for name in names if name not in {row["variant"] for row in rows}]
     exact = {count: sum(_mean(row, f"psnr@{count}") > EXACT_DB for row in rows) for count in (first, last)}
     said = [
         f"Measured: {len(rows)} of {len(names)} networks, {_span(seeds)} each, on "
-        f"{content['environment']['device'].split(':')[0].upper()}.",
+        f"{content['environment']['device'].rpartition(': ')[2]}.",
         f"{exact[first]} of them are above {EXACT_DB} dB after {first} steps and {exact[last]} after {last}: they "
         "reproduce the image exactly for any practical purpose, and their order says nothing beyond that.",
     ]
@@ -118,6 +138,10 @@ def _decibels(values: list[float]) -> str:
         return f"> {EXACT_DB}"
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return "–" if math.isnan(mean) else f"{mean:.1f}{spread}"
+
+
+def _score(values: list[float], key: str) -> str:
+    return _decibels(values) if "snr" in key else f"{statistics.fmean(values):.3f}"
 
 
 def _span(seeds: list[int]) -> str:

@@ -307,9 +307,10 @@ def test_heads_follow_the_readout(key, x):
 
 def test_triangle_waves_and_blobs():
     x = jnp.linspace(-1, 1, 9)[:, None]
-    waves = ni.TriangleWave(bands=2).apply({}, x)
-    np.testing.assert_allclose(waves[:, 0], 2 * np.abs(x[:, 0]) * -1 + 1, atol=1e-6)
-    np.testing.assert_allclose(waves[:4, 1], waves[4:8, 1], atol=1e-6)  # the octave above has period 1
+    waves = ni.TriangleWave(bands=3).apply({}, x)
+    np.testing.assert_allclose(waves[:, 0], -x[:, 0], atol=1e-6)  # so no two places have the same code
+    np.testing.assert_allclose(waves[:, 1], 2 * np.abs(x[:, 0]) - 1, atol=1e-6)
+    np.testing.assert_allclose(waves[:4, 2], waves[4:8, 2], atol=1e-6)  # the octave above has period 1
     blobs = ni.OneBlob(bins=4).apply({}, jnp.array([[-0.75]]))
     np.testing.assert_allclose(blobs[0], np.exp(-(np.arange(4) ** 2) / 2), atol=1e-6)
 

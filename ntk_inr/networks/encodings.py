@@ -138,7 +138,10 @@ class GaussianFourier(nn.Module):
 class TriangleWave(nn.Module):
     r"""NeRF's encoding with triangle waves for sines, cheap where sines are not.
 
-    .. math:: \gamma(x) = (\mathrm{tri}(2^k x_t))_{k < L,\,t \le d}, \qquad \mathrm{tri}(s) = 2\,|s \bmod 2 - 1| - 1
+    .. math:: \gamma(x) = (\mathrm{tri}(2^{k-1}(x_t+1)))_{k < L,\,t \le d},
+        \qquad \mathrm{tri}(s) = 2\,|s \bmod 2 - 1| - 1
+
+    On [-1, 1] the first wave is the coordinate itself, -x, so that no two places share a code.
 
     Attributes:
         bands: number of octaves L.
@@ -149,9 +152,9 @@ class TriangleWave(nn.Module):
     Example:
         >>> import jax.numpy as jnp
         >>> TriangleWave(bands=2).apply({}, jnp.array([[0.0], [0.25]])).tolist()
-        [[1.0, 1.0], [0.5, 0.0]]
+        [[0.0, -1.0], [-0.25, -0.5]]
 
-    Source: Müller et al. 2021, Real-time Neural Radiance Caching, arXiv 2106.12372, section 4.
+    Source: Müller et al. 2021, Real-time Neural Radiance Caching, arXiv 2106.12372, section 4, on [0, 1].
     """
 
     bands: int = 6
@@ -162,7 +165,8 @@ class TriangleWave(nn.Module):
 
     def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n features"]:
         """Return the encoding, shape (n, L d)."""
-        turns = (x[:, :, None] * jnp.asarray(2.0 ** jnp.arange(self.bands), x.dtype)[None, None, :]).reshape(len(x), -1)
+        octaves = jnp.asarray(2.0 ** (jnp.arange(self.bands) - 1), x.dtype)
+        turns = ((x[:, :, None] + 1) * octaves[None, None, :]).reshape(len(x), -1)
         return 2 * jnp.abs(jnp.mod(turns, 2.0) - 1) - 1
 
 
