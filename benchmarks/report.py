@@ -83,7 +83,8 @@ def _section(name: str, results: dict[str, Any]) -> list[str]:
         versions, path = content["environment"], content["path"].relative_to(REPORT.parent)
         said += [
             "",
-            f"On {device} ({versions['cores']} cores), JAX {versions['jax']}, {versions['created'][:10]}; numbers in "
+            f"On {device} ({versions['cores']} cores{_profile(content)}), JAX {versions['jax']}, "
+            f"{versions['created'][:10]}; numbers in "
             f"[{path.name}]({path}).",
         ]
         for file, finding in (content.get("pictures") or getattr(module, "PICTURES", {})).items():
@@ -91,6 +92,10 @@ def _section(name: str, results: dict[str, Any]) -> list[str]:
     for claim in _claims(name, results):
         said += ["", f"- **{claim.statement}: {claim.verdict}.** {_sentence(claim.number)} {claim.why}"]
     return said
+
+
+def _profile(content: dict[str, Any]) -> str:
+    return f", sizes of the {content['profile']} profile" if "profile" in content else ""
 
 
 def _sentence(text: str) -> str:
