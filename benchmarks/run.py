@@ -1,6 +1,7 @@
 """Runs the benchmarks, one after the other, and writes what they found to REPORT.md.
 
     python -m benchmarks.run --all --profile cpu     # everything, hours; what is kept already is measured again
+    python -m benchmarks.run --all --jobs 8          # the same on a GPU or many cores, eight rows at once where it can
     python -m benchmarks.run --all --quick           # small sizes of everything, under 15 minutes, nothing kept
     python -m benchmarks.run conditioning sparsity   # these alone
     python -m benchmarks.run --report                # REPORT.md from the results that are kept
@@ -17,10 +18,13 @@ import time
 from benchmarks import report
 from benchmarks.keep import arguments_of
 
+# Those that measure row by row, and take --jobs.
+BY_ROWS = {"convergence", "during_training", "quality", "stability", "tune_validation"}
+
 
 def main() -> int:
     """Run what was asked for; return 1 where something failed."""
-    parser = arguments_of(__doc__)
+    parser = arguments_of(__doc__, rows=True)
     parser.add_argument("names", nargs="*", choices=[*report.BENCHMARKS, []], help="which; see --all")
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--report", action="store_true", help="write REPORT.md and run nothing")
@@ -33,7 +37,8 @@ def main() -> int:
     for name in names:
         print(f"== {name}", flush=True)
         start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *options], check=False)
+        jobs = [f"--jobs={arguments.jobs}"] * (name in BY_ROWS)
+        done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *options, *jobs], check=False)
         print(
             f"== {name}: {'failed' if done.returncode else 'done'} in {time.perf_counter() - start:.0f} s", flush=True
         )

@@ -132,6 +132,32 @@ def test_seeds_share_a_compilation(eqx, x):
     assert compilations([(LinenMLP(), LinenMLP().init(key, x)) for key in keys], x) == 1
 
 
+def test_drawing_is_one_program_for_all_seeds(key, x, monkeypatch):
+    traces = []
+    original = nn.Module.init
+
+    def counted(*arguments):
+        traces.append(arguments[0])
+        return original(*arguments)
+
+    monkeypatch.setattr(nn.Module, "init", counted)
+    drawn = [ni.init(LinenMLP([5, 3]), seed, x)[1] for seed in (key, jax.random.key(9))]
+    assert len(traces) == 1
+    leaf, other = (jax.tree.leaves(params)[-1] for params in drawn)
+    assert not np.allclose(leaf, other)
+    np.testing.assert_allclose(leaf, jax.tree.leaves(LinenMLP([5, 3]).init(key, x)["params"])[-1], rtol=1e-6)
+
+
+def test_a_module_that_looks_at_values_is_drawn_too(key, x):
+    class Looks(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2 if float(jnp.abs(x).sum()) >= 0 else 3)(x)
+
+    _, params = ni.init(Looks(), key, x)
+    assert params["Dense_0"]["kernel"].shape == (x.shape[1], 2)
+
+
 def test_a_setting_without_hash_shares_one_too(x):
     nets = [LinenMLP([8, 3]), LinenMLP([8, 3])]
     models = [(net, net.init(jax.random.key(seed), x)) for seed, net in enumerate(nets)]

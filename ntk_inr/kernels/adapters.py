@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -245,5 +246,15 @@ def init(net: nn.Module, key: Array, x: Any) -> tuple[Partial, Any]:
             f"net is {type(net).__name__}; expected a Flax Linen module such as ni.variant('pe') or "
             "ni.CoordinateMLP(...)."
         )
-    x = _checks.as_coordinates(x)
-    return split((net, net.init(key, x[:1])))
+    x = _checks.as_coordinates(x)[:1]
+    try:
+        variables = _drawn(_Static(nn.Module.init, (net,)), key, x)
+    except jax.errors.JAXTypeError:  # of a module that looks at values, which a trace does not have
+        variables = net.init(key, x)
+    return split((net, variables))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _drawn(model: _Static, key: Array, x: Array) -> Any:
+    """Return the variables of a module as one program; by itself it would compile each operation, forward pass too."""
+    return model.function(*model.parts, key, x)
