@@ -31,7 +31,7 @@ import optax
 import scipy.stats
 
 import ntk_inr as ni
-from benchmarks.keep import Claim, Picture, Profile, arguments_of, collect, profile_of, publish, verdict
+from benchmarks.keep import Claim, Picture, Plain, Profile, arguments_of, collect, profile_of, publish, verdict
 from ntk_inr import style
 from ntk_inr.study.candidate import kernel_in_float64
 from ntk_inr.training.curves import psnr
@@ -312,6 +312,8 @@ def plot_convergence(names: list[str], tables: dict[str, dict[str, Any]], summar
             axis.set_xlim(cv.min() / 1.2, 1.2 * cv.max())
             axis.xaxis.set_major_formatter("{x:g}")
             axis.xaxis.set_minor_formatter("")
+            axis.yaxis.set_major_formatter(Plain())
+            axis.yaxis.set_minor_formatter(Plain(minor_thresholds=(2, 0.5)))
             axis.set_title(f"{task}, {METHODS[method]}\nρ = {rho}")
             axis.set_ylabel(f"steps to {summary[method]['target'][task]:.1f} dB")
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(FAMILIES))

@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import scipy.stats
-from matplotlib.ticker import LogFormatter
 
 import ntk_inr as ni
 from benchmarks.keep import (
@@ -28,6 +27,7 @@ from benchmarks.keep import (
     Claim,
     Measure,
     Picture,
+    Plain,
     Profile,
     arguments_of,
     collect,
@@ -210,14 +210,6 @@ def title(found: dict[str, Any], quantity: str, key: str) -> str:
         return f"{name}: {min(ends):.2g} to {max(ends):.2g} at the end"
     up, down = directions(found, quantity, key)
     return f"{name}: rises in {sum(up)}, falls in {sum(down)} of {len(up)}"
-
-
-class Plain(LogFormatter):
-    """Ticks as 0.6, not 6e-01."""
-
-    def __call__(self, value: float, pos: int | None = None) -> str:
-        """Return the label of a tick, empty where there would be too many."""
-        return f"{value:g}" if super().__call__(value, pos) else ""
 
 
 def plot(found: dict[str, Any], key: str) -> Picture:

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from matplotlib.ticker import LogFormatter
 
 from ntk_inr import style
 from ntk_inr.study.environment import environment
@@ -74,6 +75,14 @@ class Picture:
 
     figure: Any
     finding: str
+
+
+class Plain(LogFormatter):
+    """Ticks as 0.6, not 6e-01."""
+
+    def __call__(self, value: float, pos: int | None = None) -> str:
+        """Return the label of a tick, empty where there would be too many."""
+        return f"{value:g}" if super().__call__(value, pos) else ""
 
 
 def arguments_of(doc: str | None, *, rows: bool = False) -> argparse.ArgumentParser:

@@ -22,6 +22,6 @@ def environment() -> dict[str, Any]:
         "device": f"{device.platform}: {device.device_kind}",
         "cores": os.cpu_count(),
         "devices": jax.local_device_count(),
-        "matmul_precision": jax.config.jax_default_matmul_precision or "default",
+        "matmul_precision": jax.config.jax_default_matmul_precision or "default",  # type: ignore[attr-defined]
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
