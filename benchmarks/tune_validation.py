@@ -1,6 +1,6 @@
 """Is the choice that ni.tune makes before training the one that a sweep of trainings makes?
 
-    python -m benchmarks.tune_validation                  # about an hour on 2 cores; goes on where it was stopped
+    python -m benchmarks.tune_validation                  # hours on 2 cores; goes on where it was stopped
     python -m benchmarks.tune_validation camera torus     # these signals alone
     python -m benchmarks.tune_validation --jobs 8         # eight cases at once, on many cores
     python -m benchmarks.tune_validation --quick          # two small sweeps, under a minute, nothing kept
