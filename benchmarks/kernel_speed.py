@@ -251,7 +251,7 @@ def main() -> None:
         return
     profile = profile_of(arguments)
     quick, accelerator = profile == "quick", jax.default_backend() != "cpu"
-    own, n = "benchmarks.kernel_speed", 1024 if profile == "quick" else 4096
+    own, n = "benchmarks.kernel_speed", 1024 if quick else 4096
     settings = {"width": WIDTH, "depth": DEPTH, "inputs": 2, "activation": "relu", "dtype": "float32"}
     # Two processes can't share an accelerator's memory.
     grams = against_gram_products if accelerator else lambda n: timing.in_own_process(own, "--only=grams", f"--n={n}")

@@ -81,7 +81,7 @@ REPORTED = [
 # What explains a departure.
 WHY = {
     ("finer", "wire"): "Each trains at its authors' rate, and WIRE's is ten times FINER's: what counts is which rate "
-    "suits so few steps. FINER's authors compare after 5000.",
+    "suits so few steps.",
 }
 RESULTS_FILE = "image128.json"
 PICTURES = {
