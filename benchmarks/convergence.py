@@ -31,7 +31,7 @@ import optax
 import scipy.stats
 
 import ntk_inr as ni
-from benchmarks.keep import Claim, Picture, Plain, Profile, arguments_of, collect, profile_of, publish, verdict
+from benchmarks.keep import Claim, Picture, Plain, Profile, collect, profile_and_jobs, publish, verdict
 from ntk_inr import style
 from ntk_inr.study.candidate import kernel_in_float64
 from ntk_inr.training.curves import psnr
@@ -141,18 +141,17 @@ def measure(task: Any, name: str, settings: Settings) -> dict[str, Any]:
 
 def rows_of(profile: Profile, settings: Settings, jobs: int) -> list[dict[str, Any]]:
     """Measure every variant on every task."""
-    computes, source_of = {}, {}
+    computes = {}
     for source, (kind, options) in settings.tasks.items():
         task = ni.load_task(kind, source, **options)
         for name in settings.variants:
             computes[f"{source} {name}"] = functools.partial(measure, task, name, settings)
-            source_of[f"{source} {name}"] = source
 
     def said(key: str, row: dict[str, Any]) -> str:
         return f"{key}: {row.get('failed') or row['psnr at the end']}"
 
     found = collect(NAME, profile, settings, computes, said, jobs)
-    return [{"task": source_of[key], **row} for key, row in found.items()]
+    return [{"task": key.partition(" ")[0], **row} for key, row in found.items()]
 
 
 def medians(rows: list[dict[str, Any]], settings: Settings) -> tuple[list[str], dict[str, dict[str, Any]]]:
@@ -341,10 +340,9 @@ def plot_ranking(tasks: list[str], summary: dict[str, Any]) -> Any:
 
 def main() -> None:
     """Measure, judge and keep."""
-    arguments = arguments_of(__doc__, rows=True).parse_args()
-    profile = profile_of(arguments)
+    profile, jobs = profile_and_jobs(__doc__)
     settings = PROFILES[profile]
-    rows, tasks = rows_of(profile, settings, arguments.jobs), list(settings.tasks)
+    rows, tasks = rows_of(profile, settings, jobs), list(settings.tasks)
     names, tables = medians(rows, settings)
     summary = summarize(names, tables)
     clear = {m: sum(summary[m]["correlation"]["cv"][task][1] > 0 for task in tasks) for m in MEASURED}
@@ -361,7 +359,7 @@ def main() -> None:
         ),
     }  # fmt: skip
     publish(
-        NAME, profile, settings=dataclasses.asdict(settings) | {"jobs": arguments.jobs},
+        NAME, profile, settings=dataclasses.asdict(settings) | {"jobs": jobs},
         measured={"rows": rows, "summary": summary}, claims=claims_of(summary, tasks), pictures=pictures,
     )  # fmt: skip
 

@@ -29,10 +29,9 @@ from benchmarks.keep import (
     Picture,
     Plain,
     Profile,
-    arguments_of,
     collect,
     mean,
-    profile_of,
+    profile_and_jobs,
     publish,
     verdict,
 )
@@ -245,8 +244,7 @@ def plot(found: dict[str, Any], key: str) -> Picture:
 
 def main() -> None:
     """Measure, judge, and keep."""
-    arguments = arguments_of(__doc__, rows=True).parse_args()
-    profile = profile_of(arguments)
+    profile, jobs = profile_and_jobs(__doc__)
     settings = PROFILES[profile]
     task = ni.image_task("camera", size=settings.pixels, grey=True)
     x, y = jnp.asarray(task.x), jnp.asarray(task.y - task.y.mean())
@@ -260,7 +258,7 @@ def main() -> None:
         ]
         return f"{name}, {'; '.join(ends)}"
 
-    found = collect("during_training", profile, settings, computes, said, arguments.jobs)
+    found = collect("during_training", profile, settings, computes, said, jobs)
     publish(
         "during_training",
         profile,

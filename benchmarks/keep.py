@@ -110,6 +110,12 @@ def chosen_profile(doc: str | None) -> Profile:
     return profile_of(arguments_of(doc).parse_args())
 
 
+def profile_and_jobs(doc: str | None) -> tuple[Profile, int]:
+    """Read the command line of a benchmark that measures rows and takes nothing else."""
+    arguments = arguments_of(doc, rows=True).parse_args()
+    return profile_of(arguments), arguments.jobs
+
+
 def results_folder(name: str) -> Path:
     """Return ``results/<name>/<device>``, made where it does not exist."""
     device = jax.local_devices()[0].device_kind

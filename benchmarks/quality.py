@@ -155,13 +155,10 @@ class Table:
     """The rows of a part, and its file where they are kept."""
 
     def __init__(self, name: str, part: Part, folder: Path | None) -> None:
-        self.name, self.part, self.folder, self.task = name, part, folder, part.task()
-        self._path = None if folder is None else folder / f"{name}.json"
-        self._content: dict[str, Any] = {"schema": "ntk_inr.quality v3", "task": self.task.digest, "rows": []}
+        self.task, self._path, self._rows = part.task(), None if folder is None else folder / f"{name}.json", {}
+        self._settings = {"steps": list(part.steps), **part.settings}
         if self._path is not None and self._path.exists():
-            self._content = json.loads(self._path.read_text())
-        self._content["settings"] = {"steps": list(part.steps), **part.settings}
-        self._rows = {row["variant"]: row for row in self._content["rows"]}
+            self._rows = {row["variant"]: row for row in json.loads(self._path.read_text())["rows"]}
 
     def has(self, variant: str, seed: int) -> bool:
         """Return whether a variant was measured from a seed."""
@@ -169,19 +166,18 @@ class Table:
 
     def add(self, new: dict[str, Any], reconstruction: Any) -> None:
         """Take in what was measured from one seed; keep it, and the best reconstruction from the first."""
-        best = max((_goal(row, self.task)[0] for row in self._content["rows"] if row["seeds"][0] == 0), default=-np.inf)
+        best = max((_goal(row, self.task)[0] for row in self._rows.values() if row["seeds"][0] == 0), default=-np.inf)
         row = self._rows.setdefault(new["variant"], new)
-        if row is new:
-            self._content["rows"].append(row)
-        else:
+        if row is not new:
             for key in ("seeds", "status"):
                 row[key] += new[key]
             row["scores"] = {score: values + new["scores"][score] for score, values in row["scores"].items()}
-        if self._path is None or self.folder is None:
+        if self._path is None:
             return
-        write_json(self._path, self._content | {"environment": environment()})
+        content = {"schema": "ntk_inr.quality v3", "task": self.task.digest, "rows": list(self._rows.values())}
+        write_json(self._path, content | {"environment": environment(), "settings": self._settings})
         if new["seeds"] == [0] and _goal(new, self.task)[0] > best:
-            save_figure(self.task.figure(reconstruction), self.folder / self.name, "png")
+            save_figure(self.task.figure(reconstruction), self._path.with_suffix(""), "png")
 
 
 def _goal(row: dict[str, Any], task: Any) -> list[float]:

@@ -22,19 +22,7 @@ import optax
 from jax.tree_util import Partial
 
 import ntk_inr as ni
-from benchmarks.keep import (
-    ERRORS,
-    Claim,
-    Measure,
-    Picture,
-    Profile,
-    arguments_of,
-    collect,
-    mean,
-    profile_of,
-    publish,
-    verdict,
-)
+from benchmarks.keep import ERRORS, Claim, Measure, Picture, Profile, collect, mean, profile_and_jobs, publish, verdict
 from ntk_inr.study.candidate import kernel_in_float64
 from ntk_inr.style import FAST, MARKERS, NEUTRAL, PALETTE, PREDICTED, figure_style, pyplot
 
@@ -321,8 +309,7 @@ def plot_stable_rate(found: dict[str, Any]) -> Picture:
 
 def main() -> None:
     """Measure, judge, and keep."""
-    arguments = arguments_of(__doc__, rows=True).parse_args()
-    profile = profile_of(arguments)
+    profile, jobs = profile_and_jobs(__doc__)
     settings = PROFILES[profile]
     task = ni.image_task("camera", size=settings.pixels, grey=True)
     exponents = np.linspace(LOW, HIGH, (HIGH - LOW) * settings.per_decade + 1)
@@ -332,7 +319,7 @@ def main() -> None:
         ratios = ", ".join(f"{CRITERIA[key]} up to {ratio}" for key, ratio in row["ratio"].items())
         return f"{name}: spread {row['spread_at_best']} dB, {row['decades']} decades; {ratios} times"
 
-    found = collect("stability", profile, settings, computes, said, arguments.jobs)
+    found = collect("stability", profile, settings, computes, said, jobs)
     publish(
         "stability",
         profile,
