@@ -31,7 +31,6 @@ import scipy.stats
 import ntk_inr as ni
 from benchmarks.keep import Claim, arguments_of, each, markdown, profile_of, results_folder
 from ntk_inr import style
-from ntk_inr.study.candidate import build
 from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import save_figure
 from ntk_inr.study.record import write_json, write_text
@@ -128,7 +127,7 @@ def _trained(
     task: Any, family: Family, value: Any, seed: int, steps: dict[Objective, int], size: dict[str, int]
 ) -> dict[str, float]:
     net = ni.variant(family.variant, **size, out=task.channels)
-    apply, params = build(net, {family.setting: value}, jax.random.key(seed), jnp.asarray(task.x))
+    apply, params = ni.init(net, jax.random.key(seed), jnp.asarray(task.x), settings={family.setting: value})
     optimizer = ni.optimizer("adam", learning_rate=family.rate)
     run = ni.fit(
         apply, params, task.x, task.y, optimizer=optimizer, steps=max(steps.values()), loss=task.loss,

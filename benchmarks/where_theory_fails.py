@@ -30,7 +30,7 @@ from jax.tree_util import Partial
 import ntk_inr as ni
 from benchmarks.keep import ERRORS, Claim, Picture, Profile, chosen_profile, mean, publish, verdict
 from ntk_inr import style
-from ntk_inr.study.candidate import build, kernel_in_float64
+from ntk_inr.study.candidate import kernel_in_float64
 from ntk_inr.training.curves import psnr
 
 RATE = 1e-3
@@ -162,7 +162,7 @@ def sweep(settings: Settings) -> dict[str, Any]:
         rows = []
         for seed in range(settings.seeds):
             # With the scale as an argument, all share one compilation.
-            apply, params = build(net, {"encoding.scale": scale}, jax.random.key(seed), x)
+            apply, params = ni.init(net, jax.random.key(seed), x, settings={"encoding.scale": scale})
             run = ni.fit(apply, params, x, task.y, optimizer=optimizer, steps=settings.steps)
             error = np.asarray(apply(run.params, jnp.asarray(heldout[0])), np.float64) - heldout[1]
             cv = float(ni.moments(kernel_in_float64(apply, params, x)).cv)

@@ -31,7 +31,6 @@ from matplotlib import pyplot as plt
 from scipy.stats import spearmanr
 
 import ntk_inr as ni
-from ntk_inr.study.candidate import build
 from ntk_inr.style import FAST, MEASURED, NEUTRAL, PREDICTED, figure_style
 
 SIZE, STEPS, SEEDS = {"features": 64, "depth": 3}, 200, 2
@@ -75,8 +74,7 @@ def sweep(tuned):
     found = []
     for candidate in tuned.candidates:
         net = ni.variant(candidate.variant, **SIZE)
-        # As with_settings and init, but compiled once for all values.
-        drawn = [build(net, candidate.settings, jax.random.key(seed), jnp.asarray(task.x)) for seed in range(SEEDS)]
+        drawn = [ni.init(net, jax.random.key(seed), task.x, settings=candidate.settings) for seed in range(SEEDS)]
         found.append(
             [ni.fit(*model, task.x, task.y, optimizer=adam, steps=STEPS, validation=task.heldout) for model in drawn]
         )
@@ -160,7 +158,7 @@ with figure_style():
 # %%
 row = int(measured.mean(axis=1).argmax())
 run = runs[row][0]
-_, start = build(ni.variant("rff", **SIZE), tuned.candidates[row].settings, jax.random.key(0), jnp.asarray(task.x))
+_, start = ni.init(ni.variant("rff", **SIZE), jax.random.key(0), task.x, settings=tuned.candidates[row].settings)
 before, after = (ni.ntk(run.apply, params, task.x) for params in (start, run.params))
 print(f"scale {scales[row]:g}: the kernel moved by {jnp.linalg.norm(after - before) / jnp.linalg.norm(before):.0%}")
 

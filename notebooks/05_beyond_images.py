@@ -31,7 +31,6 @@ import scipy.signal
 from matplotlib import pyplot as plt
 
 import ntk_inr as ni
-from ntk_inr.study.candidate import build
 from ntk_inr.style import FAST, MARKERS, MEASURED, PALETTE, PREDICTED, SEQUENTIAL, figure_style
 
 STEPS = 200
@@ -40,7 +39,7 @@ STEPS = 200
 def network(name, settings=None):
     """Return a function that draws (apply, params) at coordinates; compiled once for all values of a setting."""
     net = ni.variant(name, features=64, depth=3)
-    return lambda task: build(net, settings or {}, jax.random.key(0), jnp.asarray(task.x))
+    return lambda task: ni.init(net, jax.random.key(0), task.x, settings=settings)
 
 
 def look(observed, params, x, y):
@@ -141,8 +140,7 @@ even, odd = np.arange(0, len(chord.x), 2), np.arange(1, len(chord.x), 2)
 omegas = [30, 90, 300, 900, 3000]
 first_omega = ni.variant("siren", features=64, depth=3, encoding=ni.Identity())
 sound_models = {
-    omega: build(first_omega, {"encoding.scale": omega / 30}, jax.random.key(0), jnp.asarray(chord.x))
-    for omega in omegas
+    omega: ni.init(first_omega, jax.random.key(0), chord.x, settings={"encoding.scale": omega / 30}) for omega in omegas
 }
 sound_looks = {omega: look(*model, chord.x[even], chord.y[even]) for omega, model in sound_models.items()}
 

@@ -7,7 +7,6 @@ import pytest
 
 import ntk_inr as ni
 from ntk_inr.networks.settings import setting_name
-from ntk_inr.study.candidate import build
 from tests.conftest import quick
 
 REAL = {"siren": "activation.omega", "rff": "encoding.scale", "gauss": "activation.width", "wire": "omega"}
@@ -61,7 +60,7 @@ def test_replaced_settings_pass_the_checks_of_their_classes(unchecked):
 @pytest.mark.parametrize("name", quick(REAL))
 def test_one_compilation_serves_all_values_of_a_real_setting(name, x, unchecked):
     net, setting = ni.variant(name, features=16, depth=2), REAL[name]
-    models = [build(net, {setting: value}, jax.random.key(0), x) for value in (0.5, 3.0)]
+    models = [ni.init(net, jax.random.key(0), x, settings={setting: value}) for value in (0.5, 3.0)]
     structures = [jax.tree.structure(model) for model in models]
     assert structures[0] == structures[1]
     for (apply, params), value in zip(models, (0.5, 3.0), strict=True):
@@ -72,10 +71,23 @@ def test_one_compilation_serves_all_values_of_a_real_setting(name, x, unchecked)
 
 def test_what_can_not_be_traced_is_built_plainly(x):
     for name, values in [("bacon", {"bandwidth": 8.0}), ("pe+batch", {"normalization.momentum": 0.5})]:
-        apply, params = build(ni.variant(name, features=16, depth=2), values, jax.random.key(0), x)
+        apply, params = ni.init(ni.variant(name, features=16, depth=2), jax.random.key(0), x, settings=values)
         plain, own = ni.init(ni.with_settings(ni.variant(name, features=16, depth=2), values), jax.random.key(0), x)
         assert jax.tree.structure(apply) == jax.tree.structure(plain)
-        np.testing.assert_array_equal(apply(params, x), plain(own, x))
+        np.testing.assert_allclose(apply(params, x), plain(own, x), rtol=2e-5, atol=2e-5)
+
+
+def test_settings_of_init_have_short_names_and_are_checked(x):
+    net = ni.variant("siren", features=16, depth=2)
+    found, expected = (
+        ni.init(net, jax.random.key(0), x, settings=settings)
+        for settings in ({"omega_0": 7.0, "width": 8}, {"activation.omega": 7.0, "features": 8})
+    )
+    np.testing.assert_array_equal(found[0](found[1], x), expected[0](expected[1], x))
+    with pytest.raises(ValueError, match="setting of CoordinateMLP"):
+        ni.init(net, jax.random.key(0), x, settings={"bands": 3})
+    with pytest.raises(ValueError, match="expected a finite number above 0"):
+        ni.init(net, jax.random.key(0), x, settings={"omega_0": -7.0})
 
 
 def test_arrays_as_settings_are_checked_inside_jit_too(unchecked):

@@ -15,7 +15,7 @@ import scipy.stats
 import ntk_inr as ni
 from ntk_inr import cli
 from ntk_inr.study import tune as tune_module
-from ntk_inr.study.candidate import TIMES, build, curves, draw_sample, kernel_in_float64, predict_infinite
+from ntk_inr.study.candidate import TIMES, curves, draw_sample, kernel_in_float64, predict_infinite
 from ntk_inr.study.space import axes_of, parse_values, usual_space
 from ntk_inr.study.tune import _section
 from ntk_inr.study.tuning import Candidate, Tuning
@@ -66,8 +66,8 @@ def test_gradient_descent_takes_the_steps_that_are_predicted(chirp):
     tuned = ni.tune(
         chirp, "rff", {"scale": [2.0]}, objective="fit", optimizer="sgd", steps=200, features=1024, depth=1, repeats=1
     )
-    apply, params = build(
-        ni.variant("rff", features=1024, depth=1), {"encoding.scale": 2.0}, jax.random.key(0), jnp.asarray(chirp.x)
+    apply, params = ni.init(
+        ni.variant("rff", features=1024, depth=1), jax.random.key(0), chirp.x, settings={"scale": 2.0}
     )
     rate = tuned.learning_rate(tuned.best)
     run = ni.fit(apply, params, chirp.x, chirp.y, optimizer=optax.sgd(rate), steps=200, data_range=2.0)
@@ -243,7 +243,7 @@ def test_an_interrupted_search_goes_on(chirp, found, tmp_path, monkeypatch, at):
     with pytest.raises(ValueError, match="settings repeats=2, this one 3"):
         ni.tune(chirp, "rff", space, out=tmp_path, resume=True, **SMALL | {"repeats": 3})
     drawn = []
-    monkeypatch.setattr(tune_module, "build", lambda *a: drawn.append(a[1]) or build(*a))
+    monkeypatch.setattr(tune_module, "init", lambda *a, **settings: drawn.append(settings) or ni.init(*a, **settings))
     whole = ni.tune(chirp, "rff", space, points=4, refine=2, out=tmp_path, resume=True, **SMALL)
     assert len(drawn) == 2 * (6 - at)
     assert [c.score for c in whole.candidates] == [c.score for c in found.candidates]

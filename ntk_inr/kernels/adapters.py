@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -16,6 +17,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from ntk_inr import _checks
+from ntk_inr.networks.settings import setting_name, with_settings
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,6 +55,11 @@ def _call_linen(module: nn.Module, mutable: tuple[str, ...], constants: Any, par
         return module.apply(variables, x)
     out, _ = module.apply(variables, x, mutable=mutable)
     return out
+
+
+def _call_settled(module: nn.Module, constants: Any, params: Any, x: Array) -> Any:
+    settings, constants = constants
+    return _call_linen(with_settings(module, settings), (), constants, params, x)
 
 
 STATISTICS, SCHEDULE = "batch_stats", "schedule"
@@ -218,7 +225,7 @@ def split(
     return apply, params
 
 
-def init(net: nn.Module, key: Array, x: Any) -> tuple[Partial, Any]:
+def init(net: nn.Module, key: Array, x: Any, *, settings: Mapping[str, Any] | None = None) -> tuple[Partial, Any]:
     """Initialise a Linen module and split it into ``(apply, params)``.
 
     Works under ``vmap`` over keys: the results are then stacked pytrees, ``apply`` too.
@@ -227,19 +234,28 @@ def init(net: nn.Module, key: Array, x: Any) -> tuple[Partial, Any]:
         net: a Linen module from (n, d) to (n, c).
         key: a JAX random key.
         x: coordinates (n, d); only their width and dtype matter.
+        settings: settings of ``net`` to replace, as :func:`ni.with_settings` does and by their short names too:
+            ``{"omega_0": 10.0}``. The floats among them become arrays that ``apply`` carries, so that whatever
+            compiles for one value serves a whole sweep; where a network needs them as numbers, or changes in
+            training by more than its parameters, they are set as numbers.
 
     Returns:
         ``apply(params, x): (n, d) -> (n, c)`` and the pytree of parameters.
 
     Raises:
         TypeError: ``net`` is not a Linen module, or ``x`` holds integers.
-        ValueError: ``x`` is not (n, d), is empty, or holds NaN.
+        ValueError: ``x`` is not (n, d), is empty, or holds NaN; a setting is not one of ``net``, or not a value it
+            can have.
 
     Example:
         >>> import jax, jax.numpy as jnp, ntk_inr as ni
         >>> apply, params = ni.init(ni.variant("siren", features=32, depth=2), jax.random.key(0), jnp.zeros((1, 2)))
         >>> apply(params, jnp.zeros((7, 2))).shape
         (7, 1)
+        >>> siren, x = ni.variant("siren", features=32, depth=2), jnp.linspace(-1, 1, 50)[:, None]
+        >>> sweep = [ni.init(siren, jax.random.key(0), x, settings={"omega_0": omega}) for omega in (1.0, 30.0)]
+        >>> [round(float(ni.moments(ni.ntk(*model, x)).effective_rank), 1) for model in sweep]  # one compilation
+        [1.6, 10.7]
     """
     if not isinstance(net, nn.Module):
         raise TypeError(
@@ -247,14 +263,27 @@ def init(net: nn.Module, key: Array, x: Any) -> tuple[Partial, Any]:
             "ni.CoordinateMLP(...)."
         )
     x = _checks.as_coordinates(x)[:1]
-    try:
-        variables = _drawn(_Static(nn.Module.init, (net,)), key, x)
-    except jax.errors.JAXTypeError:  # of a module that looks at values, which a trace does not have
-        variables = net.init(key, x)
-    return split((net, variables))
+    values = {setting_name(net, name): value for name, value in (settings or {}).items()}
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    real = {name: jnp.asarray(value, dtype) for name, value in values.items() if isinstance(value, float)}
+    shared = with_settings(net, {name: value for name, value in values.items() if name not in real})
+    settled = with_settings(net, values)
+    variables = None
+    with contextlib.suppress(TypeError):  # of a module that looks at values, which a trace does not have
+        variables = _drawn(_Static(_init_linen, (shared,)), real, key, x)
+    if variables is None:
+        real, variables = {}, settled.init(key, x)
+    apply, params = split((settled, variables))
+    if real and training_call(apply) is None:
+        apply = Partial(_Static(_call_settled, (shared,)), (real, *apply.args))
+    return apply, params
+
+
+def _init_linen(module: nn.Module, settings: Mapping[str, Any], key: Array, x: Array) -> Any:
+    return with_settings(module, settings).init(key, x)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _drawn(model: _Static, key: Array, x: Array) -> Any:
+def _drawn(model: _Static, settings: Mapping[str, Any], key: Array, x: Array) -> Any:
     """Return the variables of a module as one program; by itself it would compile each operation, forward pass too."""
-    return model.function(*model.parts, key, x)
+    return model(settings, key, x)

@@ -61,6 +61,8 @@ def with_settings(net: nn.Module, values: Mapping[str, Any]) -> nn.Module:
         >>> with_settings(ni.variant("siren"), {"activation.omega": 10.0, "depth": 2}).activation.omega
         10.0
     """
+    if not values:
+        return net
     own: dict[str, Any] = {}
     of_parts: dict[str, dict[str, Any]] = {}
     for path, value in values.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -12,13 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.tree_util import Partial
 
 from ntk_inr import _checks
 from ntk_inr.infinite.network import infinite_kernel
-from ntk_inr.kernels.adapters import init, split, training_call
 from ntk_inr.kernels.api import ntk
-from ntk_inr.networks.settings import with_settings
 from ntk_inr.spectra.eigen import eigensystem, rounding_floor
 from ntk_inr.spectra.moments import moments
 from ntk_inr.tasks.interface import IndirectTask, Task
@@ -84,39 +81,6 @@ def draw_sample(task: Task, size: int, share: float, seed: int) -> Sample:
     kept = size - round(share * size)
     trained, other = np.sort(rows[:kept]), np.sort(rows[kept:])
     return Sample(x[trained], y[trained], (x[other], y[other]), x[spread], ~np.isin(np.arange(len(x)), other))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Settled:
-    """A network whose real settings are arrays, so that one compilation serves all their values."""
-
-    net: nn.Module
-
-    def __call__(self, values: Mapping[str, Any], constants: Any, params: Any, x: Any) -> Any:
-        return with_settings(self.net, values).apply({**constants, "params": params}, x)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _drawn(net: nn.Module, real: Mapping[str, Any], key: Array, x: Array) -> tuple[dict[str, Any], Any]:
-    """Return the constants and the parameters of a network with these real settings."""
-    constants = dict(with_settings(net, real).init(key, x))
-    params = constants.pop("params")
-    return constants, params
-
-
-def build(net: nn.Module, values: Mapping[str, Any], key: Array, x: Any) -> tuple[Any, Any]:
-    """Return ``(apply, params)`` of a network with settings, compiled once for all values of a real one."""
-    settled = with_settings(net, values)
-    real = {name: jnp.float32(value) for name, value in values.items() if isinstance(value, float)}
-    shared = with_settings(net, {name: value for name, value in values.items() if name not in real})
-    try:
-        constants, params = _drawn(shared, real, key, x[:1])
-    except TypeError:
-        return init(settled, key, x)  # a setting that has to be a number, as JAX's own errors say too
-    apply, params = split((settled, {**constants, "params": params}))
-    if real and training_call(apply) is None:
-        apply = Partial(_Settled(shared), real, constants)
-    return apply, params
 
 
 @dataclasses.dataclass(frozen=True)

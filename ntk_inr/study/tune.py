@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk_inr import _checks
+from ntk_inr.kernels.adapters import init
 from ntk_inr.networks.settings import with_settings
 from ntk_inr.networks.variants import variant as named_variant
 from ntk_inr.study import record
@@ -23,7 +24,6 @@ from ntk_inr.study.candidate import (
     TIMES,
     Curves,
     Sample,
-    build,
     draw_sample,
     kernel_of,
     largest_eigenvalue,
@@ -292,7 +292,7 @@ class _Search:
         if asked["infinite"]:
             curves = predict_infinite(with_settings(net, candidate.settings), sample, int(jax.random.bits(key)))
         else:
-            apply, params = build(net, candidate.settings, key, jnp.asarray(sample.x))
+            apply, params = init(net, key, jnp.asarray(sample.x), settings=candidate.settings)
             observed = self.task.observe(apply)
             kernel = kernel_of(observed, params, sample)
             if asked["pilot"]:

@@ -7,7 +7,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
@@ -25,7 +24,7 @@ from ntk_inr.training.optimizers import optimizer as named
 from ntk_inr.training.options import Options
 from ntk_inr.training.result import FitResult, Status
 from ntk_inr.training.saver import Saver
-from ntk_inr.training.steps import Program, State, advance, evaluate
+from ntk_inr.training.steps import Program, State, advance, begin, evaluate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,29 +110,16 @@ def prepare(apply: Any, params: Any, x: Any, y: Any, options: Options, seeds: in
 
     optimizer = options.optimizer or named("adam", learning_rate=1e-3)
     program = Program(optimizer, loss, options.batch_size, options.sampling, options.microbatch, mesh, bool(seeds))
-    opt_state = (jax.vmap(optimizer.init) if seeds else optimizer.init)(params)
     stateful = training_call(apply) is not None
-    checks.check_whole_batch(options, opt_state, rows, stateful)
     keys = jax.random.split(key, seeds) if seeds else key
     if mesh is not None:
         everywhere = NamedSharding(mesh, PartitionSpec())
-        apply, params, opt_state, keys, x, y = jax.device_put((apply, params, opt_state, keys, x, y), everywhere)
+        apply, params, keys, x, y = jax.device_put((apply, params, keys, x, y), everywhere)
 
     first = evaluate(apply, params, x, y, program=program)
-    axis = (seeds,) if seeds else ()
-    state = State(
-        params,
-        opt_state,
-        apply if stateful else None,
-        first.each if options.sampling == "importance" else None,
-        jnp.ones(axis, bool),
-        jnp.zeros(axis, jnp.int32),
-        jnp.full((*axis, options.steps), jnp.nan, dtype),
-    )
-    # Copied, because the steps write in place: the user's arrays must stay, and no two leaves may share one.
-    state = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
-    if mesh is not None:
-        state = jax.device_put(state, everywhere)
+    last = first.each if options.sampling == "importance" else None
+    state = begin(params, apply if stateful else None, last, steps=options.steps, program=program)
+    checks.check_whole_batch(options, state.opt_state, rows, stateful)
     limit = loss.limit(first.loss, options.data_range)
     return Run(apply, x, y, keys, limit, options, program, seeds, state)
 

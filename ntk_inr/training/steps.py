@@ -92,6 +92,24 @@ def evaluate(apply: Partial, params: Any, x: Array, y: Array, *, program: Progra
     return program.replicated((jax.vmap(single) if program.seeds else single)(apply, params))
 
 
+@functools.partial(jax.jit, static_argnames=("steps", "program"))
+def begin(params: Any, model: Partial | None, last: Array | None, *, steps: int, program: Program) -> State:
+    """Return the state before the first of ``steps`` steps, from one program rather than one an array.
+
+    Copied, because the steps write in place: the user's arrays must stay, and no two leaves may share one.
+    """
+
+    def single(params: Any, model: Partial | None, last: Array | None) -> State:
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        losses = jnp.full(steps, jnp.nan, dtype)
+        return State(
+            params, program.optimizer.init(params), model, last, jnp.array(True), jnp.zeros((), jnp.int32), losses
+        )
+
+    state = (jax.vmap(single) if program.seeds else single)(params, model, last)
+    return program.replicated(jax.tree.map(jnp.copy, state))
+
+
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
 def advance(
     apply: Partial, state: State, key: Array, limit: Array, x: Array, y: Array, start: Any, stop: Any,
