@@ -393,7 +393,7 @@ def _judged(results: dict[str, Any]) -> list[tuple[Claim, tuple[str, ...]]]:
         + ", ".join(f"{s['monte_carlo']:.2f} ± {s['standard_error']:.2f} on {s['inputs']}" for s in quadratic),
         "Its exponent is 2 or more where inputs are nearly orthogonal (7.8); on smooth inputs neighbours keep their "
         "common units, and it is lower. TopK without the sphere is at least quadratic on every data set (7.4). "
-        "Beside TopK, TopK-SP is a change of scale: cv is the same.",
+        "In wide networks TopK-SP is TopK in another scale (7.7), of the same cv.",
         "| gate | inputs | exponent of k, closed form | Monte Carlo |",
         "|---|---|---|---|",
         *(

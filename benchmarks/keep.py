@@ -25,7 +25,7 @@ RESULTS = Path(__file__).parent / "results"
 # What an interrupted run has computed; to be deleted after a change of what it computes.
 INTERRUPTED = "interrupted.pickle"
 Profile = Literal["quick", "cpu", "gpu"]
-Verdict = Literal["holds", "holds when", "does not hold"]
+Verdict = Literal["holds", "holds when", "does not hold", "undecided"]
 
 
 # A difference counts from this many standard errors on.
@@ -50,6 +50,11 @@ def mean(values: Any) -> Measure:
 def verdict(cases: Sequence[bool]) -> Verdict:
     """Return what follows for a claim that is true in some of these cases."""
     return "holds" if all(cases) else "holds when" if any(cases) else "does not hold"
+
+
+def judged(better: Sequence[bool], worse: Sequence[bool]) -> Verdict:
+    """Return what follows for a claim that is significantly true, or significantly false, in each of these cases."""
+    return verdict(better) if any(better) or any(worse) else "undecided"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,6 +38,11 @@ def write() -> Path:
         "theory behind this package, and of the package itself, with what its benchmark found. Written by `python -m "
         "benchmarks.run --report` from the results beside it; verdicts are computed from the numbers.",
         "",
+        "A claim *holds* where it is true in every case that was measured, *holds when* it is true in some: its "
+        "section says in which. It *does not hold* where it is true in none, and is *undecided* where the differences "
+        'are within their errors. ± is the standard error of a mean; in "Quality of reconstruction" it is the standard '
+        "deviation over seeds.",
+        "",
         *markdown(
             ["claim", "verdict", "number", "command"],
             [

@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import ntk_inr as ni
 from benchmarks.keep import markdown
-from benchmarks.quality import PARTS
-
-EXACT_DB = 60
-"""Above it a root mean square error is under 0.001, a quarter of a grey level of 8 bits."""
+from benchmarks.quality import EXACT_DB, PARTS
 
 SCORES = {
     "image128": {"psnr@500": "PSNR, 500 steps", "psnr@2000": "PSNR, 2000 steps"},
@@ -33,10 +29,10 @@ def tables(results: Path) -> dict[str, str]:
     camera = {path.parent.name: _read(path) for path in sorted((results / "compare_camera").glob("*/summary.json"))}
     return {
         "quality": quality_table(quality, steps),
-        "coverage": coverage(quality),
+        **{f"coverage_{part}": coverage(parts[part], part) for part in ("image64", "image128", "image256")},
         **{name: scores_table(parts[name], keys) for name, keys in SCORES.items()},
         **{f"camera_{size}": camera_table(summary) for size, summary in camera.items()},
-        "prediction": prediction(camera.values()),
+        "prediction": prediction(camera),
         "neural_tangents": speed_table(_read(results / "kernel_speed" / "cpu" / "results.json")["neural_tangents"]),
     }
 
@@ -65,9 +61,9 @@ def scores_table(content: dict[str, Any], keys: dict[str, str]) -> str:
     )
 
 
-def coverage(content: dict[str, Any]) -> str:
-    """Return, in words, what the table of quality holds and what it lacks."""
-    rows, names = content["rows"], PARTS["image64"].variants
+def coverage(content: dict[str, Any], part: str) -> str:
+    """Return, in words, what a table of quality on an image holds and what it lacks."""
+    rows, names = content["rows"], PARTS[part].variants
     first, last = content["settings"]["steps"]
     seeds = [len(row["status"]) for row in rows]
     missing = [f"`{name}`" for name in names if name not in {row["variant"] for row in rows}]
@@ -103,10 +99,13 @@ def camera_table(summary: dict[str, Any]) -> str:
     return _table(heads, [[f"`{name}`", *(row[key]["text"] for key in keys)] for name, row in rows])
 
 
-def prediction(summaries: Iterable[dict[str, Any]]) -> str:
-    """Return the sentences of the studies that say where the kernel predicts training, and where not."""
-    said = [line for summary in summaries for line in summary["conclusion"] if "predict" in line and "rank" not in line]
-    return "\n".join(f"- {line}" for line in said) + "\n"
+def prediction(summaries: dict[str, dict[str, Any]]) -> str:
+    """Return what the studies, by names such as "width128_depth3", say on where the kernel predicts training."""
+    said = []
+    for size, summary in summaries.items():
+        size = size.replace("width", "Width ").replace("_depth", ", depth ")
+        said += [f"- {size}. {line}" for line in summary["conclusion"] if "predict" in line and "rank" not in line]
+    return "\n".join(said) + "\n"
 
 
 def speed_table(rows: list[dict[str, Any]]) -> str:

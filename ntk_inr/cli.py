@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ntk_inr import terminal
-from ntk_inr.networks.settings import setting_name, with_settings
+from ntk_inr.networks.settings import with_settings
 from ntk_inr.networks.variants import variant, variants
 from ntk_inr.study import compare as study_compare
 from ntk_inr.study.figures import save_figure
@@ -42,12 +42,12 @@ class _OnATask:
     `ntk-inr tasks` lists both."""
     set: tuple[str, ...] = ()
     """Settings of the task, such as size=128 holdout=0.5 or angles=90; `ntk-inr tasks` lists them."""
+    size: int | None = None
+    """Longer side of an image in pixels, after reduction; by default the task's own, 64 for images."""
     features: int = 128
     """Width of the hidden layers."""
     depth: int = 3
     """Number of hidden layers."""
-    learning_rate: float = 1e-3
-    """Learning rate of Adam."""
     seed: int = 0
     """First random seed."""
     out: Path | None = None
@@ -97,10 +97,10 @@ class Compare(_OnATask):
 
     variants: tuple[str, ...] = ("relu", "pe", "pe+sphere", "pe+hadamard", "pe+sphere+hadamard", "siren")
     """Networks to compare; `ntk-inr variants` lists them."""
-    size: int | None = None
-    """Longer side of an image in pixels, after reduction; by default the task's own, 64 for images."""
     steps: int = 500
     """Training steps, of Adam and of gradient descent each."""
+    learning_rate: float = 1e-3
+    """Learning rate of Adam."""
     seeds: int = 2
     """Independent initialisations a network."""
     target: float | None = None
@@ -149,8 +149,12 @@ class Fit(_OnATask):
 
     Example: ntk-inr fit audio song.wav --variant siren --steps 2000 --out runs/song
 
+    Example: ntk-inr fit photo.png --size 128 --variant rff --network scale=4 --schedule cosine
+
     Example: ntk-inr fit shape bunny.obj --set kind=occupancy
     """
+
+    prefix = "fit-"
 
     variant: str = "siren"
     """Network; `ntk-inr variants` lists them."""
@@ -160,16 +164,17 @@ class Fit(_OnATask):
     """Training steps."""
     optimizer: str = "adam"
     """Any of optax's, by name."""
+    learning_rate: float | None = None
+    """Its largest learning rate; by default 1e-3, and for lbfgs its line search."""
     schedule: Literal["constant", "cosine", "exponential", "linear"] = "constant"
     """How the learning rate falls over the steps."""
 
     def run(self, console: Console) -> int:
         """Do it; return the exit status."""
-        task = self.task()
+        task = self.task(size=self.size)
         assert self.out is not None
         net = variant(self.variant, features=self.features, depth=self.depth, out=task.channels)
-        given = _named(self.network, "--network", "omega=20")
-        net = with_settings(net, {setting_name(net, name): value for name, value in given.items()})
+        net = with_settings(net, _named(self.network, "--network", "omega=20"))
         with terminal.progress(console) as progress:
             found = fit_task(
                 task, net, steps=self.steps, optimizer=self.optimizer, learning_rate=self.learning_rate,
@@ -185,8 +190,8 @@ class Fit(_OnATask):
             console.print(f"{name}: {escape(str(path))}", soft_wrap=True)
         if found.run.status == "diverged":
             raise ValueError(
-                f"{self.variant} diverged after {found.run.steps} steps at learning rate {self.learning_rate:g}; the "
-                "reconstruction is of the last good one. Pass a smaller --learning-rate."
+                f"{self.variant} diverged after {found.run.steps} steps; the reconstruction is of the last good one. "
+                "Pass a smaller --learning-rate."
             )
         return 0
 
@@ -221,6 +226,8 @@ class Tune(_OnATask):
     """PSNR in dB, of --for speed."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """What will train the network."""
+    learning_rate: float = 1e-3
+    """Learning rate of Adam; that of sgd is predicted."""
     points: int = 8
     """Values of a range that are tried first."""
     refine: int = 4
@@ -233,8 +240,6 @@ class Tune(_OnATask):
     """Steps of a short training of each candidate, after which its kernel is taken."""
     infinite: bool = False
     """Take the kernel of infinite width."""
-    size: int | None = None
-    """Longer side of an image in pixels, after reduction; by default the task's own, 64 for images."""
 
     def run(self, console: Console) -> int:
         """Do it; return the exit status."""

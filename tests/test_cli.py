@@ -92,8 +92,8 @@ def test_fit_keeps_the_reconstruction_and_goes_on(capsys, tmp_path):
     assert cli.run(["fit", "photo.png", *small]) == 0
     printed = capsys.readouterr().out
     assert "psnr: " in printed
-    assert "runs/photo/reconstruction.png" in printed
-    with PIL.Image.open("runs/photo/reconstruction.png") as picture:
+    assert "runs/fit-photo/reconstruction.png" in printed
+    with PIL.Image.open("runs/fit-photo/reconstruction.png") as picture:
         assert picture.size == (8, 8)
     assert cli.run(["fit", "photo.png", *small, "--resume"]) == 0
     assert cli.run(["fit", "signal", "chirp", *small, "--set", "samples=64", "--out", "chirp"]) == 0

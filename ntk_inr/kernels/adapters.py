@@ -17,7 +17,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from ntk_inr import _checks
-from ntk_inr.networks.settings import setting_name, with_settings
+from ntk_inr.networks.settings import with_settings
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -234,10 +234,10 @@ def init(net: nn.Module, key: Array, x: Any, *, settings: Mapping[str, Any] | No
         net: a Linen module from (n, d) to (n, c).
         key: a JAX random key.
         x: coordinates (n, d); only their width and dtype matter.
-        settings: settings of ``net`` to replace, as :func:`ni.with_settings` does and by their short names too:
-            ``{"omega_0": 10.0}``. The floats among them become arrays that ``apply`` carries, so that whatever
-            compiles for one value serves a whole sweep; where a network needs them as numbers, or changes in
-            training by more than its parameters, they are set as numbers.
+        settings: settings of ``net`` to replace, ``{"omega_0": 10.0}``, as :func:`ntk_inr.with_settings` does. The
+            floats among them become arrays that ``apply`` carries, so that whatever compiles for one value serves
+            a whole sweep; where a network needs them as numbers, or changes in training by more than its
+            parameters, they are set as numbers.
 
     Returns:
         ``apply(params, x): (n, d) -> (n, c)`` and the pytree of parameters.
@@ -263,7 +263,7 @@ def init(net: nn.Module, key: Array, x: Any, *, settings: Mapping[str, Any] | No
             "ni.CoordinateMLP(...)."
         )
     x = _checks.as_coordinates(x)[:1]
-    values = {setting_name(net, name): value for name, value in (settings or {}).items()}
+    values = settings or {}
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     real = {name: jnp.asarray(value, dtype) for name, value in values.items() if isinstance(value, float)}
     shared = with_settings(net, {name: value for name, value in values.items() if name not in real})

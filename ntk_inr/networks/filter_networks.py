@@ -103,8 +103,13 @@ class FourierNet(FilterNetwork):
 
     .. math:: \omega_t \sim U(\pm s/\sqrt{dL}), \qquad \phi \sim U(\pm\pi)
 
+    Sizes and laws of the layers are set as in :class:`~ntk_inr.networks.filter_networks.FilterNetwork`.
+
     Attributes:
         scale: s, radians per unit length.
+
+    Raises:
+        ValueError: a scale or a size out of range.
 
     Example:
         >>> import jax, jax.numpy as jnp, ntk_inr as ni
@@ -132,10 +137,15 @@ class GaborNet(FilterNetwork):
     .. math:: \gamma \sim \Gamma(\alpha/L, \beta), \quad \mu \sim U[-1, 1]^d,
         \quad \omega_t \sim \sqrt\gamma\,U(\pm s/\sqrt{dL}), \quad \phi \sim U(\pm\pi)
 
+    Sizes and laws of the layers are set as in :class:`~ntk_inr.networks.filter_networks.FilterNetwork`.
+
     Attributes:
         scale: s, radians per unit length where gamma is 1.
         alpha: shape of gamma's law, for all layers together.
         beta: its rate.
+
+    Raises:
+        ValueError: scale, alpha, beta or a size out of range.
 
     Example:
         >>> import jax, jax.numpy as jnp, ntk_inr as ni
@@ -181,7 +191,8 @@ class BACON(FilterNetwork):
     The frequencies of layer l are uniform on the multiples of pi up to :math:`2\pi B_l`, for
     :math:`B_l = B/L` rounded to halves, so a network of period 2 in each coordinate; what layer l gives has none
     above :math:`\sum_{j\le l} B_j` cycles per unit length. Phases are trained, weights are
-    :math:`U(\pm\sqrt{6/m})`, which keeps the variance of z.
+    :math:`U(\pm\sqrt{6/m})`, which keeps the variance of z. The other settings are as in
+    :class:`~ntk_inr.networks.filter_networks.FilterNetwork`.
 
     Attributes:
         bandwidth: B, cycles per unit length; N/4 is the Nyquist limit of N samples over [-1, 1].

@@ -108,7 +108,8 @@ class Scheme:
         readout_bias: of the readout's; None is ``bias``.
 
     Example:
-        >>> Scheme(HE_NORMAL, readout=LECUN_NORMAL).law(first=False, readout=True).gain
+        >>> import ntk_inr as ni
+        >>> ni.Scheme(ni.Law(2.0), readout=ni.Law(1.0)).law(first=False, readout=True).gain
         1.0
     """
 
@@ -160,6 +161,17 @@ def geometric(radius: float = 0.5) -> Scheme:
 
     Raises:
         ValueError: radius is not a finite number above 0.
+
+    Returns:
+        A :class:`Scheme`, for the ``initializer`` of a :class:`CoordinateMLP`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, ntk_inr as ni
+        >>> net = ni.CoordinateMLP(features=1024, initializer=ni.geometric(0.5))
+        >>> apply, params = ni.init(net, jax.random.key(0), jnp.zeros((1, 3)))
+        >>> inside, outside = apply(params, jnp.array([[0.0, 0.0, 0.0], [0.0, 0.6, 0.8]]))[:, 0]
+        >>> bool(inside < -0.4), bool(outside > 0.4)
+        (True, True)
 
     Source: Atzmon and Lipman 2020, arXiv 1911.10414, theorem 1.
     """

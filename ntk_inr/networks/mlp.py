@@ -36,15 +36,15 @@ class CoordinateMLP(nn.Module):
         depth: number of hidden layers.
         out: number of outputs c.
         encoding: a module (n, d) -> (n, k), such as :class:`NeRFEncoding`; None feeds raw coordinates.
-        activation: a name of ``ntk_inr.networks.activations.ACTIVATIONS``, one of the classes there, or any
-            elementwise callable.
+        activation: "relu", "sine", "gauss", "quadratic", "gabor", "finer", "spder", "sinc", "hosc", "erf", "tanh" or
+            "gelu"; one of the classes, such as :class:`Sine`; or any elementwise callable.
         normalization: a :class:`Sphere`, :class:`LayerNorm`, :class:`BatchNorm` or :class:`WeightNorm`; "sphere",
             "layer", "batch" or "weight" for their defaults; or None.
         modulation: factors of each hidden layer's activations, a :class:`FourierModulation`,
             :class:`GaborModulation` or :class:`MLPModulation`; a :class:`FiLM` of their pre-activations; or None.
         sparsity: a :class:`TopK` on the activations of each hidden layer, or None.
         residual: add what enters each hidden layer but the first to what leaves it.
-        initializer: a :class:`Scheme`, or a name of ``ntk_inr.networks.initializers.SCHEMES``; None is the
+        initializer: a :class:`Scheme`, or "he", "lecun", "glorot", "pytorch", "siren" or "geometric"; None is the
             activation's own.
         bias_law: law of the biases; "own" is what the initializer or the activation asks for, by default
             U(±1/sqrt(fan_in)); None leaves them out.

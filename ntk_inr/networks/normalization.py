@@ -116,6 +116,14 @@ class BatchNorm:
     Raises:
         ValueError: unknown placement, momentum outside [0, 1), or epsilon not above 0.
 
+    Example:
+        >>> import jax, jax.numpy as jnp, ntk_inr as ni
+        >>> net = ni.CoordinateMLP(features=32, depth=2, normalization=ni.BatchNorm(momentum=0.8))
+        >>> apply, params = ni.init(net, jax.random.key(0), jnp.zeros((1, 2)))
+        >>> run = ni.fit(apply, params, jnp.eye(2), jnp.ones((2, 1)), steps=5)
+        >>> run.apply(run.params, jnp.eye(2)).shape         # with the averages of the training
+        (2, 1)
+
     Source: Ioffe and Szegedy 2015, arXiv 1502.03167; for coordinate networks Cai et al. 2024, arXiv 2407.17834.
     """
 
@@ -138,7 +146,18 @@ class BatchNorm:
 class WeightNorm:
     r"""Each unit's weights as a trained length times a trained direction, :math:`w = g\,v/\lVert v\rVert`.
 
-    At initialisation g is the length of v, so the function is that of the plain network, and its kernel is not.
+    At initialisation g is the length of v, so the function is that of the plain network, and its kernel is not. v has
+    the shape (fan_in, fan_out) of the layer's weights, g has (fan_out,).
+
+    Example:
+        >>> import jax, jax.numpy as jnp, ntk_inr as ni
+        >>> key, x = jax.random.key(0), jnp.eye(2)
+        >>> nets = [ni.CoordinateMLP(features=32, depth=2, normalization=kind) for kind in (None, ni.WeightNorm())]
+        >>> (plain, a), (normed, b) = [ni.init(net, key, x) for net in nets]
+        >>> bool(jnp.allclose(plain(a, x), normed(b, x), atol=1e-5))
+        True
+        >>> bool(jnp.allclose(ni.ntk(plain, a, x), ni.ntk(normed, b, x), rtol=0.01))
+        False
 
     Source: Salimans and Kingma 2016, arXiv 1602.07868.
     """

@@ -22,6 +22,12 @@ def settings_of(net: nn.Module) -> dict[str, Any]:
 
     Settings that may be numbers and are not, such as a radius of None, are in it too.
 
+    Args:
+        net: a network of this package, or any Linen module whose fields are numbers, or have fields that are.
+
+    Returns:
+        The settings by their full names, which :func:`with_settings` takes.
+
     Example:
         >>> import ntk_inr as ni
         >>> settings_of(ni.variant("siren", features=64))
@@ -54,19 +60,31 @@ def setting_name(net: nn.Module, name: str) -> str:
 
 
 def with_settings(net: nn.Module, values: Mapping[str, Any]) -> nn.Module:
-    """Return the network with settings replaced, each by its full name; they pass the checks of their classes.
+    """Return the network with settings replaced; they pass the checks of their classes.
+
+    Args:
+        net: as :func:`settings_of` takes it; it stays as it is.
+        values: by name: the full one, "encoding.scale", or its end, "scale", where that names one setting only.
+            "omega_0", "sigma" and "width" are understood, too.
+
+    Returns:
+        A network of the same kind.
+
+    Raises:
+        ValueError: no setting of that name, or several; a number out of range.
+        TypeError: not a number where one is needed.
 
     Example:
         >>> import ntk_inr as ni
-        >>> with_settings(ni.variant("siren"), {"activation.omega": 10.0, "depth": 2}).activation.omega
+        >>> with_settings(ni.variant("siren"), {"omega_0": 10.0, "depth": 2}).activation.omega
         10.0
     """
     if not values:
         return net
     own: dict[str, Any] = {}
     of_parts: dict[str, dict[str, Any]] = {}
-    for path, value in values.items():
-        part, _, field = path.rpartition(".")
+    for name, value in values.items():
+        part, _, field = setting_name(net, name).rpartition(".")
         (of_parts.setdefault(part, {}) if part else own)[field] = value
     parts = _parts(net)
     for name, changed in of_parts.items():

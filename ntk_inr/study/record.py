@@ -32,10 +32,14 @@ class VariantResult:
         name: the variant.
         network: its settings, as a line to read.
         parameters: number of trained parameters.
-        seeds: one dict of scalars a seed; see ``compare`` for the keys.
-        arrays: "kernel" (first seed, subsampled, over its mean diagonal), "eigenvalues" (seeds, n),
-            "predicted_psnr", "gd_psnr", "adam_psnr" (seeds, steps + 1; NaN after a run's end), "adam_seconds"
-            (seeds, steps + 1), "reconstruction" (h, w, c) of the first seed.
+        seeds: one dict of scalars a seed: of the kernel "ntk_mean", "ntk_variance", "cv", "effective_rank",
+            "condition_number" and "condition_resolved"; of Adam's run "adam_status", "adam_steps", "adam_seconds";
+            "score_psnr" and the task's other scores; where gradient descent ran "gd_status", "gd_steps",
+            "gd_learning_rate", and of its kernel at the end "gd_cv_after" and "gd_kernel_drift".
+        arrays: "kernel" (first seed, subsampled, over its mean diagonal), "eigenvalues" (seeds, n), "adam_psnr" and
+            "adam_seconds" (seeds, steps + 1), "adam_loss" (seeds, steps); where gradient descent ran
+            "predicted_psnr" and "gd_psnr" (seeds, steps + 1); and of the first seed "reconstruction" (h, w, c) of an
+            image, "picture" (h, w, 3) of other tasks. Curves are NaN after a run's end.
     """
 
     name: str
@@ -219,9 +223,20 @@ def load(folder: str | Path) -> Study:
     Args:
         folder: where :meth:`Study.save` or ``ntk-inr compare --out`` wrote it.
 
+    Returns:
+        The :class:`Study`, equal to what was written.
+
     Raises:
         FileNotFoundError: no ``results.json`` there, or an array file is missing.
         ValueError: the file is no study of ours, or of a later version.
+
+    Example:
+        >>> import tempfile, ntk_inr as ni
+        >>> study = ni.compare(ni.image_task("camera", size=8), ["relu"], features=16, depth=1, steps=5, seeds=1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = study.save(folder)
+        ...     ni.load_study(folder)["relu"].parameters == study["relu"].parameters
+        True
     """
     folder = Path(folder)
     content = read_results(folder, SCHEMA, what="a study of ntk_inr", writer="ntk-inr compare --out")

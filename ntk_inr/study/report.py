@@ -37,6 +37,13 @@ def write_report(
     Raises:
         ImportError: matplotlib or jinja2 missing (``pip install "ntk-inr[report]"``).
         ValueError: the study has no finished variant.
+
+    Example:
+        >>> import tempfile, ntk_inr as ni
+        >>> study = ni.compare(ni.image_task("camera", size=8), ["relu"], features=16, depth=1, steps=5, seeds=1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ni.write_report(study, folder).name
+        'report.html'
     """
     folder = Path(folder)
     template = _template()

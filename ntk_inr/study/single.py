@@ -25,6 +25,8 @@ from ntk_inr.training.optimizers import optimizer as make_optimizer
 from ntk_inr.training.recorder import Recorder
 from ntk_inr.training.result import FitResult
 
+_SCHEMA = "ntk_inr.fit v1"
+
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
@@ -51,7 +53,7 @@ def fit_task(
     depth: int = 4,
     steps: int = 1000,
     optimizer: str = "adam",
-    learning_rate: float = 1e-3,
+    learning_rate: float | None = None,
     schedule: str = "constant",
     seed: int = 0,
     out: str | Path | None = None,
@@ -73,7 +75,7 @@ def fit_task(
         depth: number of hidden layers.
         steps: training steps; of minibatches where the task recommends them.
         optimizer: a name, as of :func:`ntk_inr.optimizer`.
-        learning_rate: its largest.
+        learning_rate: its largest; None is 1e-3, and for "lbfgs" its line search.
         schedule: "constant", "cosine", "exponential" or "linear", over all steps.
         seed: of the initialisation and of the batches.
         out: folder to keep everything in; None keeps it in memory.
@@ -86,7 +88,7 @@ def fit_task(
         is not scored.
 
     Raises:
-        ValueError: an unknown variant, optimizer or schedule.
+        ValueError: an unknown variant, optimizer or schedule, or ``resume`` of what is no fit.
         FileExistsError: ``out`` is not empty and neither ``overwrite`` nor ``resume`` was given.
 
     Example:
@@ -103,6 +105,8 @@ def fit_task(
     options: dict[str, Any] = {}
     if out is not None:
         folder = record.prepare_folder(out, overwrite=overwrite, resume=resume)
+        if (folder / record.RESULTS).exists():
+            record.read_results(folder, _SCHEMA, what="a fit", writer="ntk-inr fit")
         options = {
             "checkpoint": folder / "checkpoints", "overwrite": overwrite,
             "recorder": Recorder(jsonl=folder / "history.jsonl", overwrite=overwrite),
@@ -122,7 +126,7 @@ def fit_task(
     if folder is not None:
         files["result"] = folder / record.RESULTS
         content = {
-            "schema": "ntk_inr.fit v1",
+            "schema": _SCHEMA,
             "task": describe_task(task),
             "network": describe(net),
             "settings": {

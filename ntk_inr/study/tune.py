@@ -87,7 +87,8 @@ def tune(
 
     S steps of Adam are counted as :math:`0.4\,S^2` of gradient descent at half of its stable rate, because Adam evens
     out the eigenvalues; and its steps of size alpha leave a noise floor of mean square
-    :math:`(0.1\,\alpha)^2\,\overline{K_{ii}}`. Both factors are measured, by ``benchmarks.tune_validation``.
+    :math:`(0.1\,\alpha)^2\,\overline{K_{ii}}`. Both factors were fitted to trainings, which
+    ``benchmarks.tune_validation`` repeats on other signals.
 
     The prediction is that of a kernel that stays as it is. A ``pilot`` run of so many steps measures how far it moves,
     and the ranking is then by the kernels that it ends with. It does not see what its sample holds out.

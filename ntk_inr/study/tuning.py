@@ -318,9 +318,24 @@ def write(folder: Path, tuning: Tuning) -> Path:
 def read(folder: str | Path) -> Tuning:
     """Read a search back.
 
+    Args:
+        folder: where :meth:`Tuning.save` or ``ntk-inr tune --out`` wrote it.
+
+    Returns:
+        The :class:`Tuning`, equal to what was written.
+
     Raises:
         FileNotFoundError: no results there.
         ValueError: they are not of a search.
+
+    Example:
+        >>> import tempfile, ntk_inr as ni
+        >>> task = ni.signal_task("chirp", samples=32)
+        >>> tuned = ni.tune(task, "rff", {"scale": [1.0, 4.0]}, features=16, depth=1, refine=0, repeats=2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = tuned.save(folder)
+        ...     ni.load_tuning(folder).best == tuned.best
+        True
     """
     content = record.read_results(Path(folder), SCHEMA, what="of a search of settings", writer="ntk-inr tune")
     candidates = [Candidate(**_numbers(entry)) for entry in content["candidates"]]

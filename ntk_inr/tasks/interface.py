@@ -27,6 +27,11 @@ class Task(Protocol):
         result = ni.fit(measured, params, task.x, task.y, loss=task.loss)
         kernel = ni.ntk(measured, params, task.x)
         scores = task.scores(task.reconstruct(lambda x: apply(result.params, x)))
+
+    Example:
+        >>> import ntk_inr as ni
+        >>> isinstance(ni.signal_task("chirp", samples=64), ni.Task)
+        True
     """
 
     @property

@@ -82,9 +82,13 @@ def load_task(kind: str, source: str | Path, /, **settings: Any) -> Task:
     """Build a task by the name of its kind.
 
     Args:
-        kind: one of ``ntk_inr.tasks.registry.TASKS``.
+        kind: "image", "super-resolution", "denoising", "inpainting", "signal", "audio", "volume", "shape",
+            "tomography" or "pde"; ``ntk-inr tasks`` lists their settings.
         source: a file, or the name of something bundled; see the constructor of that kind.
         **settings: of that constructor.
+
+    Returns:
+        The :class:`Task`.
 
     Raises:
         ValueError: an unknown kind, or a setting that this kind does not have; both with the nearest.

@@ -31,7 +31,7 @@ class TwoLayerFactors:
         tau_s: (n, n) squared overlaps of the gates over their diagonals.
         tau_g: (n, n) squared kernel of the modulators; None without any.
 
-    Source: section 0's unified table and (2.4).
+    Source: (2.4), and T2 to T7.
     """
 
     R_x2: Float[Array, ""]

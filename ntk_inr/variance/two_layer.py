@@ -159,7 +159,7 @@ def two_layer_moments(
         >>> plain.status, plain.formula, bool(modulated.cv < plain.cv)
         ('expectation', '(2.3)', True)
 
-    Source: T2 to T7; section 0's unified table.
+    Source: T2 to T7.
     """
     x = _checks.as_coordinates(x)
     limit = limit or width is None
