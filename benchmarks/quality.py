@@ -237,9 +237,9 @@ def claims(content: dict[str, Any]) -> list[Claim]:
                 f"{better} reconstructs the image better than {worse} ({source})",
                 judged(better_by, worse_by),
                 ", ".join(_against(pair, "psnr@2000", size) for size, pair in found.items()),
-                f"After 2000 steps of Adam at published rates; after 500 it is {early}. It is so in {sum(better_by)} of "
-                f"{len(gaps)} by {ERRORS:g} standard errors, and the opposite in {sum(worse_by)}; above {EXACT_DB} dB all "
-                "are alike. " + WHY.get((better, worse), ""),
+                f"After 2000 steps of Adam at published rates; after 500 it is {early}. By {ERRORS:g} standard errors "
+                f"it is better in {sum(better_by)} of {len(gaps)} comparisons and worse in {sum(worse_by)}; above "
+                f"{EXACT_DB} dB all are alike. " + WHY.get((better, worse), ""),
             )
         )
     return said
