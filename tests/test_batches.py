@@ -35,6 +35,25 @@ def test_importance_weights_are_unbiased_and_bounded(x64):
     np.testing.assert_array_equal(sampling.important_rows(jax.random.key(0), 0 * losses, jnp.asarray(0), 9)[1], 1.0)
 
 
+@pytest.mark.parametrize("n", [1, 2, 1000, 1001])
+def test_importance_reaches_every_row_of_any_number(n):
+    losses = jnp.linspace(1.0, 2.0, n)
+    rows, weights = sampling.important_rows(jax.random.key(0), losses, jnp.asarray(0), 50 * n)
+    assert (rows.min(), rows.max()) == (0, n - 1)
+    assert len(np.unique(rows)) == n
+    np.testing.assert_allclose(weights, 1 / (0.5 + 0.5 * losses[rows] / losses.mean()), rtol=1e-5)
+
+
+def test_importance_of_many_rows_is_as_fine_as_of_few():
+    """Rows of four million with a tenth of the losses: a uniform float32 tells no two of a row's neighbours apart."""
+    n = 1 << 22
+    losses = jnp.ones(n).at[: n // 10].set(1e3)
+    rows, _ = sampling.important_rows(jax.random.key(1), losses, jnp.asarray(0), 200_000)
+    heavy = np.asarray(rows[rows < n // 10])
+    odd = (heavy % 2).mean()
+    assert abs(odd - 0.5) < 4 * 0.5 / np.sqrt(len(heavy))
+
+
 def test_importance_sampling_finds_the_rows_that_are_wrong():
     """Of 400 rows one is wrong: it is drawn every other time, where a shuffle shows it once an epoch."""
     x, y = jnp.eye(400), jnp.zeros((400, 1)).at[17].set(1.0)

@@ -210,9 +210,18 @@ def test_other_runs_are_refused_and_left_as_they_are(problem, tmp_path):
         with pytest.raises(FileExistsError, match=named):
             finished(**({"problem": problem, "folder": folder} | other))
     assert sorted(folder.rglob("*")) == content
+    (tmp_path / "kernel.jsonl").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"kernel\.jsonl exists"):  # before anything is deleted
+        finished(problem, folder, overwrite=True, recorder=ni.Recorder(4, jsonl=tmp_path / "kernel.jsonl"))
+    assert sorted(folder.rglob("*")) == content
     fresh = finished((apply, params, x, 2 * y), folder, overwrite=True)
     same(bits(fresh), bits(finished((apply, params, x, 2 * y), folder)))
     assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_numbers_of_numpy_are_kept_too(problem, tmp_path):
+    numbers = {"steps": np.int64(12), "data_range": np.float32(1.0)}
+    same(bits(finished(problem, tmp_path / "run", **numbers)), bits(finished(problem, tmp_path / "run")))
 
 
 def test_keep_bounds_the_disk(problem, tmp_path):

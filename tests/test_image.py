@@ -87,6 +87,20 @@ def test_alpha_is_laid_over_white(save, colours):
     np.testing.assert_allclose(load(save(clear, "clear.png")), 1.0)
     palette = PIL.Image.fromarray(np.zeros((4, 4), np.uint8), mode=None).convert("P")
     np.testing.assert_allclose(load(save(palette, "p.png", transparency=0)), 1.0)
+    np.testing.assert_allclose(load(save(np.zeros((4, 4), np.uint8), "g.png", transparency=0)), 1.0)
+    np.testing.assert_allclose(load(save(np.zeros((4, 4, 3), np.uint8), "c.png", transparency=(0, 0, 0))), 1.0)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", ">u2", "int16", ">i4", "uint32", "int64"])
+def test_integers_count_by_their_content(dtype):
+    levels = 65535 if dtype == ">u2" else 255
+    array = np.array([[0, 255], [100, 200]]).astype(dtype)
+    np.testing.assert_allclose(load(array)[:, :, 0], array.astype(float) / levels, rtol=1e-6)
+
+
+def test_tasks_tell_shapes_apart(ramp):
+    tall, wide = (ni.image_task(ramp.reshape(shape), size=None) for shape in ((8, 6), (6, 8)))
+    assert tall.digest != wide.digest
 
 
 def test_exif_orientation_is_applied(save, ramp):

@@ -96,6 +96,13 @@ def test_lbfgs_takes_the_steps_of_optax(x, x64):
     assert abs(gradient).max() < 0.02 * abs(loss(params)[1]).max()  # where plain descent is far from it
 
 
+def test_a_step_that_is_changed_after_its_line_search_is_evaluated_anew(x):
+    y = jnp.sin(3 * x[:, :1])
+    changed = optax.chain(optax.lbfgs(), optax.scale(0.5))
+    run = ni.fit(lambda params, x: jnp.tanh(x @ params), jnp.ones((2, 1)), x, y, optimizer=changed, steps=4)
+    np.testing.assert_allclose(run.losses, run.history["loss"][:4], rtol=1e-4)
+
+
 def test_the_same_arguments_give_the_same_object():
     assert optimizer("adam", clip=1.0) is optimizer("adam", clip=1.0)
     assert optimizer("adam", clip=1.0) is not optimizer("adam", clip=2.0)

@@ -93,6 +93,19 @@ def test_an_image_from_its_gradients():
     assert scores["relative_l2"] < 1e-5
 
 
+@pytest.mark.parametrize("name", ["finer", "pe+topk+soft"])
+def test_networks_that_hold_back_a_derivative_are_refused(name):
+    task = pde_task(points=20)
+    for call in (ni.fit_task, ni.compare, ni.tune):
+        with pytest.raises(ValueError, match="about derivatives by the coordinates"):
+            call(task, name, features=8, depth=1)
+    assert ni.fit_task(task, ni.CoordinateMLP(8, 1, activation=ni.Finer(frozen_scale=False)), steps=2).run.steps == 2
+
+
+def test_the_grid_that_scores_are_taken_on_counts():
+    assert pde_task(resolution=16).digest != pde_task(resolution=32).digest
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

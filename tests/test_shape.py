@@ -206,6 +206,19 @@ def test_a_cavity_stays_one(tmp_path):
     assert not solid.inside(9)[4, 4, 4]
 
 
+@pytest.mark.parametrize("case", ["overlapping", "nested", "one inside out"])
+def test_bodies_whose_nearest_face_does_not_tell_the_inside_are_refused(tmp_path, case):
+    one, other = (trimesh.creation.icosphere(subdivisions=2, radius=radius) for radius in (1.0, 0.8))
+    if case != "nested":
+        other.apply_translation([1.2 if case == "overlapping" else 3.0, 0, 0])
+    if case == "one inside out":
+        other.invert()
+    trimesh.util.concatenate([one, other]).export(tmp_path / "two.ply")
+    with pytest.raises(ValueError, match=r"bodies that overlap.*unite"):
+        shape_task(tmp_path / "two.ply", points=10)
+    assert shape_task(tmp_path / "two.ply", kind="eikonal", points=10, resolution=8).metric == "fscore"
+
+
 def test_a_seam_of_the_texture_is_no_hole(tmp_path):
     box = trimesh.creation.box()
     lines = [f"v {x} {y} {z}" for x, y, z in box.vertices] + [f"vt {i / 36} 0.5" for i in range(36)]

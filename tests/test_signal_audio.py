@@ -156,6 +156,9 @@ def test_signals_come_back_in_their_own_unit():
     # An error of a tenth of the span is 20 dB.
     np.testing.assert_allclose(task.scores(task.signal + 0.1 * 397)["psnr"], 20, atol=1e-4)
     assert signal_task(np.full(8, 5.0)).y.max() == 0.0
+    # Far from zero float32 would leave nothing of it.
+    wave = np.sin(np.linspace(0, 6, 50))
+    np.testing.assert_allclose(signal_task(1e8 + wave).y, signal_task(wave).y, atol=1e-6)
 
 
 def test_held_out_samples():

@@ -92,6 +92,11 @@ def test_back_projection_weighs_angles_by_the_part_of_the_turn_that_they_stand_f
     angles = np.deg2rad(np.concatenate([sparse, dense]))
     middle = filtered_back_projection(np.tile(projection, (len(angles), 1)), angles, np.zeros((1, 2)))
     np.testing.assert_allclose(middle, 1, atol=0.02)
+    # Angles that were measured several times share their part.
+    again = filtered_back_projection(
+        np.tile(projection, (3 * 60, 1)), np.deg2rad(np.repeat(np.arange(0, 180, 3), 3)), np.zeros((1, 2))
+    )
+    np.testing.assert_allclose(again, 1, atol=0.02)
     # A wedge that was not measured adds nothing.
     wedge = filtered_back_projection(np.tile(projection, (45, 1)), np.deg2rad(dense[:45]), np.zeros((1, 2)))
     np.testing.assert_allclose(wedge, 0.25, atol=0.02)

@@ -32,6 +32,12 @@ def test_derivatives_in_both_modes(order):
     np.testing.assert_allclose(jax.vmap(g)(u), exact, atol=2e-5)
 
 
+@pytest.mark.parametrize("largest", [1e5, 1e8, 1e12, 3e38])
+def test_values_stay_bounded_whatever_the_argument(largest):
+    values = jnp.stack(sincos(jnp.linspace(-largest, largest, 1001, dtype=jnp.float32)))
+    assert abs(values).max() <= 1 + 1e-6
+
+
 def test_special_values():
     sine, cosine = sincos(jnp.array([0.0, jnp.nan, jnp.inf]))
     assert (sine[0], cosine[0]) == (0.0, 1.0)

@@ -96,6 +96,21 @@ def test_scales():
     assert ends((ramp * 100).astype(np.uint16)) == (0.0, np.float32(700 / 65535))
     assert ends(ramp > 3) == (0.0, 1.0)
     assert ends(ramp * 0) == (0.0, 0.0)
+    counted, marked = (volume_task((ramp > 3).astype(dtype)) for dtype in (np.uint8, bool))
+    assert counted.digest != marked.digest
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_tiff_frames_of_32_bits_are_scaled_by_all_of_them(tmp_path, dtype):
+    stack = (np.arange(3 * 4 * 5).reshape(3, 4, 5) * 100).astype(dtype)
+    frames = [PIL.Image.fromarray(frame) for frame in stack]
+    frames[0].save(tmp_path / "stack.tif", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(volume_task(tmp_path / "stack.tif").y, volume_task(stack).y)
+    frames[0].save(tmp_path / "0.tif")
+    PIL.Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "1.png")
+    (tmp_path / "stack.tif").unlink()
+    with pytest.raises(ValueError, match="differ in the kind of their numbers"):
+        volume_task(tmp_path)
 
 
 def test_larger_than_memory_is_refused_with_the_way_out(monkeypatch, video):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -189,7 +190,7 @@ class BACON(FilterNetwork):
     r"""A Fourier network whose frequencies are fixed multiples of pi, so that its layers have known band limits.
 
     The frequencies of layer l are uniform on the multiples of pi up to :math:`2\pi B_l`, for
-    :math:`B_l = B/L` rounded to halves, so a network of period 2 in each coordinate; what layer l gives has none
+    :math:`B_l = B/L` rounded down to halves, so a network of period 2 in each coordinate; what layer l gives has none
     above :math:`\sum_{j\le l} B_j` cycles per unit length. Phases are trained, weights are
     :math:`U(\pm\sqrt{6/m})`, which keeps the variance of z. The other settings are as in
     :class:`~ntk_inr.networks.filter_networks.FilterNetwork`.
@@ -231,7 +232,7 @@ class BACON(FilterNetwork):
     @property
     def steps(self) -> int:
         """The highest frequency of a layer, in units of pi."""
-        return round(2 * self.bandwidth / self.depth)
+        return math.floor(2 * self.bandwidth / self.depth + 1e-9)
 
     @property
     def readouts(self) -> tuple[int, ...]:

@@ -17,6 +17,9 @@ from jax import Array
 
 from ntk_inr import _checks
 from ntk_inr.kernels.adapters import init
+from ntk_inr.networks.activations import resolve
+from ntk_inr.networks.modulated_sines import Finer
+from ntk_inr.networks.sparsity import TopK
 from ntk_inr.networks.variants import variant
 from ntk_inr.spectra.eigen import condition_number, eigenvalues, max_learning_rate
 from ntk_inr.spectra.moments import moments
@@ -26,7 +29,7 @@ from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import picture
 from ntk_inr.study.record import Study, VariantResult
 from ntk_inr.tasks.image import ImageTask
-from ntk_inr.tasks.interface import Task
+from ntk_inr.tasks.interface import IndirectTask, Task
 from ntk_inr.training.dynamics import predict_training
 from ntk_inr.training.fit import FitResult, fit, fit_seeds
 
@@ -97,6 +100,8 @@ def compare(
         ['relu', 'pe']
     """
     networks = _networks(variants, features, depth, task.channels)
+    for net in networks.values():
+        check_derivatives(task, net)
     for name, value in {"steps": steps, "seeds": seeds, "kernel_points": kernel_points}.items():
         _checks.check_positive(value, name, integer=True)
     _checks.check_positive(learning_rate, "learning_rate")
@@ -320,6 +325,24 @@ def describe(value: Any) -> str:
     hidden = ("parent", "name") if isinstance(value, nn.Module) else ()
     fields = [f"{f.name}={describe(getattr(value, f.name))}" for f in dataclasses.fields(value) if f.name not in hidden]
     return f"{type(value).__name__}({', '.join(fields)})"
+
+
+def check_derivatives(task: Task, net: nn.Module) -> None:
+    """Raise where a task is about derivatives of a network that holds a part of them back."""
+    if not (isinstance(task, IndirectTask) and task.differentiates):
+        return
+    activation, sparsity = getattr(net, "activation", None), getattr(net, "sparsity", None)
+    activation = resolve(activation) if isinstance(activation, str) else activation
+    if isinstance(activation, Finer) and activation.frozen_scale:
+        raise ValueError(
+            f"{task.name} is about derivatives by the coordinates, and FINER's published gradient leaves out that of "
+            "its scale; take ni.CoordinateMLP(activation=ni.Finer(frozen_scale=False)), or a variant such as siren."
+        )
+    if isinstance(sparsity, TopK) and sparsity.mode == "soft":
+        raise ValueError(
+            f"{task.name} is about derivatives by the coordinates, and a soft TopK leaves out that of its threshold; "
+            "take another variant, such as siren."
+        )
 
 
 def describe_task(task: Task) -> dict[str, Any]:

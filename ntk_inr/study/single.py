@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from ntk_inr.kernels.adapters import init
 from ntk_inr.networks.variants import variant
 from ntk_inr.study import record
-from ntk_inr.study.compare import describe, describe_task, trained
+from ntk_inr.study.compare import check_derivatives, describe, describe_task, trained
 from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import save_figure
 from ntk_inr.tasks.interface import Task
@@ -88,7 +88,8 @@ def fit_task(
         is not scored.
 
     Raises:
-        ValueError: an unknown variant, optimizer or schedule, or ``resume`` of what is no fit.
+        ValueError: an unknown variant, optimizer or schedule, a task about derivatives that the network holds back,
+            or ``resume`` of what is no fit.
         FileExistsError: ``out`` is not empty and neither ``overwrite`` nor ``resume`` was given.
 
     Example:
@@ -100,6 +101,7 @@ def fit_task(
     net = network
     if isinstance(net, str):
         net = variant(net, features=features, depth=depth, out=task.channels)
+    check_derivatives(task, net)
     maker = make_optimizer(optimizer, learning_rate=learning_rate, schedule=schedule, steps=steps)
     folder: Path | None = None
     options: dict[str, Any] = {}

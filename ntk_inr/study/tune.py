@@ -31,7 +31,7 @@ from ntk_inr.study.candidate import (
     predict_infinite,
     stable_rate,
 )
-from ntk_inr.study.compare import describe_task
+from ntk_inr.study.compare import check_derivatives, describe_task
 from ntk_inr.study.environment import environment
 from ntk_inr.study.space import Axis, axes_of
 from ntk_inr.study.tuning import OBJECTIVES, Candidate, Objective, Tuning, read, write
@@ -156,6 +156,8 @@ def tune(
     share = _HELD_OUT if objective == "heldout" else 0.0
     size = _checked_sample(task, sample, share)
     networks = _networks(variant, features, depth, task.channels)
+    for net in networks.values():
+        check_derivatives(task, net)
     spaces = _spaces(networks, space, points)
     asked = {
         "objective": objective, "steps": steps, "target_psnr": target_psnr, "features": features, "depth": depth,

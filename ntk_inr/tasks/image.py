@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +14,7 @@ from ntk_inr import _checks
 from ntk_inr.tasks import metrics
 from ntk_inr.tasks.grid import grid_coordinates, in_batches
 from ntk_inr.tasks.image_file import load_prepared
-from ntk_inr.tasks.interface import SampledTask
+from ntk_inr.tasks.interface import SampledTask, fingerprint
 from ntk_inr.tasks.pictures import Panel, error_panel, picture_rows, save_image
 
 
@@ -48,7 +47,7 @@ class ImageTask(SampledTask):
     @property
     def digest(self) -> str:
         """A fingerprint of the image and of the choice of training pixels."""
-        return hashlib.sha256(self.image.tobytes() + self.train.tobytes()).hexdigest()[:16]
+        return fingerprint(self.image, self.train)
 
     def reconstruct(self, predict: Callable[[Any], Any]) -> np.ndarray:
         """Return ``predict(coordinates)`` as an image (height, width, c), clipped to [0, 1]."""
@@ -131,10 +130,10 @@ def image_task(
     return ImageTask(name, image, training_rows(image.shape[0] * image.shape[1], holdout, seed))
 
 
-def training_rows(n: int, holdout: float, seed: int) -> np.ndarray:
+def training_rows(n: int, holdout: float, seed: int, name: str = "holdout") -> np.ndarray:
     """Return (n,) True where a row is trained on, a share of ``holdout`` of them drawn at random not."""
     if not 0 <= holdout < 1:
-        raise ValueError(f"holdout is {holdout}; expected a share in [0, 1), such as 0.5 for half of the rows.")
+        raise ValueError(f"{name} is {holdout}; expected a share in [0, 1), such as 0.5 for half of the rows.")
     train = np.ones(n, bool)
     train[np.random.default_rng(seed).permutation(n)[: min(round(holdout * n), n - 1)]] = False
     return train

@@ -40,18 +40,28 @@ def load_image(source: Any) -> tuple[str, np.ndarray]:
     return path.name, load_frame(path, 0)
 
 
-def load_frame(path: Path, frame: int) -> np.ndarray:
-    """Return one frame of an image file that may have several, (h, w, 1 or 3) in [0, 1]."""
+def load_frame(path: Path, frame: int, *, scale: bool = True) -> np.ndarray:
+    """Return one frame of an image file that may have several, (h, w, 1 or 3) in [0, 1].
+
+    Without ``scale`` frames of floats and of 32-bit integers come as they are, in float64: what their range is can be
+    told from all frames only.
+    """
     pil, ops = require("PIL.Image"), require("PIL.ImageOps")
     try:
         with pil.open(path) as opened:
             opened.seek(frame)
             opened.load()
+            wide = opened.mode == "F" or (opened.mode == "I" and opened.format == "TIFF")
             picture = ops.exif_transpose(opened)
     except (pil.UnidentifiedImageError, pil.DecompressionBombError, EOFError, OSError, SyntaxError) as error:
         raise ValueError(f"{str(path)!r} can't be read as an image ({error}).") from error
-    if picture.mode == "PA" or (picture.mode == "P" and "transparency" in picture.info):
+    if wide and not scale:
+        return np.asarray(picture, np.float64)[:, :, None]
+    transparent = "transparency" in picture.info
+    if picture.mode == "PA" or (picture.mode in ("P", "RGB") and transparent):
         picture = picture.convert("RGBA")
+    elif picture.mode in ("1", "L") and transparent:
+        picture = picture.convert("LA")
     elif picture.mode in ("1", "P", "CMYK", "YCbCr", "LAB", "HSV", "RGBX"):
         picture = picture.convert("L" if picture.mode == "1" else "RGB")
     elif picture.mode in ("La", "RGBa"):
@@ -83,14 +93,14 @@ def to_unit(array: np.ndarray, name: str) -> np.ndarray:
     unit: np.ndarray
     if array.dtype == bool:
         unit = array.astype(np.float32)
-    elif array.dtype in (np.int32, np.int64):
-        # NumPy's default integers: 8- or 16-bit content in a wider type.
+    elif np.issubdtype(array.dtype, np.unsignedinteger) and array.dtype.itemsize <= 2:
+        unit = array.astype(np.float32) / np.iinfo(array.dtype).max
+    elif np.issubdtype(array.dtype, np.integer):
+        # 8- or 16-bit content in a wider type, such as NumPy's default integers.
         low, high = int(array.min()), int(array.max())
         if low < 0 or high > 65535:
             raise ValueError(f"{name} has integers from {low} to {high}; expected 0 to 255 or 0 to 65535.")
         unit = array.astype(np.float32) / (255 if high <= 255 else 65535)
-    elif np.issubdtype(array.dtype, np.unsignedinteger):
-        unit = array.astype(np.float32) / np.iinfo(array.dtype).max
     elif np.issubdtype(array.dtype, np.floating):
         bad = int((~np.isfinite(array)).sum())
         if bad:

@@ -34,6 +34,11 @@ class ImageGradientTask(IndirectTask):
     image: np.ndarray
 
     @property
+    def differentiates(self) -> bool:
+        """Whether derivatives of the network by x are a part of it."""
+        return True
+
+    @property
     def x(self) -> np.ndarray:
         """Pixel centres (n, 2) as (row, column)."""
         return grid_coordinates(self.image.shape[:2])

@@ -159,6 +159,11 @@ class SampledTask(PointwiseTask):
 class IndirectTask(PointwiseTask):
     """What tasks share that measure something else than values: integrals, or derivatives."""
 
+    @property
+    def differentiates(self) -> bool:
+        """Whether derivatives of the network by x are a part of it."""
+        return False
+
     def measure(self, apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         """Return what is measured of ``apply`` as a function of parameters and x."""
         raise NotImplementedError

@@ -18,6 +18,7 @@ from ntk_inr.tasks.surface import extract_surface, inside_on_grid, sample_surfac
 _HALF_EXTENT = 0.9
 _MESHED_AT = 96
 _PROJECTIONS = 4
+_COMPARED_AT = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Solid:
         name: what to call it.
         vertices: (v, 3) of its surface.
         faces: (f, 3), counter-clockwise from outside.
-        field: negative inside; None where the surface is open.
+        field: negative inside; None where the surface is open, or crosses itself or is inside out in parts.
         analytic: whether ``field`` is a closed form, of which the mesh is an approximation.
         centre: (3,) where the origin lies in the file's own unit.
         scale: length of 1 in the file's own unit.
@@ -97,7 +98,20 @@ def load_solid(source: Any) -> Solid:
     if scale == 0:
         raise ValueError(f"{str(path)!r} is a single point; expected a surface with an extent.")
     vertices = (vertices - centre) / scale
-    return Solid(path.name, vertices, faces, MeshDistance(vertices, faces) if closed else None, False, centre, scale)
+    distance = MeshDistance(vertices, faces) if closed else None
+    if distance is not None and not _agrees(distance, inside_on_grid(vertices, faces, _COMPARED_AT)):
+        distance = None
+    return Solid(path.name, vertices, faces, distance, False, centre, scale)
+
+
+def _agrees(field: Field, inside: np.ndarray) -> bool:
+    """Return whether a distance has its sign by the nearest face where the surface winds around a place.
+
+    It does unless bodies overlap, lie in each other or face different ways. Cells at the surface are left out.
+    """
+    distance = field(grid_coordinates(inside.shape).astype(np.float64))
+    far = np.abs(distance) > 2 / len(inside)
+    return bool(((distance < 0) == inside.ravel())[far].all())
 
 
 def save_mesh(vertices: np.ndarray, faces: np.ndarray, path: str | Path, *, overwrite: bool = False) -> Path:

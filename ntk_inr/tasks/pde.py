@@ -49,6 +49,11 @@ class EquationTask(IndirectTask):
     resolution: int
 
     @property
+    def differentiates(self) -> bool:
+        """Whether derivatives of the network by x are a part of it."""
+        return True
+
+    @property
     def factor(self) -> float:
         """The ratio of q to u; observations are divided by its size, which makes them about 1."""
         return self.wavenumber**2 - float(np.sum(np.square(self.frequencies))) * np.pi**2
@@ -67,7 +72,7 @@ class EquationTask(IndirectTask):
     @property
     def digest(self) -> str:
         """A fingerprint of equation and points."""
-        return fingerprint(self.frequencies, self.wavenumber, self.boundary_weight, self.x)
+        return fingerprint(self.frequencies, self.wavenumber, self.boundary_weight, self.resolution, self.x)
 
     def solution(self, x: np.ndarray) -> np.ndarray:
         """Return u (n, 1) at points (n, 2)."""

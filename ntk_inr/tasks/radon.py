@@ -108,10 +108,8 @@ def filtered_back_projection(sinogram: np.ndarray, angles: np.ndarray, points: n
 
 def _shares(angles: np.ndarray) -> np.ndarray:
     """Return the part of a half turn that each angle stands for."""
-    order = np.argsort(angles)
-    gaps = np.diff(angles[order], append=angles[order[0]] + np.pi)
+    places, place, times = np.unique(angles, return_inverse=True, return_counts=True)
+    gaps = np.diff(places, append=places[0] + np.pi)
     usual = np.median(gaps)
-    gaps = np.where(gaps > 3 * usual, usual, gaps) if len(angles) > 2 else gaps
-    shares = np.empty(len(angles))
-    shares[order] = (gaps + np.roll(gaps, 1)) / 2
-    return shares
+    gaps = np.where(gaps > 3 * usual, usual, gaps) if len(places) > 2 else gaps
+    return ((gaps + np.roll(gaps, 1)) / 2 / times)[place]

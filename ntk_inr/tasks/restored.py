@@ -215,7 +215,7 @@ def inpainting_task(
                 "and a mask of the image's own size."
             )
     else:
-        mask = ~training_rows(image.shape[0] * image.shape[1], missing, seed).reshape(image.shape[:2])
+        mask = ~training_rows(image.shape[0] * image.shape[1], missing, seed, "missing").reshape(image.shape[:2])
         label = f"{100 * missing:g} % missing"
     if mask.all() or not mask.any():
         raise ValueError(f"{'all' if mask.all() else 'none'} of the pixels are missing; expected some of them.")

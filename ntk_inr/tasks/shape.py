@@ -54,6 +54,11 @@ class ShapeTask(IndirectTask):
     eikonal_loss: EikonalLoss
 
     @property
+    def differentiates(self) -> bool:
+        """Whether derivatives of the network by x are a part of it."""
+        return self.formulation == "eikonal"
+
+    @property
     def metric(self) -> str:  # type: ignore[override]
         """The key of the scores to rank by: "iou", or "fscore" where an open surface has no inside."""
         return "fscore" if self.solid.field is None else "iou"
@@ -222,9 +227,10 @@ def shape_task(
     solid = load_solid(source)
     if solid.field is None and kind != "eikonal":
         raise ValueError(
-            f"{solid.name} is not watertight (it has holes, or faces that disagree on which side is out), so inside "
-            f'and outside, which kind="{kind}" needs, are not defined. Close it with trimesh\'s mesh.fill_holes(), in '
-            'MeshLab ("Close Holes") or in Blender ("Fill Holes"), or take kind="eikonal", which needs no inside.'
+            f"{solid.name} is not watertight (it has holes, bodies that overlap, or faces that disagree on which side "
+            f'is out), so inside and outside, which kind="{kind}" needs, are not defined. Close it with trimesh\'s '
+            'mesh.fill_holes(), in MeshLab ("Close Holes") or in Blender ("Fill Holes"), unite its bodies (Blender: '
+            '"Boolean", "Union"), or take kind="eikonal", which needs no inside.'
         )
     rng = np.random.default_rng(seed)
     x, y = (_eikonal_points if kind == "eikonal" else _field_points)(solid, kind, points, rng)

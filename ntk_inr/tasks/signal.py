@@ -63,7 +63,8 @@ class SignalTask(SampledTask):
     def reconstruct(self, predict: Callable[[Any], Any]) -> np.ndarray:
         """Return the prediction (n, c) in the signal's own unit."""
         middle, half = self._middle_and_half_span()
-        return (in_batches(predict, self.coordinates, self.signal.shape[1]) * half + middle).astype(np.float32)
+        found = in_batches(predict, self.coordinates, self.signal.shape[1])
+        return found.astype(np.float64) * half + middle
 
     def scores(self, reconstruction: np.ndarray) -> dict[str, float]:
         """Return "psnr" in dB on the training samples, against the span of the signal, and "heldout_psnr"."""
@@ -159,7 +160,7 @@ def signal_task(
         signal = signal[:, None]
     if signal.ndim != 2 or len(signal) < 2:
         raise ValueError(f"{name} has shape {signal.shape}; expected (n,) or (n, c) with at least two samples.")
-    return SignalTask(name, signal.astype(np.float32), training_rows(len(signal), holdout, seed))
+    return SignalTask(name, signal, training_rows(len(signal), holdout, seed))
 
 
 def _load(source: Any, samples: int, frequencies: Sequence[float], seed: int) -> tuple[str, np.ndarray]:

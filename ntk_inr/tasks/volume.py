@@ -118,7 +118,10 @@ class VolumeTask(PointwiseTask):
         return picture_rows(rows)
 
     def save(self, reconstruction: np.ndarray, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write a reconstruction as ``.npy``, or as a ``.gif`` or 8-bit ``.tif`` of as many frames."""
+        """Write a reconstruction as ``.npy``, as an 8-bit ``.tif`` of as many frames, or as a ``.gif``.
+
+        A frame of a GIF lasts a tenth of a second; equal neighbours become one that lasts as long as they do.
+        """
         with new_file(path, (".npy", ".gif", ".tif", ".tiff"), overwrite=overwrite) as written:
             if written.suffix.lower() == ".npy":
                 np.save(written, reconstruction)
@@ -127,7 +130,7 @@ class VolumeTask(PointwiseTask):
                 pixels = np.round(255 * np.clip(seen, 0, 1)).astype(np.uint8)
                 image = require("PIL.Image")
                 frames = [image.fromarray(frame if self.shape[3] == 3 else frame[:, :, 0]) for frame in pixels]
-                frames[0].save(written, save_all=True, append_images=frames[1:])
+                frames[0].save(written, save_all=True, append_images=frames[1:], duration=100)
         return Path(path)
 
     def _fill(self, predict: Callable[[Any], Any], volume: np.ndarray) -> None:

@@ -109,16 +109,22 @@ def _of_folder(folder: Path) -> Stack:
 
 def _of_images(name: str, frames: list[tuple[Path, int]]) -> Stack:
     """Return a stack of (file, frame in it), which must have one shape."""
-    shape = load_frame(*frames[0]).shape
+    first_frame = load_frame(*frames[0], scale=False)
+    shape, dtype = first_frame.shape, first_frame.dtype
 
     @functools.lru_cache(maxsize=1)
     def read(first: int, last: int) -> np.ndarray:
-        images = [load_frame(*frame) for frame in frames[first:last]]
+        images = [load_frame(*frame, scale=False) for frame in frames[first:last]]
         for (path, frame), image in zip(frames[first:last], images, strict=True):
             if image.shape != shape:
                 raise ValueError(
                     f"{path.name} (frame {frame}) has shape {image.shape} but {frames[0][0].name} has {shape}; all "
                     "frames must have the same size and number of channels."
+                )
+            if image.dtype != dtype:
+                raise ValueError(
+                    f"{path.name} (frame {frame}) and {frames[0][0].name} differ in the kind of their numbers, one of "
+                    "8 or 16 bits, the other of 32; save all frames alike."
                 )
         return np.stack(images)
 
@@ -144,6 +150,7 @@ def _checked(stack: Stack) -> Stack:
         unit = (0.0, 2.0 ** (8 * dtype.itemsize) - 1)
     else:
         unit = (low, high - low or 1.0)
+    sha.update(f"{dtype.str}{unit}".encode())
     return dataclasses.replace(stack, unit=unit, digest=sha.hexdigest()[:16])
 
 

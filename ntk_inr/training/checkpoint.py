@@ -47,6 +47,7 @@ class Store:
     def __init__(self, folder: str | os.PathLike[str], keep: int, run: dict[str, Any]) -> None:
         self.folder = Path(folder).absolute()
         self.keep, self.run = keep, run
+        self._damaged: list[int] = []
         if self.folder.exists() and not self.folder.is_dir():
             raise NotADirectoryError(f"checkpoint={str(folder)!r} is a file; expected a folder.")
 
@@ -56,8 +57,8 @@ class Store:
             return []
         return sorted(int(found[1]) for path in self.folder.iterdir() if (found := _STEP.match(path.name)))
 
-    def begin(self, resume: bool, overwrite: bool) -> Saved | None:
-        """Return the newest good checkpoint to go on from, None for a fresh start; clear what may be cleared.
+    def find(self, resume: bool, overwrite: bool) -> Saved | None:
+        """Return the newest good checkpoint to go on from, None for a fresh start; nothing is changed yet.
 
         Raises:
             FileExistsError: the folder has checkpoints that may neither be resumed nor overwritten.
@@ -66,9 +67,7 @@ class Store:
         other = {} if saved is None else saved.meta["run"]
         differing = [name for name in self.run if saved is not None and other.get(name) != self.run[name]]
         if saved is not None and resume and not differing:
-            self._clear(_UNFINISHED)
-            for step in damaged:  # out of the way of the run, which comes by these steps again
-                self._at(step).rename(self.folder / f"damaged_{step}_{os.getpid()}")
+            self._damaged = damaged
             return saved
         if self.steps() and not overwrite:
             why = "checkpoints of this run, and resume=False"
@@ -79,10 +78,15 @@ class Store:
             raise FileExistsError(
                 f"{self.folder} has {why}. Give another folder, or overwrite=True to delete them and begin anew."
             )
-        for step in self.steps():
+        return None
+
+    def clear(self, saved: Saved | None) -> None:
+        """Clear the way for a run that goes on from what :meth:`find` returned."""
+        for step in self._damaged:  # which the run comes by again
+            self._at(step).rename(self.folder / f"damaged_{step}_{os.getpid()}")
+        for step in self.steps() if saved is None else []:
             self._delete(step)
         self._clear(_UNFINISHED)
-        return None
 
     def save(self, step: int, leaves: list[Any], history: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
         """Write a checkpoint, then delete the oldest beyond ``keep``.

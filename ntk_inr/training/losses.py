@@ -103,8 +103,8 @@ def as_loss(loss: str | Callable[[Any, Any], Any], data_range: float = 1.0) -> E
     return ExampleLoss("callable", function=loss)
 
 
-def check_loss(loss: ExampleLoss, outputs: int, x: Array, y: Array) -> None:
-    """Raise where ``loss`` can't compare predictions of ``outputs`` columns with ``y``."""
+def check_loss(loss: ExampleLoss, outputs: int, x: Array, y: Array, name: str = "y") -> None:
+    """Raise where ``loss`` can't compare predictions of ``outputs`` columns with ``y``, called ``name``."""
     if loss.function is not None:
         given = jax.eval_shape(loss.function, jax.ShapeDtypeStruct((len(x), outputs), x.dtype), y)
         if getattr(given, "shape", None) != (len(x),):
@@ -116,10 +116,11 @@ def check_loss(loss: ExampleLoss, outputs: int, x: Array, y: Array) -> None:
         return
     if outputs != y.shape[1]:
         raise ValueError(
-            f"apply gives {outputs} outputs but y has {y.shape[1]} columns; build the network with out={y.shape[1]}."
+            f"apply gives {outputs} outputs but {name} has {y.shape[1]} columns; build the network with "
+            f"out={y.shape[1]}, or give as many columns as it has outputs."
         )
     if loss.name == "bce" and bool(((y < 0) | (y > 1)).any()):
         raise ValueError(
-            f'y lies in [{float(y.min()):g}, {float(y.max()):g}]; loss="bce" expects probabilities in [0, 1] '
+            f'{name} lies in [{float(y.min()):g}, {float(y.max()):g}]; loss="bce" expects probabilities in [0, 1] '
             "(and apply to give logits)."
         )

@@ -149,10 +149,13 @@ def _rate(peak: float, schedule: str, steps: int | None, warmup: int) -> Any:
 
 
 def line_search(opt_state: Any) -> Any:
-    """Return the state of the line search in an optimizer's, where there is one."""
-    leaves = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, _SEARCHES))
-    found = [leaf for leaf in leaves if isinstance(leaf, _SEARCHES) and leaf.grad is not None]
-    return found[0] if found else None
+    """Return the state of the line search that an optimizer ends with, where it does.
+
+    What comes after a line search changes its step, so that the value and gradient that it found are of another place.
+    """
+    while type(opt_state) is tuple and opt_state:  # of optax.chain
+        opt_state = opt_state[-1]
+    return opt_state if isinstance(opt_state, _SEARCHES) and opt_state.grad is not None else None
 
 
 def evaluates_again(opt_state: Any) -> bool:

@@ -44,6 +44,9 @@ class Options:
     mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if isinstance(value := getattr(self, field.name), np.generic):  # which a checkpoint's JSON does not have
+                object.__setattr__(self, field.name, value.item())
         for name in ("steps", "ntk_points", "microbatch", "keep"):
             if getattr(self, name) is not None:
                 _checks.check_positive(getattr(self, name), name, integer=True)

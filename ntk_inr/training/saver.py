@@ -45,7 +45,7 @@ class Saver:
         saved = None
         if options.checkpoint is not None:
             self._store = Store(options.checkpoint, options.keep, _identity(run))
-            saved = self._store.begin(options.resume, options.overwrite)
+            saved = self._store.find(options.resume, options.overwrite)
         if saved is not None:
             state = restore(saved, run.start)
             done, seconds, lines = saved.meta["step"], saved.meta["seconds"], saved.meta["records"]
@@ -54,6 +54,8 @@ class Saver:
         if self._recorder is not None:
             first = run.start
             self._recorder.begin(run.model(first), first.params, run.x, run.y, run.program.loss, options.steps, lines)
+        if self._store is not None:
+            self._store.clear(saved)  # after everything that may refuse the run
         self.save(state, done, seconds, rows)  # before the record's file, which it then belongs to
         if self._recorder is not None:
             self._recorder.open(done)
