@@ -267,7 +267,10 @@ class Tune(_OnATask):
     def _expression(self, settings: Sequence[str]) -> str:
         """Return the Python that loads the task."""
         kind = self.source[0] if len(self.source) == 2 else kind_of(self.source[-1])
-        given = "".join(f", {name}={value!r}" for name, value in _named(settings, "--set", "size=128").items())
+        named = _named(settings, "--set", "size=128")
+        if self.seed and "seed" in TASKS[kind].settings:
+            named.setdefault("seed", self.seed)
+        given = "".join(f", {name}={value!r}" for name, value in named.items())
         return f'ni.load_task("{kind}", {self.source[-1]!r}{given})'
 
     def interrupted(self) -> str:

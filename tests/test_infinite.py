@@ -564,3 +564,19 @@ def test_takes_only_our_network(unchecked):
 def test_what_stax_does_not_have_is_refused_by_name(settings, message):
     with pytest.raises(ValueError, match=message + '.*backend="own"'):
         infinite_kernel(ni.CoordinateMLP(**settings), backend="neural-tangents")
+
+
+@pytest.mark.parametrize(
+    ("start", "name", "value"),
+    [
+        (ni.Gabor(omega=10.0, scale=5.0), "activation.omega", 60.0),
+        (ni.Gabor(omega=10.0, scale=5.0), "activation.scale", 20.0),
+        (ni.Gauss(0.1), "activation.width", 0.02),
+    ],
+)
+def test_series_have_the_terms_that_a_replaced_setting_needs(start, name, value):
+    x = jnp.linspace(-1, 1, 12)[:, None]
+    net = ni.CoordinateMLP(features=64, depth=2, activation=start)
+    expected = ni.infinite_kernel(ni.with_settings(net, {name: value}))(x)
+    found = ni.infinite_kernel(net)(x, hyper={name: value})
+    np.testing.assert_allclose(found.ntk, expected.ntk, atol=1e-5 * float(expected.ntk.max()))

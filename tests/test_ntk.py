@@ -366,3 +366,20 @@ def test_a_callable_without_hash_works(x):
             return x @ params
 
     assert ni.ntk(Model(), jnp.ones((2, 1)), x).shape == (23, 23)
+
+
+def test_a_branch_times_zero_and_a_layer_without_units(x):
+    def scaled(params, x, scale=0.0):
+        return scale * jnp.tanh(x @ params["W"]) @ params["V"] + params["b"]
+
+    for units in (4, 0):
+        params = {"W": jnp.ones((2, units)), "V": jnp.ones((units, 1)), "b": jnp.ones(1)}
+        np.testing.assert_array_equal(ni.ntk(scaled, params, x), 1.0)
+
+
+def test_a_parameter_that_is_a_number(x):
+    def slope(params, x):
+        return params * x[:, :1]
+
+    np.testing.assert_allclose(ni.ntk(slope, 2.0, x, method="jacobian"), ni.ntk(slope, 2.0, x), rtol=1e-6)
+    assert "1" in str(ni.explain(slope, 2.0, x))

@@ -137,3 +137,17 @@ def test_only_real_arrays_are_multiplied(key, x):
         A @ jnp.ones(23, jnp.complex64)
     with pytest.raises(TypeError, match=r"K is NTKOperator.*ni.stochastic_moments"):
         ni.moments(A)
+
+
+def test_outputs_of_another_dtype_than_the_parameters(key):
+    x = jnp.linspace(0.1, 1, 12)[:, None]
+    params = jax.random.normal(key, (1, 8)), jnp.ones((8, 1))
+
+    def mixed(params, x):
+        first, second = (leaf.astype(jnp.bfloat16) for leaf in params)
+        return jnp.tanh(x.astype(jnp.bfloat16) @ first) @ second
+
+    expected = ni.ntk(mixed, params, x) @ jnp.ones(12)
+    found = ni.NTKOperator(mixed, params, x) @ jnp.ones(12)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=0.02)  # 8 bits

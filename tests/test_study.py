@@ -283,6 +283,12 @@ def test_seeds_train_one_by_one_where_memory_is_short(task, study, monkeypatch):
     np.testing.assert_allclose(alone["pe"].arrays["adam_psnr"], study["pe"].arrays["adam_psnr"], rtol=1e-3)
 
 
+def test_nobody_is_fastest_to_what_nobody_reaches(study):
+    said = ni.summarize(study, 300.0).conclusion[0]
+    assert "no variant reached 300 dB" in said
+    assert "fastest" not in said
+
+
 def test_one_variant_and_a_constant_image_still_conclude():
     study = ni.compare(ni.image_task(np.full((4, 4), 0.5), size=None), ["relu"], **{**SMALL, "seeds": 1, "steps": 1})
     assert ni.summarize(study).conclusion[0].startswith("relu has cv")

@@ -17,7 +17,7 @@ from ntk_inr import cli
 from ntk_inr.study import tune as tune_module
 from ntk_inr.study.candidate import TIMES, curves, draw_sample, kernel_in_float64, predict_infinite
 from ntk_inr.study.space import axes_of, parse_values, usual_space
-from ntk_inr.study.tune import _section
+from ntk_inr.study.tune import _section, _spaces
 from ntk_inr.study.tuning import Candidate, Tuning
 from tests.conftest import types_unchecked
 
@@ -368,3 +368,43 @@ def test_the_command(capsys, tmp_path, monkeypatch):
     assert "neither a range" in capsys.readouterr().err
     assert cli.run(["fit", "signal", "chirp", "--network", "omgea=3"]) == 2
     assert "Did you mean" in capsys.readouterr().err
+
+
+def test_axes_keep_their_ends_and_know_real_numbers_written_whole():
+    whole = ni.CoordinateMLP(16, 2, activation=ni.Sine(omega=30))
+    assert usual_space(whole) == {"activation.omega": (3.75, 120.0)}
+    assert axes_of(whole, {"omega": (0.5, 60.0)}, 3)[0].grid == (0.5, 5.477, 60.0)
+    narrow = axes_of(whole, {"omega": (30.001, 30.009)}, 4)[0].grid
+    assert (narrow[0], narrow[-1], len(set(narrow))) == (30.001, 30.009, 4)
+    assert 100.1 < _section({100.1: 1.0, 100.6: 0.0, 101.1: 0.0}, False, True) < 100.6
+    with pytest.raises(ValueError, match="in it already"):
+        axes_of(ni.variant("rff"), {"scale": [1.0], "sigma": [2.0]}, 3)
+
+
+def test_a_setting_of_some_networks_is_theirs_and_mistakes_show():
+    networks = {name: ni.variant(name) for name in ("gauss", "siren")}
+    axes = _spaces(networks, {"width": (0.01, 1.0)}, 3)
+    assert {name: [axis.name for axis in found] for name, found in axes.items()} == {
+        "gauss": ["activation.width"], "siren": [],
+    }  # fmt: skip
+    for space, message in ({"width": (1.0, 0.01)}, "reversed"), ({"nope": (1, 2)}, "unknown setting"):
+        with pytest.raises(ValueError, match=message):
+            _spaces(networks, space, 3)
+
+
+def test_another_network_of_the_same_name_is_not_resumed(chirp, tmp_path):
+    first, other = (ni.CoordinateMLP(features=8, depth=1, activation=name) for name in ("relu", "sine"))
+    ni.tune(chirp, first, {"features": [8]}, refine=0, out=tmp_path / "tune", **SMALL)
+    for network, space in (other, {"features": [8]}), (first, {"depth": [1]}):
+        with pytest.raises(ValueError, match="resume with"):
+            ni.tune(chirp, network, space, refine=0, out=tmp_path / "tune", resume=True, **SMALL)
+    small = {"steps": 2, "seeds": 1}
+    ni.compare(chirp, {"mine": first}, out=tmp_path / "study", **small)
+    with pytest.raises(ValueError, match="mine was"):
+        ni.compare(chirp, {"mine": other}, out=tmp_path / "study", resume=True, **small)
+
+
+def test_failures_rank_last_even_behind_what_never_gets_there(found):
+    never, failed = Candidate("rff", {}, score=[-np.inf]), Candidate("rff", {}, failure="no")
+    ranked = Tuning(found.task, found.settings, found.environment, [failed, never]).ranked
+    assert ranked == [never, failed]

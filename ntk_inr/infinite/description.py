@@ -89,11 +89,13 @@ class Description:
         net: the network.
         constants: its variables, or their "constants", or None.
         order: nodes of Gauss-Hermite.
+        counted: settings that the terms of a Fourier series are counted for, where they are not the network's own.
     """
 
     net: CoordinateMLP
     constants: Mapping[str, Any] | None
     order: int
+    counted: tuple[tuple[str, float], ...] = ()
 
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
@@ -113,6 +115,22 @@ class Description:
             for field in dataclasses.fields(part)
             if "float" in str(field.type) and getattr(part, field.name) is not None
         ]
+
+    def counting(self, hyper: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+        """Return what the terms of a Fourier series have to be counted for where ``hyper`` replaces settings.
+
+        Of a traced value, whose size is not known, it is half or double of the network's own.
+        """
+        if not isinstance(self.dual(self.parts), Wavelet):
+            return ()
+        found = []
+        for name in ("activation.omega", "activation.scale", "activation.width"):
+            if name in hyper and isinstance(hyper[name], jax.core.Tracer):
+                factor = 0.5 if name.endswith("width") else 2.0
+                found.append((name, factor * getattr(self.parts["activation"], name.partition(".")[2])))
+            elif name in hyper:
+                found.append((name, float(hyper[name])))
+        return tuple(found)
 
     def replaced(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
         """Return the parts with settings replaced; traced ones can't pass the checks that their classes make."""
@@ -176,7 +194,7 @@ class Description:
 
         ``pre``: they are normalised.
         """
-        dual = self.dual(self.parts)
+        dual = self.dual(self.replaced(dict(self.counted)))
         assert isinstance(dual, Wavelet)
         widths = min((3 * layer.fan_in) ** 0.5, 7.0) if layer.weights == "uniform" else 7.0
         reach = widths * (1.0 if pre else layer.gain**0.5) + (layer.uniform or 0.0) + 7 * layer.bias**0.5

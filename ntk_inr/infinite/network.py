@@ -76,7 +76,8 @@ def infinite_kernel(
 
     Returns:
         ``kernel(x1, x2=None, hyper=None)`` for x1 (n1, d) and x2 (n2, d), None for x1. ``hyper`` replaces real settings
-        of the network's parts by name, as numbers or traced scalars: ``{"activation.omega": 30.0}``.
+        of the network's parts by name, as numbers or traced scalars: ``{"activation.omega": 30.0}``. Under uniform
+        weights traced ones of Gauss and Gabor have the accuracy above up to twice the network's own omega and scale.
 
     Raises:
         TypeError: ``net`` is none of these.
@@ -118,7 +119,7 @@ def infinite_kernel(
         description = Description(net, constants, order)
         description.check()
         names = description.hyper if own else []
-        forward = jax.jit(functools.partial(_forward, description)) if own else stax.kernel(description)
+        forward = _jitted(description) if own else stax.kernel(description)
 
     def kernel(x1: Any, x2: Any = None, hyper: Mapping[str, Any] | None = None) -> InfiniteKernel:
         """Return the kernels at coordinates x1 (n1, d) and x2 (n2, d), None for x1."""
@@ -137,6 +138,17 @@ def infinite_kernel(
         return InfiniteKernel(*forward(x1, x2, hyper))
 
     return kernel
+
+
+def _jitted(description: Description) -> Callable[..., tuple[Array, ...]]:
+    @functools.lru_cache(maxsize=64)
+    def compiled(counted: tuple[tuple[str, float], ...]) -> Callable[..., tuple[Array, ...]]:
+        return jax.jit(functools.partial(_forward, dataclasses.replace(description, counted=counted)))
+
+    def forward(x1: Array, x2: Array | None, hyper: Mapping[str, Array]) -> tuple[Array, ...]:
+        return compiled(description.counting(hyper))(x1, x2, hyper)
+
+    return forward
 
 
 def _forward(given: Description, x1: Array, x2: Array | None, hyper: Mapping[str, Array]) -> tuple[Array, ...]:

@@ -136,6 +136,13 @@ def ntk(
     if method == "neural-tangents":
         return _kept(_neural_tangents.ntk(apply, params, x1, x2, outputs), out)
     stored = math.prod(shape) * dtype.itemsize if isinstance(out, str) else 0
+    if not on_device and stored and memory_limit is None and jax.default_backend() != "cpu":
+        # The kernel is the host's to hold, its tiles the device's.
+        _checks.refuse_if(
+            stored > (left := memory.available_on_host()),
+            f"the kernel has {describe(stored)} and the host has {describe(left)} left; pass out=np.memmap(...).",
+        )
+        stored = 0
     if method == "structured":
         trace = memory.traced(model, params, outputs)
         cut = memory.cut(trace, shape[0], shape[1], outputs, stored=stored, limit=memory_limit, block=block)
@@ -157,7 +164,7 @@ def ntk(
 
 def jacobian_rows(params: Any, c: int, itemsize: int, stored: int = 0, limit: int | None = None) -> int:
     """Return how many examples' Jacobians fit twice, or say what the least is."""
-    each = 2 * c * itemsize * sum(leaf.size for leaf in jax.tree.leaves(params))
+    each = 2 * c * itemsize * sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
     if limit is None:
         return max(1, _JACOBIAN_BYTES // each)
     if limit < stored + each:

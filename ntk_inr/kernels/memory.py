@@ -51,7 +51,12 @@ def available() -> int:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-    import psutil  # which accelerators don't need
+    return available_on_host()
+
+
+def available_on_host() -> int:
+    """Return the bytes that the system calls available."""
+    import psutil  # which accelerators seldom need
 
     return int(psutil.virtual_memory().available)
 

@@ -165,8 +165,8 @@ def _matmul(operator: NTKOperator, v: Array) -> Array:
 
         def pull(total: Any, batch: tuple[Array, Array]) -> tuple[Any, None]:
             x_b, cotangent_b = batch
-            _, pullback = jax.vjp(lambda p: operator.apply(p, x_b), operator.params)
-            return jax.tree.map(jnp.add, total, pullback(cotangent_b)[0]), None
+            out, pullback = jax.vjp(lambda p: operator.apply(p, x_b), operator.params)
+            return jax.tree.map(jnp.add, total, pullback(cotangent_b.astype(out.dtype))[0]), None
 
         zero = jax.tree.map(jnp.zeros_like, operator.params)
         gradient, _ = lax.scan(pull, zero, (x, operator.cotangents(cotangent)))
@@ -174,7 +174,7 @@ def _matmul(operator: NTKOperator, v: Array) -> Array:
         def push(x_b: Array) -> Array:
             # The transpose of the pullback, as forward mode would refuse functions with rules for backward mode only.
             out, pullback = jax.vjp(lambda p: operator.apply(p, x_b), operator.params)
-            return jax.linear_transpose(pullback, out)((gradient,))[0]
+            return jax.linear_transpose(pullback, out)((gradient,))[0].astype(operator.dtype)
 
         return lax.map(push, x).reshape(-1, c)[:n]
 

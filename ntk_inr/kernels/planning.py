@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from ntk_inr import _checks
 from ntk_inr.kernels import memory
@@ -141,13 +142,13 @@ def explain(
     plans = []
     for (_, leaf), name, how in zip(leaves, names, trace.sites.handling, strict=True):
         why = how.why if how.carrier is None else f"{how.why} {names[how.carrier]}"
-        plans.append(LeafPlan(name, tuple(leaf.shape), how.kind, why, how.flops, how.floats))
+        plans.append(LeafPlan(name, jnp.shape(leaf), how.kind, why, how.flops, how.floats))
     if x2 is None:
         blocks = -(-n1 // cut.block)
         pairs = blocks * (blocks + 1) // 2 * cut.block**2
     else:
         pairs = n1 * n2
-    size = sum(leaf.size for _, leaf in leaves)
+    size = sum(jnp.size(leaf) for _, leaf in leaves)
     rows = min(jacobian_rows(params, c, itemsize), max(n1, n2))
     backward = c * c if outputs == "full" else c
     costs = [

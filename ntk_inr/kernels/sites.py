@@ -254,7 +254,7 @@ def _grouped(program: Program, leaf: int, ends: list[_End], size: int) -> tuple[
         else:
             groups.append((index, [site]))
     hits = sum(np.bincount(index.ravel(), minlength=size) for index, _ in groups)
-    if np.max(hits) > 1:
+    if np.max(hits, initial=0) > 1:
         return [], "its uses overlap in different arrangements"
     tokens = [sum(site.tokens for site in sites) for _, sites in groups]
     return [Group(leaf, sites, np.zeros((t, t))) for (_, sites), t in zip(groups, tokens, strict=True)], ""
@@ -309,7 +309,7 @@ def _bases(program: Program, groups: Sequence[Group]) -> dict[Name, _Base]:
             value, index, scale = site.delta, np.arange(math.prod(shape)).reshape(shape), 1.0
             while isinstance(value, Name) and value in program.producer:
                 steps = _steps(program, value, index)
-                if steps is None or len(steps) != 1 or steps[0][1].size != index.size or steps[0][3]:
+                if steps is None or len(steps) != 1 or steps[0][1].size != index.size or steps[0][3] or not steps[0][2]:
                     break
                 value, index, scale = steps[0][0], steps[0][1], scale * steps[0][2]
             if isinstance(value, Name):
@@ -341,7 +341,7 @@ def _carry(bases: dict[Name, _Base], ends: Sequence[_End], size: int) -> list[Gr
         else:
             classes.append((places[:, 0], base.group, weights))
     hits = sum(np.bincount(index.ravel(), minlength=size) for index, _, _ in classes)
-    if not classes or np.max(hits) > 1:
+    if not classes or np.max(hits, initial=0) > 1:
         return []
     for _, group, weights in classes:
         group.offset += np.outer(weights, weights)

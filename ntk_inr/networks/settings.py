@@ -46,10 +46,8 @@ def setting_name(net: nn.Module, name: str) -> str:
         ValueError: no setting of that name, or several.
     """
     known = settings_of(net)
-    for wanted in (name, _ALIASES.get(name, name)):
-        ends = [path for path in known if path == wanted] or [
-            path for path in known if path.rpartition(".")[2] == wanted
-        ]
+    for alias in (False, True):
+        ends = names_like(net, name, alias=alias)
         if len(ends) > 1:
             raise ValueError(f"setting {name!r} is ambiguous; write {' or '.join(ends)}.")
         if ends:
@@ -57,6 +55,20 @@ def setting_name(net: nn.Module, name: str) -> str:
     short = [path.rpartition(".")[2] for path in known if "." in path]
     _checks.check_choice(name, dict.fromkeys([*known, *short]), f"setting of {type(net).__name__}")
     raise AssertionError
+
+
+def names_like(net: nn.Module, name: str, *, alias: bool) -> list[str]:
+    """Return the full names that ``name``, or what it is an ``alias`` of, may stand for."""
+    known = settings_of(net)
+    wanted = _ALIASES.get(name, name) if alias else name
+    return [wanted] if wanted in known else [path for path in known if path.rpartition(".")[2] == wanted]
+
+
+def takes_floats(net: nn.Module, name: str) -> bool:
+    """Return whether a setting, by its full name, is a real number, even where it is a whole one now."""
+    part, _, field = name.rpartition(".")
+    fields = dataclasses.fields(_parts(net)[part] if part else net)
+    return any(entry.name == field and "float" in str(entry.type) for entry in fields)
 
 
 def with_settings(net: nn.Module, values: Mapping[str, Any]) -> nn.Module:

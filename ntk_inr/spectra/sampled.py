@@ -185,8 +185,10 @@ def sampled_moments(
             progress(done, most)
         if done >= (submatrices or _LEAST_SUBMATRICES):
             estimate = _estimate(n, size, found)
-            wide = max(estimate.mean_stderr / estimate.mean, estimate.variance_stderr / estimate.variance)
-            if submatrices is None and wide <= rtol:
+            sure = estimate.mean_stderr <= rtol * abs(estimate.mean) and estimate.variance_stderr <= rtol * abs(
+                estimate.variance
+            )
+            if submatrices is None and sure:
                 break
     return estimate
 

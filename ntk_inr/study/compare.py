@@ -116,7 +116,7 @@ def compare(
     if out is not None:
         folder = record.prepare_folder(out, overwrite=overwrite, resume=resume)
         if resume and (folder / record.RESULTS).exists():
-            study.variants = _resumed(folder, study)
+            study.variants = _resumed(folder, study, networks)
     report = progress or (lambda what, done, total: None)
 
     finished = {result.name for result in study.variants}
@@ -362,11 +362,13 @@ def describe_task(task: Task) -> dict[str, Any]:
     }
 
 
-def _resumed(folder: Path, wanted: Study) -> list[VariantResult]:
+def _resumed(folder: Path, wanted: Study, networks: Mapping[str, nn.Module]) -> list[VariantResult]:
     """Return the variants that are done already, or say why the folder holds another study."""
     found = record.load(folder)
     asked = {**wanted.settings, "task or choice of rows": wanted.task["digest"]}
     kept = {**found.settings, "task or choice of rows": found.task["digest"]}
+    asked |= {result.name: describe(networks[result.name]) for result in found.variants if result.name in networks}
+    kept |= {result.name: result.network for result in found.variants}
     differ = [f"{key} was {kept.get(key)!r}, now {asked[key]!r}" for key in asked if kept.get(key) != asked[key]]
     if differ:
         raise ValueError(

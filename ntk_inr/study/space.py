@@ -11,7 +11,7 @@ import flax.linen as nn
 import numpy as np
 
 from ntk_inr import _checks
-from ntk_inr.networks.settings import setting_name, settings_of, with_settings
+from ntk_inr.networks.settings import setting_name, settings_of, takes_floats, with_settings
 
 # Ranges to look in where none is given, by the end of a setting's name; times its own value for those that scale.
 _USUAL: dict[str, tuple[Any, Any]] = {
@@ -62,10 +62,12 @@ def axes_of(net: nn.Module, space: Mapping[str, Any] | None, points: int) -> lis
     """
     if space is None:
         space = usual_space(net)
-    axes = []
+    axes: list[Axis] = []
     for given, values in space.items():
         name = setting_name(net, given)
-        axis = _axis(given, name, values, settings_of(net)[name], points)
+        axis = _axis(given, name, values, not takes_floats(net, name), points)
+        if name in [known.name for known in axes]:
+            raise ValueError(f"space[{given!r}] is {name}, which is in it already; name each setting once.")
         for value in (axis.grid[0], axis.grid[-1]):
             with_settings(net, {name: value})
         axes.append(axis)
@@ -86,7 +88,7 @@ def usual_space(net: nn.Module) -> dict[str, tuple[Any, Any]]:
             continue
         if name in _ABSOLUTE:
             return {name: (low, high)}
-        if isinstance(known[name], int):
+        if not takes_floats(net, name):
             most = net.features if name == "sparsity.k" else math.inf
             return {name: (max(1, round(low * known[name])), min(most, round(high * known[name])))}
         return {name: (low * known[name], high * known[name])}
@@ -120,10 +122,9 @@ def _number(text: str) -> int | float:
         return float(text)
 
 
-def _axis(given: str, name: str, values: Any, present: Any, points: int) -> Axis:
+def _axis(given: str, name: str, values: Any, whole: bool, points: int) -> Axis:
     if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
         raise TypeError(f"space[{given!r}] is {values!r}; expected a range (low, high) or a list of values.")
-    whole = isinstance(present, int)
     numbers = [_of_kind(given, value, whole) for value in values]
     if not isinstance(values, tuple):
         if not numbers:
@@ -140,7 +141,17 @@ def _axis(given: str, name: str, values: Any, present: Any, points: int) -> Axis
         dense = range(int(low), int(high) + 1)
         grid = tuple(dense) if len(dense) <= points else tuple(sorted({round(value) for value in spaced}))
         return Axis(name, grid, continuous=len(grid) < len(dense))
-    return Axis(name, tuple(float(f"{value:.4g}") for value in spaced), continuous=True)
+    inner = [between(value, low, high, digits=4) for value in spaced[1:-1]]
+    return Axis(name, (float(low), *sorted(set(inner) - {low, high}), float(high)), continuous=True)
+
+
+def between(value: float, low: float, high: float, digits: int = 3) -> float:
+    """Return a number between two others, in as few digits, from so many on, as keep it there."""
+    for count in range(digits, 17):
+        short = float(f"{value:.{count}g}")
+        if low < short < high and abs(short - value) < (high - low) / 100:
+            return short
+    return float(value)
 
 
 def _of_kind(given: str, value: Any, whole: bool) -> int | float:

@@ -17,6 +17,7 @@ _SCORES = {
     "heldout_psnr": ("held-out PSNR", "max", "PSNR in dB on the rows held out"),
     "snr": ("SNR", "max", "signal to noise ratio in dB of the reconstruction"),
     "iou": ("IoU", "max", "volume of the intersection over that of the union"),
+    "relative_l2": ("relative error", "min", "distance to the solution over its size"),
     "chamfer": ("Chamfer", "min", "mean distance between the surfaces, squared or not as the task says"),
 }
 
@@ -316,13 +317,16 @@ def _conclude(study: Study, summary: Summary) -> list[str]:
 def _winner(study: Study, summary: Summary, names: list[str]) -> tuple[str, str]:
     """Return the variant that did best with Adam, and the words for it."""
     rows = summary.rows
+    none = ""
     if math.isfinite(summary.target_psnr):
         best = min(names, key=lambda name: rows[name]["steps_to_target"].mean)
-        steps = rows[best]["steps_to_target"].text
-        return best, f"fastest with Adam to {summary.target_psnr:g} dB is {best} ({steps} steps)"
+        if math.isfinite(rows[best]["steps_to_target"].mean):
+            steps = rows[best]["steps_to_target"].text
+            return best, f"fastest with Adam to {summary.target_psnr:g} dB is {best} ({steps} steps)"
+        none = f"no variant reached {summary.target_psnr:g} dB with Adam in every seed; "
     column = score_column(f"score_{study.task['metric']}")
-    best = max(names, key=lambda name: rows[name][column.key].mean)
-    return best, f"best {column.title} with Adam has {best} ({rows[best][column.key].text})"
+    best = (min if column.best == "min" else max)(names, key=lambda name: rows[name][column.key].mean)
+    return best, f"{none}best {column.title} with Adam has {best} ({rows[best][column.key].text})"
 
 
 def _prediction_gaps(study: Study, summary: Summary, names: list[str]) -> list[str]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ntk_inr import _checks
 from ntk_inr.kernels.adapters import init
-from ntk_inr.networks.settings import with_settings
+from ntk_inr.networks.settings import names_like, with_settings
 from ntk_inr.networks.variants import variant as named_variant
 from ntk_inr.study import record
 from ntk_inr.study.candidate import (
@@ -31,9 +31,9 @@ from ntk_inr.study.candidate import (
     predict_infinite,
     stable_rate,
 )
-from ntk_inr.study.compare import check_derivatives, describe_task
+from ntk_inr.study.compare import check_derivatives, describe, describe_task
 from ntk_inr.study.environment import environment
-from ntk_inr.study.space import Axis, axes_of
+from ntk_inr.study.space import Axis, axes_of, between
 from ntk_inr.study.tuning import OBJECTIVES, Candidate, Objective, Tuning, read, write
 from ntk_inr.tasks.interface import Task
 from ntk_inr.training.curves import psnr
@@ -163,13 +163,14 @@ def tune(
         "objective": objective, "steps": steps, "target_psnr": target_psnr, "features": features, "depth": depth,
         "optimizer": optimizer, "learning_rate": learning_rate, "sample": size, "repeats": repeats, "pilot": pilot,
         "infinite": infinite, "seed": seed, "adam_factor": ADAM_FACTOR,
+        "networks": {name: describe(net) for name, net in networks.items()},
     }  # fmt: skip
     found = Tuning(describe_task(task), asked, environment(), [])
     folder = None
     if out is not None:
         folder = record.prepare_folder(out, overwrite=overwrite, resume=resume)
         if resume and (folder / record.RESULTS).exists():
-            found.candidates = _resumed(folder, found)
+            found.candidates = _resumed(folder, found, spaces)
     samples = [draw_sample(task, size, share, seed + repeat) for repeat in range(repeats)]
     search = _Search(task, networks, samples, found, folder)
     plan = [
@@ -211,15 +212,15 @@ def _spaces(networks: dict[str, nn.Module], space: Mapping[str, Any] | None, poi
         return {name: axes_of(net, space, points) for name, net in networks.items()}
     spaces: dict[str, list[Axis]] = {name: [] for name in networks}
     for setting, values in space.items():
-        refused = []
-        for name, net in networks.items():
-            try:
-                spaces[name] += axes_of(net, {setting: values}, points)
-            except ValueError as error:
-                refused.append(error)
-        if len(refused) == len(networks):
-            raise refused[0]
+        # "width" is what a Gauss has, and another word for features only where no network has it.
+        having = next((found for alias in (False, True) if (found := _having(networks, setting, alias))), networks)
+        for name, net in having.items():
+            spaces[name] += axes_of(net, {setting: values}, points)
     return spaces
+
+
+def _having(networks: dict[str, nn.Module], setting: str, alias: bool) -> dict[str, nn.Module]:
+    return {name: net for name, net in networks.items() if names_like(net, setting, alias=alias)}
 
 
 def _checked_sample(task: Task, sample: int | None, share: float) -> int:
@@ -246,7 +247,7 @@ def _checked_sample(task: Task, sample: int | None, share: float) -> int:
     return size
 
 
-def _resumed(folder: Path, asked: Tuning) -> list[Candidate]:
+def _resumed(folder: Path, asked: Tuning, spaces: dict[str, list[Axis]]) -> list[Candidate]:
     """Return the candidates of an earlier search, which was for the same."""
     earlier = read(folder)
     for what, old, new in (
@@ -259,6 +260,12 @@ def _resumed(folder: Path, asked: Tuning) -> list[Candidate]:
             raise ValueError(
                 f"the search in {str(folder)!r} has {what} {name}={old.get(name)!r}, this one {new[name]!r}; "
                 "resume with what it was begun with, or choose another folder."
+            )
+    for candidate in earlier.candidates:
+        if set(candidate.settings) != {axis.name for axis in spaces[candidate.variant]}:
+            raise ValueError(
+                f"the search in {str(folder)!r} varied {', '.join(candidate.settings) or 'nothing'} of "
+                f"{candidate.variant}; resume with the settings that it was begun with, or choose another folder."
             )
     return earlier.candidates
 
@@ -293,7 +300,10 @@ class _Search:
         """Add one prediction to a candidate."""
         asked, net = self.found.settings, self.networks[candidate.variant]
         if asked["infinite"]:
-            curves = predict_infinite(with_settings(net, candidate.settings), sample, int(jax.random.bits(key)))
+            try:
+                curves = predict_infinite(with_settings(net, candidate.settings), sample, int(jax.random.bits(key)))
+            except TypeError as error:  # of a network that has no description to read its limit from
+                raise ValueError(str(error)) from error
         else:
             apply, params = init(net, key, jnp.asarray(sample.x), settings=candidate.settings)
             observed = self.task.observe(apply)
@@ -389,7 +399,7 @@ def _section(along: dict[Any, float], whole: bool, logarithmic: bool) -> Any:
     sides = [scale[0](values[i]) for i in (place - 1, place + 1) if 0 <= i < len(values)]
     for side in sorted(sides, key=lambda side: -abs(side - best)):
         new = scale[1](best + _GOLDEN * (side - best))
-        new = round(new) if whole else float(f"{new:.3g}")
+        new = round(new) if whole else between(new, *sorted((values[place], scale[1](side))))
         if new not in along:
             return new
     return None

@@ -101,7 +101,7 @@ class Tuning:
     @property
     def ranked(self) -> list[Candidate]:
         """The candidates, best first; failures are last."""
-        return sorted(self.candidates, key=lambda candidate: -candidate.mean)
+        return sorted(self.candidates, key=lambda candidate: (bool(candidate.failure), -candidate.mean))
 
     @property
     def best(self) -> Candidate:
@@ -219,6 +219,7 @@ class Tuning:
         asked, best = self.settings, self.best
         size = {name: asked[name] for name in ("features", "depth") if name not in best.settings}
         given = "".join(f", {name}={value}" for name, value in size.items())
+        seed = f", seed={asked['seed']}" if asked["seed"] else ""
         return "\n".join(
             [
                 "import ntk_inr as ni",
@@ -226,7 +227,7 @@ class Tuning:
                 f'net = ni.variant("{best.variant}", out=task.channels{given})',
                 f"net = ni.with_settings(net, {best.settings!r})",
                 f'found = ni.fit_task(task, net, steps={asked["steps"]}, optimizer="{asked["optimizer"]}", '
-                f"learning_rate={self.learning_rate(best):.3g})",
+                f"learning_rate={self.learning_rate(best):.3g}{seed})",
                 "print(found.scores)",
             ]
         )
