@@ -219,7 +219,7 @@ def test_other_runs_are_refused_and_left_as_they_are(problem, tmp_path):
     assert (folder / "notes.txt").read_text() == "mine"
 
 
-def test_numbers_of_numpy_are_kept_too(problem, tmp_path):
+def test_numbers_of_numpy_are_kept_too(problem, tmp_path, unchecked):
     numbers = {"steps": np.int64(12), "data_range": np.float32(1.0)}
     same(bits(finished(problem, tmp_path / "run", **numbers)), bits(finished(problem, tmp_path / "run")))
 

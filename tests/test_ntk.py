@@ -370,7 +370,7 @@ def test_a_callable_without_hash_works(x):
 
 def test_a_branch_times_zero_and_a_layer_without_units(x):
     def scaled(params, x, scale=0.0):
-        return scale * jnp.tanh(x @ params["W"]) @ params["V"] + params["b"]
+        return scale * jnp.tanh(x @ params["W"]) @ params["V"] + params["b"][None, :]
 
     for units in (4, 0):
         params = {"W": jnp.ones((2, units)), "V": jnp.ones((units, 1)), "b": jnp.ones(1)}
