@@ -147,8 +147,8 @@ class WeightNorm:
     r"""Each unit's weights as a trained length times a trained direction, :math:`w = g\,v/\lVert v\rVert`.
 
     At initialisation g is the length of v, so that the function and its kernel are those of the plain network:
-    :math:`\partial w` by g and v together is the identity there. They part as training changes the length of v. v has
-    the shape (fan_in, fan_out) of the layer's weights, g has (fan_out,).
+    the derivatives of w by g and v together have :math:`JJ^\top = I` there. They part as training changes the length
+    of v. v has the shape (fan_in, fan_out) of the layer's weights, g has (fan_out,).
 
     Example:
         >>> import jax, jax.numpy as jnp, ntk_inr as ni
