@@ -331,7 +331,7 @@ def read(folder: str | Path) -> Tuning:
 
     Example:
         >>> import tempfile, ntk_inr as ni
-        >>> task = ni.signal_task("chirp", samples=32)
+        >>> task = ni.signal_task("chirp", samples=64)
         >>> tuned = ni.tune(task, "rff", {"scale": [1.0, 4.0]}, features=16, depth=1, refine=0, repeats=2)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = tuned.save(folder)
