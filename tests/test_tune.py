@@ -16,8 +16,8 @@ import ntk_inr as ni
 from ntk_inr import cli
 from ntk_inr.study import tune as tune_module
 from ntk_inr.study.candidate import TIMES, curves, draw_sample, kernel_in_float64, predict_infinite
-from ntk_inr.study.space import axes_of, parse_values, usual_space
-from ntk_inr.study.tune import _section, _spaces
+from ntk_inr.study.space import axes_of, parse_values, spaces_of, usual_space
+from ntk_inr.study.tune import _section
 from ntk_inr.study.tuning import Candidate, Tuning
 from tests.conftest import types_unchecked
 
@@ -383,13 +383,13 @@ def test_axes_keep_their_ends_and_know_real_numbers_written_whole():
 
 def test_a_setting_of_some_networks_is_theirs_and_mistakes_show():
     networks = {name: ni.variant(name) for name in ("gauss", "siren")}
-    axes = _spaces(networks, {"width": (0.01, 1.0)}, 3)
+    axes = spaces_of(networks, {"width": (0.01, 1.0)}, 3)
     assert {name: [axis.name for axis in found] for name, found in axes.items()} == {
         "gauss": ["activation.width"], "siren": [],
     }  # fmt: skip
     for space, message in ({"width": (1.0, 0.01)}, "reversed"), ({"nope": (1, 2)}, "unknown setting"):
         with pytest.raises(ValueError, match=message):
-            _spaces(networks, space, 3)
+            spaces_of(networks, space, 3)
 
 
 def test_another_network_of_the_same_name_is_not_resumed(chirp, tmp_path):

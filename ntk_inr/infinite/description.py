@@ -123,14 +123,14 @@ class Description:
         """
         if not isinstance(self.dual(self.parts), Wavelet):
             return ()
-        found = []
-        for name in ("activation.omega", "activation.scale", "activation.width"):
-            if name in hyper and isinstance(hyper[name], jax.core.Tracer):
-                factor = 0.5 if name.endswith("width") else 2.0
-                found.append((name, factor * getattr(self.parts["activation"], name.partition(".")[2])))
-            elif name in hyper:
-                found.append((name, float(hyper[name])))
-        return tuple(found)
+        found = {}
+        for field, headroom in (("omega", 2.0), ("scale", 2.0), ("width", 0.5)):
+            value = hyper.get(f"activation.{field}")
+            if isinstance(value, jax.core.Tracer):
+                value = headroom * getattr(self.parts["activation"], field)
+            if value is not None:
+                found[f"activation.{field}"] = float(value)
+        return tuple(found.items())
 
     def replaced(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
         """Return the parts with settings replaced; traced ones can't pass the checks that their classes make."""

@@ -263,20 +263,27 @@ def init(net: nn.Module, key: Array, x: Any, *, settings: Mapping[str, Any] | No
             "ni.CoordinateMLP(...)."
         )
     x = _checks.as_coordinates(x)[:1]
-    values = settings or {}
+    if settings:
+        return _settled(net, settings, key, x)
+    try:
+        variables = _drawn(_Static(_init_linen, (net,)), {}, key, x)
+    except jax.errors.JAXTypeError:  # of a module that looks at values, which a trace does not have
+        variables = net.init(key, x)
+    return split((net, variables))
+
+
+def _settled(net: nn.Module, settings: Mapping[str, Any], key: Array, x: Array) -> tuple[Partial, Any]:
+    """Return what :func:`init` does, with the real settings as arrays where they can be."""
+    settled = with_settings(net, settings)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    real = {name: jnp.asarray(value, dtype) for name, value in values.items() if isinstance(value, float)}
-    shared = with_settings(net, {name: value for name, value in values.items() if name not in real})
-    settled = with_settings(net, values)
-    variables = None
-    with contextlib.suppress(TypeError):  # of a module that looks at values, which a trace does not have
-        variables = _drawn(_Static(_init_linen, (shared,)), real, key, x)
-    if variables is None:
-        real, variables = {}, settled.init(key, x)
-    apply, params = split((settled, variables))
-    if real and training_call(apply) is None:
-        apply = Partial(_Static(_call_settled, (shared,)), (real, *apply.args))
-    return apply, params
+    real = {name: jnp.asarray(value, dtype) for name, value in settings.items() if isinstance(value, float)}
+    if real:
+        shared = with_settings(net, {name: value for name, value in settings.items() if name not in real})
+        with contextlib.suppress(TypeError):  # of a setting that has to be a number, as JAX's own errors say too
+            apply, params = split((settled, _drawn(_Static(_init_linen, (shared,)), real, key, x)))
+            if training_call(apply) is None:
+                return Partial(_Static(_call_settled, (shared,)), (real, *apply.args)), params
+    return init(settled, key, x)
 
 
 def _init_linen(module: nn.Module, settings: Mapping[str, Any], key: Array, x: Array) -> Any:

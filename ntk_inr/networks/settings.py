@@ -34,7 +34,7 @@ def settings_of(net: nn.Module) -> dict[str, Any]:
         {'features': 64, 'depth': 4, 'activation.omega': 30.0, 'activation.phase': 0.0}
     """
     found = dict(_numbers(net))
-    for name, part in _parts(net).items():
+    for name, part in parts_of(net).items():
         found |= {f"{name}.{key}": value for key, value in _numbers(part).items()}
     return found
 
@@ -45,13 +45,13 @@ def setting_name(net: nn.Module, name: str) -> str:
     Raises:
         ValueError: no setting of that name, or several.
     """
-    known = settings_of(net)
     for alias in (False, True):
         ends = names_like(net, name, alias=alias)
         if len(ends) > 1:
             raise ValueError(f"setting {name!r} is ambiguous; write {' or '.join(ends)}.")
         if ends:
             return ends[0]
+    known = settings_of(net)
     short = [path.rpartition(".")[2] for path in known if "." in path]
     _checks.check_choice(name, dict.fromkeys([*known, *short]), f"setting of {type(net).__name__}")
     raise AssertionError
@@ -67,7 +67,7 @@ def names_like(net: nn.Module, name: str, *, alias: bool) -> list[str]:
 def takes_floats(net: nn.Module, name: str) -> bool:
     """Return whether a setting, by its full name, is a real number, even where it is a whole one now."""
     part, _, field = name.rpartition(".")
-    fields = dataclasses.fields(_parts(net)[part] if part else net)
+    fields = dataclasses.fields(parts_of(net)[part] if part else net)
     return any(entry.name == field and "float" in str(entry.type) for entry in fields)
 
 
@@ -98,14 +98,14 @@ def with_settings(net: nn.Module, values: Mapping[str, Any]) -> nn.Module:
     for name, value in values.items():
         part, _, field = setting_name(net, name).rpartition(".")
         (of_parts.setdefault(part, {}) if part else own)[field] = value
-    parts = _parts(net)
+    parts = parts_of(net)
     for name, changed in of_parts.items():
         part = parts[name]
         own[name] = part.clone(**changed) if isinstance(part, nn.Module) else dataclasses.replace(part, **changed)
     return net.clone(**own)
 
 
-def _parts(net: nn.Module) -> dict[str, Any]:
+def parts_of(net: nn.Module) -> dict[str, Any]:
     """Return the parts that have settings, names resolved."""
     parts = {}
     for field in dataclasses.fields(net):

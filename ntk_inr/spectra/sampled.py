@@ -185,10 +185,8 @@ def sampled_moments(
             progress(done, most)
         if done >= (submatrices or _LEAST_SUBMATRICES):
             estimate = _estimate(n, size, found)
-            sure = estimate.mean_stderr <= rtol * abs(estimate.mean) and estimate.variance_stderr <= rtol * abs(
-                estimate.variance
-            )
-            if submatrices is None and sure:
+            errors = (estimate.mean_stderr, estimate.mean), (estimate.variance_stderr, estimate.variance)
+            if submatrices is None and all(error <= rtol * abs(value) for error, value in errors):
                 break
     return estimate
 

@@ -17,8 +17,8 @@ from jax import Array
 
 from ntk_inr import _checks
 from ntk_inr.kernels.adapters import init
-from ntk_inr.networks.activations import resolve
 from ntk_inr.networks.modulated_sines import Finer
+from ntk_inr.networks.settings import parts_of
 from ntk_inr.networks.sparsity import TopK
 from ntk_inr.networks.variants import variant
 from ntk_inr.spectra.eigen import condition_number, eigenvalues, max_learning_rate
@@ -331,18 +331,18 @@ def check_derivatives(task: Task, net: nn.Module) -> None:
     """Raise where a task is about derivatives of a network that holds a part of them back."""
     if not (isinstance(task, IndirectTask) and task.differentiates):
         return
-    activation, sparsity = getattr(net, "activation", None), getattr(net, "sparsity", None)
-    activation = resolve(activation) if isinstance(activation, str) else activation
-    if isinstance(activation, Finer) and activation.frozen_scale:
-        raise ValueError(
-            f"{task.name} is about derivatives by the coordinates, and FINER's published gradient leaves out that of "
-            "its scale; take ni.CoordinateMLP(activation=ni.Finer(frozen_scale=False)), or a variant such as siren."
-        )
-    if isinstance(sparsity, TopK) and sparsity.mode == "soft":
-        raise ValueError(
-            f"{task.name} is about derivatives by the coordinates, and a soft TopK leaves out that of its threshold; "
-            "take another variant, such as siren."
-        )
+    for part in parts_of(net).values():
+        if isinstance(part, Finer) and part.frozen_scale:
+            raise ValueError(
+                f"{task.name} is about derivatives by the coordinates, and FINER's published gradient leaves out that "
+                "of its scale; take ni.CoordinateMLP(activation=ni.Finer(frozen_scale=False)), or a variant such as "
+                "siren."
+            )
+        if isinstance(part, TopK) and part.mode == "soft":
+            raise ValueError(
+                f"{task.name} is about derivatives by the coordinates, and a soft TopK leaves out that of its "
+                "threshold; take another variant, such as siren."
+            )
 
 
 def describe_task(task: Task) -> dict[str, Any]:
@@ -367,8 +367,9 @@ def _resumed(folder: Path, wanted: Study, networks: Mapping[str, nn.Module]) -> 
     found = record.load(folder)
     asked = {**wanted.settings, "task or choice of rows": wanted.task["digest"]}
     kept = {**found.settings, "task or choice of rows": found.task["digest"]}
-    asked |= {result.name: describe(networks[result.name]) for result in found.variants if result.name in networks}
-    kept |= {result.name: result.network for result in found.variants}
+    again = [result for result in found.variants if result.name in networks]
+    asked |= {f"network {result.name}": describe(networks[result.name]) for result in again}
+    kept |= {f"network {result.name}": result.network for result in again}
     differ = [f"{key} was {kept.get(key)!r}, now {asked[key]!r}" for key in asked if kept.get(key) != asked[key]]
     if differ:
         raise ValueError(

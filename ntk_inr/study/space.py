@@ -11,7 +11,7 @@ import flax.linen as nn
 import numpy as np
 
 from ntk_inr import _checks
-from ntk_inr.networks.settings import setting_name, settings_of, takes_floats, with_settings
+from ntk_inr.networks.settings import names_like, setting_name, settings_of, takes_floats, with_settings
 
 # Ranges to look in where none is given, by the end of a setting's name; times its own value for those that scale.
 _USUAL: dict[str, tuple[Any, Any]] = {
@@ -72,6 +72,22 @@ def axes_of(net: nn.Module, space: Mapping[str, Any] | None, points: int) -> lis
             with_settings(net, {name: value})
         axes.append(axis)
     return axes
+
+
+def spaces_of(networks: Mapping[str, nn.Module], space: Mapping[str, Any] | None, points: int) -> dict[str, list[Axis]]:
+    """Return the axes of each network, as :func:`axes_of` does; a setting has to be known to one of them."""
+    if space is None:
+        return {name: axes_of(net, None, points) for name, net in networks.items()}
+    own: dict[str, dict[str, Any]] = {name: {} for name in networks}
+    for setting, values in space.items():
+        # "width" is what a Gauss has, and another word for features only where no network has it.
+        for alias in (False, True):
+            having = [name for name, net in networks.items() if names_like(net, setting, alias=alias)]
+            if having:
+                break
+        for name in having or networks:
+            own[name][setting] = values
+    return {name: axes_of(net, own[name], points) for name, net in networks.items()}
 
 
 def usual_space(net: nn.Module) -> dict[str, tuple[Any, Any]]:

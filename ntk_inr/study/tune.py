@@ -17,7 +17,7 @@ import numpy as np
 
 from ntk_inr import _checks
 from ntk_inr.kernels.adapters import init
-from ntk_inr.networks.settings import names_like, with_settings
+from ntk_inr.networks.settings import with_settings
 from ntk_inr.networks.variants import variant as named_variant
 from ntk_inr.study import record
 from ntk_inr.study.candidate import (
@@ -33,7 +33,7 @@ from ntk_inr.study.candidate import (
 )
 from ntk_inr.study.compare import check_derivatives, describe, describe_task
 from ntk_inr.study.environment import environment
-from ntk_inr.study.space import Axis, axes_of, between
+from ntk_inr.study.space import Axis, between, spaces_of
 from ntk_inr.study.tuning import OBJECTIVES, Candidate, Objective, Tuning, read, write
 from ntk_inr.tasks.interface import Task
 from ntk_inr.training.curves import psnr
@@ -158,7 +158,7 @@ def tune(
     networks = _networks(variant, features, depth, task.channels)
     for net in networks.values():
         check_derivatives(task, net)
-    spaces = _spaces(networks, space, points)
+    spaces = spaces_of(networks, space, points)
     asked = {
         "objective": objective, "steps": steps, "target_psnr": target_psnr, "features": features, "depth": depth,
         "optimizer": optimizer, "learning_rate": learning_rate, "sample": size, "repeats": repeats, "pilot": pilot,
@@ -204,23 +204,6 @@ def _networks(variant: Any, features: int, depth: int, out: int) -> dict[str, nn
     names = [variant] if isinstance(variant, str) else list(variant)
     _checks.refuse_if(not names, "variant is empty; name at least one, such as 'rff' (ni.variants() lists them).")
     return {name: named_variant(name, features=features, depth=depth, out=out) for name in names}
-
-
-def _spaces(networks: dict[str, nn.Module], space: Mapping[str, Any] | None, points: int) -> dict[str, list[Axis]]:
-    """Return the axes of each variant; a setting has to be known to one of them."""
-    if space is None or len(networks) == 1:
-        return {name: axes_of(net, space, points) for name, net in networks.items()}
-    spaces: dict[str, list[Axis]] = {name: [] for name in networks}
-    for setting, values in space.items():
-        # "width" is what a Gauss has, and another word for features only where no network has it.
-        having = next((found for alias in (False, True) if (found := _having(networks, setting, alias))), networks)
-        for name, net in having.items():
-            spaces[name] += axes_of(net, {setting: values}, points)
-    return spaces
-
-
-def _having(networks: dict[str, nn.Module], setting: str, alias: bool) -> dict[str, nn.Module]:
-    return {name: net for name, net in networks.items() if names_like(net, setting, alias=alias)}
 
 
 def _checked_sample(task: Task, sample: int | None, share: float) -> int:

@@ -113,6 +113,7 @@ def prepare(apply: Any, params: Any, x: Any, y: Any, options: Options, seeds: in
     optimizer = options.optimizer or named("adam", learning_rate=1e-3)
     program = Program(optimizer, loss, options.batch_size, options.sampling, options.microbatch, mesh, bool(seeds))
     stateful = training_call(apply) is not None
+    checks.check_whole_batch(options, jax.eval_shape(optimizer.init, one[1]), rows, stateful)
     keys = jax.random.split(key, seeds) if seeds else key
     if mesh is not None:
         everywhere = NamedSharding(mesh, PartitionSpec())
@@ -121,7 +122,6 @@ def prepare(apply: Any, params: Any, x: Any, y: Any, options: Options, seeds: in
     first = evaluate(apply, params, x, y, program=program)
     last = first.each if options.sampling == "importance" else None
     state = begin(params, apply if stateful else None, last, steps=options.steps, program=program)
-    checks.check_whole_batch(options, state.opt_state, rows, stateful)
     limit = loss.limit(first.loss, options.data_range)
     return Run(apply, x, y, keys, limit, options, program, seeds, state)
 
