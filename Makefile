@@ -14,7 +14,7 @@ PYTEST_ARGS ?= -m "not slow"
 .PHONY: demo test coverage lint notebooks docs clean
 
 demo: $(READY)
-	$(BIN)/ntk-inr compare camera --size 64 --steps 300 --seeds 2 --features 128 --depth 3 --out runs/demo --overwrite \
+	$(BIN)/ntk-inr compare camera --size 48 --steps 300 --seeds 2 --features 128 --depth 3 --out runs/demo --overwrite \
 		--variants relu pe pe+sphere pe+hadamard pe+sphere+hadamard siren
 
 # Most of the tests' time is compilation, of which these leave a third; make test XLA_FLAGS= tests programs optimised as

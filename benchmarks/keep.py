@@ -121,9 +121,9 @@ def profile_and_jobs(doc: str | None) -> tuple[Profile, int]:
     return profile_of(arguments), arguments.jobs
 
 
-def results_folder(name: str) -> Path:
-    """Return ``results/<name>/<device>``, made where it does not exist."""
-    device = jax.local_devices()[0].device_kind
+def results_folder(name: str, device: str | None = None) -> Path:
+    """Return ``results/<name>/<device>``, made where it does not exist; the device is the one in use by default."""
+    device = device or jax.local_devices()[0].device_kind
     folder = RESULTS / name / "".join(ch if ch.isalnum() else "_" for ch in device.lower())
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -3,6 +3,7 @@
     python -m benchmarks.quality                  # hours on 2 cores; goes on where it was stopped
     python -m benchmarks.quality image64 shape    # these parts alone
     python -m benchmarks.quality --jobs 8         # eight rows at once, on a GPU or on many cores
+    python -m benchmarks.quality --into nvidia_h200    # completes what was begun there; each row states its device
     python -m benchmarks.quality --quick          # small, two minutes, nothing kept
 
 Writes benchmarks/results/quality/<device>/: a JSON a part, which grows row by row, table.md and a picture a task.
@@ -16,6 +17,7 @@ How long a step takes is what benchmarks.training_speed measures.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -150,6 +152,7 @@ def measure(part: Part, name: str, seed: int) -> tuple[dict[str, Any], Any]:
         **settings,
         "scores": {score: [value] for score, value in scores.items()},
         "seeds": [seed],
+        "devices": [f"{jax.local_devices()[0].device_kind}, JAX {jax.__version__}"],
         "status": [run.status],
     }
     return row, reconstruction
@@ -160,9 +163,12 @@ class Table:
 
     def __init__(self, name: str, part: Part, folder: Path | None) -> None:
         self.task, self._path, self._rows = part.task(), None if folder is None else folder / f"{name}.json", {}
-        self._settings = {"steps": list(part.steps), **part.settings}
+        self._settings, self._environment = {"steps": list(part.steps), **part.settings}, environment()
         if self._path is not None and self._path.exists():
-            self._rows = {row["variant"]: row for row in json.loads(self._path.read_text())["rows"]}
+            content = json.loads(self._path.read_text())
+            self._rows = {row["variant"]: row for row in content["rows"]}
+            if content["environment"]["device"] != self._environment["device"]:
+                self._environment = content["environment"]
 
     def has(self, variant: str, seed: int) -> bool:
         """Return whether a variant was measured from a seed."""
@@ -173,13 +179,13 @@ class Table:
         best = max((_goal(row, self.task)[0] for row in self._rows.values() if row["seeds"][0] == 0), default=-np.inf)
         row = self._rows.setdefault(new["variant"], new)
         if row is not new:
-            for key in ("seeds", "status"):
+            for key in ("seeds", "devices", "status"):
                 row[key] += new[key]
             row["scores"] = {score: values + new["scores"][score] for score, values in row["scores"].items()}
         if self._path is None:
             return
-        content = {"schema": "ntk_inr.quality v3", "task": self.task.digest, "rows": list(self._rows.values())}
-        write_json(self._path, content | {"environment": environment(), "settings": self._settings})
+        content = {"schema": "ntk_inr.quality v4", "task": self.task.digest, "rows": list(self._rows.values())}
+        write_json(self._path, content | {"environment": self._environment, "settings": self._settings})
         if new["seeds"] == [0] and _goal(new, self.task)[0] > best:
             save_figure(self.task.figure(reconstruction), self._path.with_suffix(""), "png")
 
@@ -209,8 +215,14 @@ def table(contents: dict[str, dict[str, Any]]) -> str:
             cells = [_cell(row["scores"][key]) for key in keys]
             rates = " to ".join(f"{rate:g}" for rate in dict.fromkeys(row["learning_rate"]))
             said.append(f"| {row['variant']} | {row['depth']} | {rates} | {' | '.join(cells)} |")
-        said.append("")
+        said += ["", measured_on(content), ""]
     return "\n".join(said)
+
+
+def measured_on(content: dict[str, Any]) -> str:
+    """Return on which devices how many trainings ran, in a sentence."""
+    counts = collections.Counter(device for row in content["rows"] for device in row["devices"])
+    return f"Trainings: {', '.join(f'{count} on {device}' for device, count in counts.most_common())}."
 
 
 def _cell(values: list[float]) -> str:
@@ -260,9 +272,10 @@ def main() -> None:
     """Measure, print, and keep."""
     parser = arguments_of(__doc__, rows=True)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="which parts; all by default")
+    parser.add_argument("--into", metavar="DEVICE", help="whose tables to complete; by default those of this device")
     arguments = parser.parse_args()
     profile = profile_of(arguments)
-    folder = None if profile == "quick" else results_folder("quality")
+    folder = None if profile == "quick" else results_folder("quality", arguments.into)
     asked = arguments.parts or [name for name in PARTS if profile == "gpu" or name not in ON_ACCELERATORS]
     parts = QUICK if profile == "quick" else {name: PARTS[name] for name in asked}
     tables = {name: Table(name, part, folder) for name, part in parts.items()}

@@ -92,6 +92,8 @@ def _section(name: str, results: dict[str, Any]) -> list[str]:
             f"{versions['created'][:10]}; numbers in "
             f"[{path.name}]({path}).",
         ]
+        if hasattr(module, "measured_on"):
+            said += ["", module.measured_on(content)]
         for file, finding in (content.get("pictures") or getattr(module, "PICTURES", {})).items():
             said += ["", f"![{finding}]({path.parent / file}.png)", "", finding]
     for claim in _claims(name, results):

@@ -10,7 +10,7 @@ from typing import Any
 
 import ntk_inr as ni
 from benchmarks.keep import markdown
-from benchmarks.quality import EXACT_DB, PARTS
+from benchmarks.quality import EXACT_DB, PARTS, measured_on
 
 SCORES = {
     "image128": {"psnr@500": "PSNR, 500 steps", "psnr@2000": "PSNR, 2000 steps"},
@@ -69,8 +69,7 @@ def coverage(content: dict[str, Any], part: str) -> str:
     missing = [f"`{name}`" for name in names if name not in {row["variant"] for row in rows}]
     exact = {count: sum(_mean(row, f"psnr@{count}") > EXACT_DB for row in rows) for count in (first, last)}
     said = [
-        f"Measured: {len(rows)} of {len(names)} networks, {_span(seeds)} each, on "
-        f"{content['environment']['device'].rpartition(': ')[2]}.",
+        f"Measured: {len(rows)} of {len(names)} networks, {_span(seeds)} each. {measured_on(content)}",
         f"{exact[first]} of them are above {EXACT_DB} dB after {first} steps and {exact[last]} after {last}: they "
         "reproduce the image exactly for any practical purpose, and their order says nothing beyond that.",
     ]

@@ -46,13 +46,13 @@ print(f"{task.name}: {task.image.shape[0]} × {task.image.shape[1]} pixels, x {x
 # %% [markdown]
 # ## Four networks
 #
-# `ni.variants()` lists the named architectures. `ni.init` gives a pure function and its parameters.
+# `ni.variants()` lists the named architectures, some thirty. `ni.init` gives a pure function and its parameters.
 
 # %%
 names = ["relu", "pe", "pe+hadamard", "siren"]
 models = {name: ni.init(ni.variant(name, features=128, depth=3), jax.random.key(0), x) for name in names}
-for name, what in ni.variants().items():
-    print(f"{name:20s} {what}")
+for name in names:
+    print(f"{name:12s} {ni.variants()[name]}")
 
 # %% [markdown]
 # ## Their kernels

@@ -131,7 +131,8 @@ def test_weight_norm_changes_the_kernel_alone(key, x):
     plain, normed = (ni.CoordinateMLP(features=8, depth=2, normalization=name) for name in (None, "weight"))
     (apply, params), (other, split) = (ni.init(net, key, x) for net in (plain, normed))
     kernels = ({name: layer["kernel"] for name, layer in tree.items()} for tree in (params, split))
-    jax.tree.map(np.testing.assert_array_equal, *kernels)
+    # Drawn by two programs, whose logarithms may round otherwise.
+    jax.tree.map(functools.partial(np.testing.assert_array_max_ulp, maxulp=4), *kernels)
     np.testing.assert_allclose(other(split, x), apply(params, x), atol=1e-6)
     # The function does not see the length of v.
     longer = {name: {**layer, "kernel": 3 * layer["kernel"]} for name, layer in split.items()}

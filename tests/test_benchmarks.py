@@ -1,11 +1,12 @@
 """What the benchmarks share: rows in processes of their own, and those that an interrupted run has kept."""
 
 import functools
+import json
 import operator
 
 import pytest
 
-from benchmarks import keep
+from benchmarks import keep, quality
 
 
 def test_an_interrupted_run_keeps_its_rows(tmp_path, monkeypatch, capsys):
@@ -37,3 +38,21 @@ def test_a_row_that_fails_spares_the_others_and_is_raised_in_the_end():
     with pytest.raises(ZeroDivisionError):
         done.extend(keep.each(computes, jobs=2))
     assert sorted(done) == [("4/2", 2.0), ("6/2", 3.0)]
+
+
+def test_a_table_of_quality_that_another_device_completes_says_so(tmp_path):
+    def row(seed, device):
+        own = {"variant": "relu", "depth": 4, "learning_rate": [1e-3, 1e-3], "status": ["finished"]}
+        return own | {"seeds": [seed], "devices": [device], "scores": {"psnr@10": [20.0 + seed]}}
+
+    part, path = quality.QUICK["image64"], tmp_path / "image64.json"
+    began = {"device": "gpu: H200"}
+    path.write_text(json.dumps({"rows": [row(1, "H200")], "environment": began}))
+    table = quality.Table("image64", part, tmp_path)
+    assert table.has("relu", 1)
+    assert not table.has("relu", 2)
+    table.add(row(2, "cpu"), None)
+    content = json.loads(path.read_text())
+    assert content["environment"] == began
+    assert "Trainings: 1 on H200, 1 on cpu." in quality.table({"image64": content})
+    assert "21.5 ± 0.71" in quality.table({"image64": content})

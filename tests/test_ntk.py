@@ -90,6 +90,12 @@ def test_plan_takes_products_where_it_can(name, expected, key, x):
     assert expected.items() <= found.items()
 
 
+def test_kernel_is_zero_where_the_output_depends_on_no_parameter():
+    x = jnp.linspace(0, 1, 5)[:, None]
+    kernel = ni.ntk(lambda params, x: jnp.sin(x), {"gain": jnp.asarray(2.0), "w": jnp.ones((3, 4))}, x)
+    np.testing.assert_array_equal(kernel, np.zeros((5, 5)))
+
+
 def test_library_networks_need_no_jacobian(key, x):
     for name in ("rff", "siren", "pe+sphere+hadamard"):
         found = handled(name, key, x)

@@ -117,12 +117,10 @@ class Description:
         ]
 
     def counting(self, hyper: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
-        """Return what the terms of a Fourier series have to be counted for where ``hyper`` replaces settings.
+        """Return what the terms of a wavelet's Fourier series are counted for where ``hyper`` replaces settings.
 
         Of a traced value, whose size is not known, it is half or double of the network's own.
         """
-        if not isinstance(self.dual(self.parts), Wavelet):
-            return ()
         found = {}
         for field, headroom in (("omega", 2.0), ("scale", 2.0), ("width", 0.5)):
             value = hyper.get(f"activation.{field}")

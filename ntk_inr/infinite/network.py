@@ -141,12 +141,14 @@ def infinite_kernel(
 
 
 def _jitted(description: Description) -> Callable[..., tuple[Array, ...]]:
+    series = isinstance(description.dual(description.parts), Wavelet)
+
     @functools.lru_cache(maxsize=64)
     def compiled(counted: tuple[tuple[str, float], ...]) -> Callable[..., tuple[Array, ...]]:
         return jax.jit(functools.partial(_forward, dataclasses.replace(description, counted=counted)))
 
     def forward(x1: Array, x2: Array | None, hyper: Mapping[str, Array]) -> tuple[Array, ...]:
-        return compiled(description.counting(hyper))(x1, x2, hyper)
+        return compiled(description.counting(hyper) if series else ())(x1, x2, hyper)
 
     return forward
 

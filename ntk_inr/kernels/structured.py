@@ -80,12 +80,14 @@ class Trace:
         """Return each factor's h and, for each output, delta at one coordinate (d,), flat."""
         sites = [site for group in self.sites.groups for site in group.sites]
         scales = [atom for site in sites for atom, _ in site.scales]
-        wanted = [site.h for site in sites] + [site.delta for site in sites] + scales
-        wanted += [self.program.outputs[leaf] for leaf in self.sites.own]
+        names = [site.h for site in sites] + [site.delta for site in sites] + scales
+        own = [self.program.outputs[leaf] for leaf in self.sites.own]
 
         def pull(cotangent: Array) -> tuple[list[Array | None], list[Array]]:
             arguments = [*jax.tree.leaves(apply), x_i, cotangent, *jax.tree.leaves(params)]
-            values = dict(zip(wanted, self.program.evaluate(arguments, wanted), strict=True))
+            found = self.program.evaluate(arguments, names + own)
+            values = dict(zip(names, found, strict=False))
+            jacobians = [value.reshape(-1).astype(self.dtype) for value in found[len(names) :]]
 
             def stack(found: list[Array]) -> Array:
                 return jnp.concatenate(found, axis=1) if len(found) > 1 else found[0]
@@ -95,10 +97,9 @@ class Trace:
             for group in self.sites.groups:
                 inputs.append(stack([self._input(site, values) for site in group.sites]).reshape(-1))
                 deltas.append(stack([self._delta(site, values) for site in group.sites]).reshape(-1))
-            own = [values[self.program.outputs[leaf]].reshape(-1).astype(self.dtype) for leaf in self.sites.own]
-            if own:
+            if jacobians:
                 inputs.append(None)
-                deltas.append(jnp.concatenate(own))
+                deltas.append(jnp.concatenate(jacobians))
             return inputs, deltas
 
         basis = jnp.eye(math.prod(self._out.shape), dtype=self._out.dtype)
