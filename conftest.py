@@ -18,6 +18,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Linux gives a process 65530 memory maps, and XLA, which takes some for each program, crashes without.
 _MAPS = 20_000
 _BEGAN = time.monotonic()
+_XLA_FLAGS = os.environ.get("XLA_FLAGS")
 
 
 def pytest_addoption(parser):
@@ -26,7 +27,9 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    """Pages of the documentation take a minute each."""
+    """Check what collecting has imported; pages of the documentation take a minute each."""
+    if os.environ.get("XLA_FLAGS") != _XLA_FLAGS:
+        raise pytest.UsageError("A module sets XLA_FLAGS on being imported, for all tests; do so for its own process.")
     for item in items:
         if item.path.parent.name == "docs":
             item.add_marker("slow")

@@ -1,9 +1,6 @@
 """Training over four simulated devices against one, in a process of its own."""
 
-import os
 import tempfile
-
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
 import jax
 import jax.numpy as jnp

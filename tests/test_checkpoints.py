@@ -23,7 +23,7 @@ from tests.interrupted_worker import run as run_worker
 
 WORKER = pathlib.Path(__file__).with_name("interrupted_worker.py")
 ROOT = str(WORKER.parents[1])
-ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": ROOT}
+ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": ROOT}
 ADAM = optax.adam(0.01)
 STEPS, EVERY = 4000, 300
 

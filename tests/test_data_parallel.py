@@ -14,7 +14,8 @@ WORKER = pathlib.Path(__file__).with_name("mesh_worker.py")
 
 
 def test_four_devices_train_as_one():
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(WORKER.parents[1])}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(WORKER.parents[1])}
     command = [sys.executable, "-W", "error", WORKER]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr

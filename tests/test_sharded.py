@@ -10,7 +10,7 @@ import time
 import pytest
 
 WORKER = pathlib.Path(__file__).with_name("multiprocess_worker.py")
-ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu"}
 TIMEOUT = 55.0
 
 
