@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 import ntk_inr as ni
+from tests.conftest import quick
 
 WIDTHS = (2, 16, 16, 3)
 
@@ -114,7 +115,7 @@ def compilations(models, x):
     return len(traces)
 
 
-@pytest.mark.parametrize("outputs", ["trace", "full"])
+@pytest.mark.parametrize("outputs", quick(["trace", "full"], "full"))
 def test_one_kernel_in_three_libraries(eqx, outputs, key, x):
     model = equinox_mlp(eqx, key)
     exact = by_jacobian(*ni.split(model), x)

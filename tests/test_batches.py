@@ -12,7 +12,7 @@ from ntk_inr.training import sampling
 from ntk_inr.training.loop import prepare
 from ntk_inr.training.options import Options
 from ntk_inr.training.steps import advance
-from tests.conftest import in_float64
+from tests.conftest import in_float64, quick
 
 
 def linear(params, x):
@@ -35,7 +35,7 @@ def test_importance_weights_are_unbiased_and_bounded(x64):
     np.testing.assert_array_equal(sampling.important_rows(jax.random.key(0), 0 * losses, jnp.asarray(0), 9)[1], 1.0)
 
 
-@pytest.mark.parametrize("n", [1, 2, 1000, 1001])
+@pytest.mark.parametrize("n", quick([1, 2, 1000, 1001], 1, 1001))
 def test_importance_reaches_every_row_of_any_number(n):
     losses = jnp.linspace(1.0, 2.0, n)
     rows, weights = sampling.important_rows(jax.random.key(0), losses, jnp.asarray(0), 50 * n)
@@ -44,6 +44,7 @@ def test_importance_reaches_every_row_of_any_number(n):
     np.testing.assert_allclose(weights, 1 / (0.5 + 0.5 * losses[rows] / losses.mean()), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_importance_of_many_rows_is_as_fine_as_of_few():
     """Rows of four million with a tenth of the losses: a uniform float32 tells no two of a row's neighbours apart."""
     n = 1 << 22

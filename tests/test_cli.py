@@ -68,7 +68,7 @@ def test_variants_are_a_line_each(capsys):
         (["fit", "photo.png", "--variant", "sirne"], "Did you mean 'siren'?"),
         (["fit", "photo.png", "--optimizer", "adan_"], "unknown optimizer"),
         (["fit", "photo.png", "--out", "full"], "exists and is not empty"),
-        (["fit", "photo.png", "--learning-rate", "1e30"], "siren diverged"),
+        pytest.param(["fit", "photo.png", "--learning-rate", "1e30"], "siren diverged", marks=pytest.mark.slow),
         (["fit", "missing.obj"], "missing.obj"),
         (["report", "nowhere"], "no results.json in 'nowhere'"),
     ],

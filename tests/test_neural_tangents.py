@@ -12,7 +12,7 @@ import pytest
 
 import ntk_inr as ni
 from ntk_inr import _neural_tangents
-from tests.conftest import small
+from tests.conftest import quick, small
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("neural_tangents") is None or importlib.util.find_spec("frozendict") is None,
@@ -110,7 +110,10 @@ def test_jax_is_afterwards_as_it_was():
 
 
 @installed
-@pytest.mark.parametrize("missing", ["neural_tangents", "frozendict", "neural_tangents._src.batching"])
+@pytest.mark.parametrize(
+    "missing",
+    quick(["neural_tangents", "frozendict", "neural_tangents._src.batching"], "neural_tangents._src.batching"),
+)
 def test_jax_is_as_it_was_after_a_failed_import(missing):
     out = python(
         WATCH

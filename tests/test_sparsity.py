@@ -61,7 +61,11 @@ def test_straight_through_differentiates_only_the_values(u):
     np.testing.assert_allclose(slope, topk(u) / u, rtol=1e-4)
 
 
-@pytest.mark.parametrize("mode", [{}, {"mode": "sphere"}, {"mode": "soft", "temperature": 0.1}])
+@pytest.mark.parametrize(
+    "mode",
+    [{}, pytest.param({"mode": "sphere"}, marks=pytest.mark.slow), {"mode": "soft", "temperature": 0.1}],
+    ids=["hard", "sphere", "soft"],
+)
 def test_in_a_network_its_kernel_is_exact(key, x, mode):
     model = small("pe", key, x, sparsity=ni.TopK(k=6, **mode))
     fast, slow = ni.ntk(*model, x), ni.ntk(*model, x, method="jacobian")
