@@ -248,8 +248,10 @@ def test_a_full_disk_ends_clearly_with_the_last_good_checkpoint(problem, tmp_pat
             finished(problem, folder, progress=full)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert sorted(path.name for path in folder.iterdir()) == ["step_0", "step_4"]
+    # A thread of tensorstore may come back to what it could not write, until the next run takes that away.
+    assert sorted(path.name for path in folder.iterdir() if "tmp" not in path.name) == ["step_0", "step_4"]
     same(bits(finished(problem, folder)), bits(ni.fit(*problem, optimizer=ADAM, steps=12)))
+    assert not list(folder.glob("*tmp*"))
 
 
 def test_a_file_in_place_of_the_folder(problem, tmp_path):
