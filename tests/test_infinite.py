@@ -438,6 +438,15 @@ def test_tiles_are_one_kernel(key, monkeypatch):
     assert bool((tiled[1] == tiled[1].T).all())
 
 
+def test_uniform_biases_of_sines_at_the_networks_own_width(key):
+    """SIREN's hidden biases move the phase by up to 30 / sqrt(width): normal ones would be 13 % off."""
+    x = jax.random.uniform(key, (16, 2), minval=-1.0)
+    net = ni.variant("siren", features=128, depth=2)
+    kernels = jax.lax.map(lambda key: ni.ntk(*ni.init(net, key, x), x), jax.random.split(key, 64))
+    noise = jnp.linalg.norm(kernels.std(0)) / 8
+    assert jnp.linalg.norm(kernels.mean(0) - infinite_kernel(net)(x).ntk) < 2 * noise
+
+
 def test_compiles_once_for_a_shape(x):
     traces = []
 

@@ -14,7 +14,7 @@ from jax import Array
 from jaxtyping import Float
 
 from ntk_inr.infinite import maps
-from ntk_inr.infinite.duals import Dual, Wavelet
+from ntk_inr.infinite.duals import Dual, Sine, Wavelet
 from ntk_inr.infinite.gating import HardGate
 from ntk_inr.infinite.maps import State
 from ntk_inr.infinite.resolve import dual_of
@@ -183,8 +183,10 @@ class Description:
         """Return the laws of a dense layer."""
         law, (_, bias_law) = self.law(parts, first=first, readout=readout), self.net.laws(first=first, readout=readout)
         fan_out = self.net.out if readout else self.net.features
-        # The spread of a hidden bias that falls with the width leaves the sum of weights normal.
-        exact = bias_law is not None and bias_law.distribution == "uniform" and (first or bias_law.power == 0)
+        exact = False
+        if bias_law is not None and bias_law.distribution == "uniform":
+            # A hidden bias whose spread falls with the width leaves the sum normal, unless a sine's omega magnifies it.
+            exact = first or bias_law.power == 0 or isinstance(self.dual(parts), Sine)
         return layer_of(law, bias_law, fan_in, fan_out, self.net.parameterization, exact=exact and not readout)
 
     def terms(self, layer: Layer, *, pre: bool) -> int:
