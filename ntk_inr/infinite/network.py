@@ -55,7 +55,8 @@ def infinite_kernel(
     the "standard" parameterization the growth of gradients with the width. So it is the best prediction for
     ``net.features`` units; ``net.clone(features=2**40, parameterization="ntk")`` gives the limit proper. Hidden
     weights enter by their variance alone, by the central limit theorem, and so do hidden biases, but for those of a
-    sine: its omega magnifies them, and their uniform law is kept (as normal ones, SIREN's would be 19 % off at 256 units).
+    sine: its omega magnifies them, and their uniform law is kept (as normal ones, SIREN's kernel would be 19 % off at
+    256 units).
 
     ReLU, leaky ReLU and their like, sine, erf, Gauss and Gabor have closed forms (T11). Uniform biases in the first
     layer, the default law, cost ReLU and erf a quadrature of 24 nodes, 1e-5 relative at worst. Uniform weights there
