@@ -7,8 +7,8 @@ CONSTRAINTS := constraints.txt constraints-$(JAX).txt
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %)
 READY := .venv/.ready-$(JAX)
 DOCS_READY := .venv/.docs-ready
-# A file stays in one process, which compiles what its tests share once.
-PYTEST := $(BIN)/pytest -n 2 --dist loadfile
+# A file stays in one process, which compiles what its tests share once; the longest, README.md, comes first.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 PYTEST_ARGS ?= -m "not slow"
 
 .PHONY: demo test coverage lint notebooks docs clean
