@@ -68,7 +68,7 @@ SMOOTH = {
 }
 
 
-@pytest.mark.parametrize("bias", [None, 1])
+@pytest.mark.parametrize("bias", [None, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SMOOTH)
 def test_closed_forms_are_what_quadrature_gives(x64, name, bias):
     closed, function = SMOOTH[name]
@@ -152,7 +152,7 @@ def test_relatives_of_relu_are_recognised(x64):
     np.testing.assert_allclose(dual_of(jnp.abs).moments(pair).value, expected, atol=1e-12)
 
 
-@pytest.mark.parametrize(("name", "d"), [("sine", 2), ("gauss", 1), ("gabor", 2)])
+@pytest.mark.parametrize(("name", "d"), [("sine", 2), ("gauss", 1), pytest.param("gabor", 2, marks=pytest.mark.slow)])
 def test_uniform_first_layer_against_a_product_rule(x64, name, d):
     """The closed form (T11.4) and the Fourier series against Gauss-Legendre over the weights and the bias."""
     closed, function = SMOOTH[name]
@@ -275,7 +275,7 @@ def wide(name):
     return ni.CoordinateMLP(features=192, depth=2, out=4, parameterization=parameterization, **WIDE[name])
 
 
-@pytest.mark.parametrize("name", quick([*WIDE, *FILTERS], "tanh+layer+trained", "fourier"))
+@pytest.mark.parametrize("name", quick([*WIDE, *FILTERS], "fourier"))
 def test_against_wide_networks(key, name):
     x, seeds, net = jax.random.uniform(key, (4, 2), minval=-1.0), 64, wide(name)
 

@@ -1,11 +1,22 @@
 """What the import hook of the tests checks annotations with."""
 
+import jaxtyping
 from beartype import BeartypeConf, beartype
 
 # As static checkers do, takes an int where a float is asked for.
-_beartype = beartype(conf=BeartypeConf(is_pep484_tower=True))
+check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+_jaxtyped = jaxtyping.jaxtyped
 
 
-def check(function):
-    """Check calls, unless of a function inside another: each call of the outer would build those checks anew."""
-    return function if "<locals>" in function.__qualname__ else _beartype(function)
+def _outermost(**options):
+    """Leave alone a function inside another: each call of the outer would build its checks anew."""
+
+    def decorate(function):
+        inner = "<locals>" in getattr(function, "__qualname__", "")
+        return function if inner else _jaxtyped(function, **options)
+
+    return decorate
+
+
+# The hook writes this name before each function.
+jaxtyping.jaxtyped = _outermost
