@@ -1,5 +1,6 @@
 """Checks the package's own shape annotations while tests and doctests run."""
 
+import itertools
 import os
 import time
 
@@ -14,9 +15,13 @@ jaxtyping.install_import_hook("ntk_inr", "tests.typechecker.check")
 import jax  # noqa: E402  (the hook must stand before the package is imported)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Where in the source each operation comes from takes a twentieth of the tests' time, and no test reads it.
+jax.config.update("jax_traceback_in_locations_limit", 0)
 
-# Linux gives a process 65530 memory maps, and XLA, which takes some for each program, crashes without.
-_MAPS = 20_000
+# Linux gives a process 65530 memory maps, and XLA, which takes some for each program, crashes without. To count them
+# takes milliseconds.
+_MAPS, _EVERY = 40_000, 20
+_finished = itertools.count(1)
 _BEGAN = time.monotonic()
 _XLA_FLAGS = os.environ.get("XLA_FLAGS")
 
@@ -42,9 +47,9 @@ def pytest_runtest_setup(item):
         pytest.skip(f"{minutes:g} minutes are over")
 
 
-def pytest_runtest_teardown(item, nextitem):
-    """Let go of compiled programs between modules, before they use up the process's memory maps."""
-    if nextitem is None or nextitem.path == item.path:
+def pytest_runtest_teardown():
+    """Let go of compiled programs before they use up the process's memory maps."""
+    if next(_finished) % _EVERY:
         return
     try:
         with open("/proc/self/maps") as maps:

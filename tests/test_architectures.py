@@ -142,7 +142,7 @@ def test_weight_norm_changes_the_kernel_alone(key, x):
 @pytest.mark.parametrize(
     "gate",
     [
-        ni.TopK(k=optax.linear_schedule(8, 2, 6)),
+        pytest.param(ni.TopK(k=optax.linear_schedule(8, 2, 6)), marks=pytest.mark.slow),
         ni.TopK(k=optax.linear_schedule(7, 2, 6), mode="soft", temperature=optax.exponential_decay(1.0, 1, 0.5)),
     ],
     ids=["hard", "soft"],

@@ -69,7 +69,7 @@ def repeated(A, repeats, **settings):
 
 @pytest.mark.parametrize("wrap", [Operator, OperatorWithDiagonal])
 @pytest.mark.parametrize("method", ["probes", "deflated", "auto"])
-@pytest.mark.parametrize("name", quick(["spiky", "flat", "low rank", "multiple"], "spiky", "multiple"))
+@pytest.mark.parametrize("name", quick(["spiky", "flat", "low rank", "multiple"], "spiky"))
 def test_moments_are_unbiased_and_their_standard_errors_cover(x64, name, method, wrap):
     K, values = kernel(name)
     (mean, variance, mean_stderr, variance_stderr), found = repeated(wrap(K), 100, probes=32, method=method)

@@ -28,7 +28,7 @@ def python(code):
 
 
 @installed
-@pytest.mark.parametrize("two", [False, True])
+@pytest.mark.parametrize("two", quick([False, True], True))
 @pytest.mark.parametrize("outputs", ["trace", "diagonal", "full"])
 def test_agrees_with_our_contraction(key, x, outputs, two):
     apply, params = small("siren", key, x, out=3)

@@ -16,7 +16,7 @@ def flat(full):
 
 
 @pytest.mark.parametrize("outputs", ["trace", "full"])
-@pytest.mark.parametrize("microbatch", quick([None, 1, 7, 23, 100], None, 7))
+@pytest.mark.parametrize("microbatch", quick([None, 1, 7, 23, 100], 7))
 def test_equals_the_dense_kernel(outputs, microbatch, key, x, x64):
     apply, params = in_float64(small("pe", key, x, out=2))
     x = x.astype(jnp.float64)
