@@ -19,8 +19,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_traceback_in_locations_limit", 0)
 
 # Linux gives a process 65530 memory maps, and XLA, which takes some for each program, crashes without. To count them
-# takes milliseconds.
-_MAPS, _EVERY = 40_000, 20
+# takes milliseconds; to let go of all programs takes seconds.
+_MAPS, _EVERY = 55_000, 10
 _finished = itertools.count(1)
 _BEGAN = time.monotonic()
 _XLA_FLAGS = os.environ.get("XLA_FLAGS")

@@ -467,6 +467,7 @@ def test_compiles_once_for_a_shape(x):
     )
 
 
+@pytest.mark.slow
 def test_random_frequencies_as_they_are_and_in_the_limit(key, x):
     encoding = ni.GaussianFourier(5_000, 0.4)
     net = ni.CoordinateMLP(features=64, depth=1, encoding=encoding, activation="erf", bias_law=None)

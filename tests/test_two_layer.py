@@ -326,6 +326,7 @@ def test_topk_suppresses_at_least_by_the_square_of_its_share(points):
     assert variances[0] > variances[1] > variances[2]
 
 
+@pytest.mark.slow
 def test_soft_gates_tend_to_hard_ones_and_gated_ones_to_a_spike(x64):
     q, c = 1 / 8, jnp.asarray([[1.0, 0.4], [0.4, 1.0]])
     gate = Threshold(q, exact=True)
