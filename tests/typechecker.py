@@ -1,11 +1,19 @@
 """What the import hook of the tests checks annotations with."""
 
+import beartype
+import jax
 import jaxtyping
-from beartype import BeartypeConf, beartype
 
-# As static checkers do, takes an int where a float is asked for.
-check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+# As static checkers do, takes an int where a float is asked for; a network's settings may be traced, too.
+_usual = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+_traced = beartype.FrozenDict({float: float | int | jax.Array})
+_of_networks = beartype.beartype(conf=beartype.BeartypeConf(hint_overrides=_traced))
 _jaxtyped = jaxtyping.jaxtyped
+
+
+def check(function):
+    """Check calls of a function."""
+    return (_of_networks if function.__module__.startswith("ntk_inr.networks") else _usual)(function)
 
 
 def _outermost(**options):
