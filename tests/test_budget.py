@@ -78,7 +78,7 @@ def entry(first, second):
     return off + np.cov(np.diagonal(first), np.diagonal(second), ddof=0)[0, 1]
 
 
-@pytest.mark.parametrize("name", quick(NETWORKS, IN_FLOAT32[1], "heads"))
+@pytest.mark.parametrize("name", quick(NETWORKS, IN_FLOAT32[1]))
 def test_equals_moments_and_jacobians(name, key, x, x64):
     x = x.astype(jnp.float32)
     model = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), NETWORKS[name](key, x))

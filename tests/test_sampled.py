@@ -39,6 +39,7 @@ def test_sampled_is_unbiased_and_its_errors_are_honest(key, points):
         assert 0.6 < np.sqrt((stderrs**2).mean() / (errors**2).mean()) < 1.8
 
 
+@pytest.mark.slow
 def test_without_the_factor_of_9_4_it_would_be_rejected(key, points):
     """A submatrix's own variance is too small by (b - 1) / (n - 1)."""
     model = small("pe", key, points)

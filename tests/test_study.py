@@ -123,6 +123,7 @@ def test_report_is_one_file_that_needs_no_network(study, tmp_path):
     np.testing.assert_allclose(float(rows[1]["cv"]), study["pe"].over_seeds("cv").mean())
 
 
+@pytest.mark.slow
 def test_interrupted_run_keeps_what_is_done_and_resumes_without_repeating(task, study, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):

@@ -392,6 +392,7 @@ def test_a_setting_of_some_networks_is_theirs_and_mistakes_show():
             spaces_of(networks, space, 3)
 
 
+@pytest.mark.slow
 def test_another_network_of_the_same_name_is_not_resumed(chirp, tmp_path):
     first, other = (ni.CoordinateMLP(features=8, depth=1, activation=name) for name in ("relu", "sine"))
     ni.tune(chirp, first, {"features": [8]}, refine=0, out=tmp_path / "tune", **SMALL)
