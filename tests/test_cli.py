@@ -45,6 +45,12 @@ def test_compare_interrupted_then_resumed_then_reported(capsys, monkeypatch):
     assert "as asked for" in page.read_text() != first
 
 
+@pytest.mark.slow
+def test_default_folder_is_named_after_the_image():
+    assert cli.run(["compare", "photo.png", *FAST, "--variants", "relu"]) == 0
+    assert ni.load_study("runs/photo").complete
+
+
 def test_variants_are_a_line_each(capsys):
     assert cli.run(["variants"]) == 0
     lines = capsys.readouterr().out.splitlines()

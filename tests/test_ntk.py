@@ -17,9 +17,7 @@ from tests.conftest import in_float64, quick, small
 from tests.kernel_models import MODELS, cast, distance, plain, reduced, reference, sensitivity, tolerance
 
 # The ways in which the kernel takes a parameter that differ most.
-FIRST = (
-    "pe+sphere+hadamard", "pe+topk", "wire", "tied", "parted",
-)  # fmt: skip
+FIRST = ("pe+sphere+hadamard", "pe+topk", "wire", "tied", "parted")
 
 
 @pytest.mark.parametrize("name", quick(MODELS, *FIRST))
@@ -115,7 +113,7 @@ def test_explain_is_a_table_with_costs(key, x):
     assert ni.explain(*model, x, x[:5], outputs="full").kernel_bytes == 23 * 5 * 9 * 4
 
 
-@hypothesis.settings(max_examples=5, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=8, deadline=None, derandomize=True)
 @hypothesis.given(
     n1=st.integers(1, 20), n2=st.integers(0, 20), block=st.integers(1, 25), c=st.integers(1, 3), out=st.data()
 )

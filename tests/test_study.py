@@ -127,19 +127,19 @@ def test_report_is_one_file_that_needs_no_network(study, tmp_path):
 def test_interrupted_run_keeps_what_is_done_and_resumes_without_repeating(task, study, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        ni.compare(task, NAMES[:2], **SMALL, out=out, progress=Stop("pe"))
+        ni.compare(task, NAMES[:3], **SMALL, out=out, progress=Stop("pe+sphere"))
     partial = ni.load_study(out)
-    assert [r.name for r in partial.variants] == NAMES[:1]
+    assert [r.name for r in partial.variants] == NAMES[:2]
     assert not partial.complete
     assert "interrupted" in ni.write_report(partial, out).read_text()
 
     started = []
     whole = ni.compare(
-        task, NAMES[:2], **SMALL, out=out, resume=True, progress=lambda what, done, total: started.append(what)
+        task, NAMES[:3], **SMALL, out=out, resume=True, progress=lambda what, done, total: started.append(what)
     )
-    assert {what.split(":")[0] for what in started} == {"variants", "pe"}
+    assert {what.split(":")[0] for what in started} == {"variants", "pe+sphere"}
     assert whole.complete
-    assert [r.name for r in whole.variants] == NAMES[:2]
+    assert [r.name for r in whole.variants] == NAMES[:3]
     assert whole["pe"].seeds[0]["cv"] == study["pe"].seeds[0]["cv"]
 
 
