@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import concurrent.futures
 import dataclasses
 import multiprocessing
@@ -119,6 +120,16 @@ def profile_and_jobs(doc: str | None) -> tuple[Profile, int]:
     """Read the command line of a benchmark that measures rows and takes nothing else."""
     arguments = arguments_of(doc, rows=True).parse_args()
     return profile_of(arguments), arguments.jobs
+
+
+def this_device() -> str:
+    """Return what a row says of where it was measured."""
+    return f"{jax.local_devices()[0].device_kind}, JAX {jax.__version__}"
+
+
+def counted(devices: Iterable[str]) -> str:
+    """Return how many rows each device measured, most first."""
+    return ", ".join(f"{count} on {device}" for device, count in collections.Counter(devices).most_common())
 
 
 def results_folder(name: str, device: str | None = None) -> Path:

@@ -17,7 +17,6 @@ How long a step takes is what benchmarks.training_speed measures.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import itertools
@@ -31,7 +30,18 @@ import numpy as np
 import optax
 
 import ntk_inr as ni
-from benchmarks.keep import ERRORS, Claim, Measure, arguments_of, each, judged, profile_of, results_folder
+from benchmarks.keep import (
+    ERRORS,
+    Claim,
+    Measure,
+    arguments_of,
+    counted,
+    each,
+    judged,
+    profile_of,
+    results_folder,
+    this_device,
+)
 from ntk_inr.study.compare import trained
 from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import save_figure
@@ -152,7 +162,7 @@ def measure(part: Part, name: str, seed: int) -> tuple[dict[str, Any], Any]:
         **settings,
         "scores": {score: [value] for score, value in scores.items()},
         "seeds": [seed],
-        "devices": [f"{jax.local_devices()[0].device_kind}, JAX {jax.__version__}"],
+        "devices": [this_device()],
         "status": [run.status],
     }
     return row, reconstruction
@@ -221,8 +231,7 @@ def table(contents: dict[str, dict[str, Any]]) -> str:
 
 def measured_on(content: dict[str, Any]) -> str:
     """Return on which devices how many trainings ran, in a sentence."""
-    counts = collections.Counter(device for row in content["rows"] for device in row["devices"])
-    return f"Trainings: {', '.join(f'{count} on {device}' for device, count in counts.most_common())}."
+    return f"Trainings: {counted(device for row in content['rows'] for device in row['devices'])}."
 
 
 def _cell(values: list[float]) -> str:
