@@ -146,6 +146,8 @@ def each(computes: Mapping[str, Callable[[], Any]], jobs: int) -> Iterator[tuple
         yield from ((key, compute()) for key, compute in computes.items())
         return
     context, cores = multiprocessing.get_context("spawn"), sorted(os.sched_getaffinity(0))
+    # NumPy's BLAS counts the cores before a process takes its share; more threads than cores wait for each other.
+    os.environ["OPENBLAS_NUM_THREADS"] = str(max(1, len(cores) // jobs))
     shares = context.Queue()
     for job in range(jobs):
         shares.put(cores[job::jobs] or cores)
