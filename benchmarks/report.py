@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 from pathlib import Path
@@ -73,11 +74,13 @@ def _module(name: str) -> Any:
 
 
 def _claims(name: str, results: dict[str, Any]) -> list[Claim]:
-    """Return the claims of a benchmark on its first device, from what it kept or by its own ``claims``."""
-    content = next(iter(results.values()))
-    if "claims" in content:
-        return [Claim(**claim) for claim in content["claims"]]
-    return _module(name).claims(content)
+    """Return the claims of a benchmark, kept or by its own ``claims``; of several devices each says which."""
+    said = []
+    for device, content in results.items():
+        own = [Claim(**claim) for claim in content["claims"]] if "claims" in content else _module(name).claims(content)
+        where = f" ({device})" if len(results) > 1 else ""
+        said += [dataclasses.replace(claim, statement=claim.statement + where) for claim in own]
+    return said
 
 
 def _section(name: str, results: dict[str, Any]) -> list[str]:
@@ -95,7 +98,8 @@ def _section(name: str, results: dict[str, Any]) -> list[str]:
         if hasattr(module, "measured_on"):
             said += ["", module.measured_on(content)]
         for file, finding in (content.get("pictures") or getattr(module, "PICTURES", {})).items():
-            said += ["", f"![{finding}]({path.parent / file}.png)", "", finding]
+            if (picture := content["path"].with_name(f"{file}.png")).exists():
+                said += ["", f"![{finding}]({picture.relative_to(REPORT.parent)})", "", finding]
     for claim in _claims(name, results):
         said += ["", f"- **{claim.statement}: {claim.verdict}.** {_sentence(claim.number)} {claim.why}"]
     return said

@@ -131,9 +131,10 @@ def _check_finite(array: Array, name: str) -> None:
     if isinstance(array, jax.core.Tracer) or not jnp.issubdtype(array.dtype, jnp.inexact):
         return
     with jax.ensure_compile_time_eval():
+        if _all_finite([array]):
+            return
         bad = int(array.size - jnp.isfinite(array).sum())
-    if bad:
-        raise ValueError(f"{name} holds {bad} NaN or infinite values of {array.size}; remove or replace them.")
+    raise ValueError(f"{name} holds {bad} NaN or infinite values of {array.size}; remove or replace them.")
 
 
 def refuse_if(condition: Any, message: str) -> None:

@@ -149,13 +149,14 @@ def test_where_the_kernel_is_kept(method, outputs, key, x, tmp_path):
     np.testing.assert_array_equal(np.memmap(tmp_path / "K", "float32", "r", shape=host.shape), host)
 
 
-@pytest.mark.parametrize("outputs", ["trace", "full"])
-def test_device_assembly_of_accelerators(outputs, key, x):
+@pytest.mark.parametrize(("outputs", "tiles"), [("trace", 3), ("full", 3), ("full", 1)])
+def test_device_assembly_of_accelerators(outputs, tiles, key, x):
     """What an accelerator does, whose memory NumPy can't write to."""
     model = small("pe", key, x, out=2)
-    host = ni.ntk(*model, x, outputs=outputs, block=6)
+    block = len(x) // tiles
+    host = ni.ntk(*model, x, outputs=outputs, block=block)
     checked = api.check_model(*model, x)
-    cut = Cut(block=6, panel=2, bytes=0)
+    cut = Cut(block=block, panel=2, bytes=0)
     settings = {"c": 2, "outputs": outputs, "precision": "highest", "cut": cut, "progress": None}
     parts = assembly.tiles(checked.apply, model[1], checked.x1, None, **settings)
     kernel = assembly.on_device(host.shape, host.dtype, parts, symmetric=True, traced=True)

@@ -187,13 +187,13 @@ def check_model(apply: Any, params: Any, x1: Any, x2: Any = None, *, coupled: bo
                 f"x2 has {x2.shape[1]} coordinates a row but x1 has {x1.shape[1]}; both come from one domain."
             )
     c = check_apply(apply, params, x1)
-    both = x1 if x2 is None else jnp.concatenate([x1[:1], x2])
-    pair = both[jnp.asarray([0, len(both) // 2])]
+    pair = _pair(x1, x2)
     moved, size, wobble = _influence(apply, params, pair)
     # A function may also close over traced values, which shows only in what it returns.
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in (moved, x2))
     if coupled or traced:
         return Model(apply, x1, x2, c, traced)
+    moved, size, wobble = jax.device_get((moved, size, wobble))
     if not np.isfinite(moved):
         raise ValueError(
             f"apply gives NaN or infinity at {pair.tolist()}, evaluated together and one by one; its kernel is not "
@@ -214,6 +214,15 @@ def check_concrete(model: Model, name: str) -> None:
     """Raise where a value of a transformation is asked for what is driven from the host."""
     if model.traced:
         raise ValueError(f"{name} drives tiles from the host, so it can't be used inside jit, vmap or grad.")
+
+
+def _pair(x1: Array, x2: Array | None) -> Any:
+    """Return two coordinates that a kernel is taken at."""
+    other, middle = (x1, len(x1) // 2) if x2 is None else (x2, (len(x2) - 1) // 2)
+    if any(isinstance(x, jax.core.Tracer) for x in (x1, other)):
+        return jnp.stack([x1[0], other[middle]])
+    # Rows by NumPy: each of JAX's own would be a program.
+    return np.stack([np.asarray(x1)[0], np.asarray(other)[middle]])
 
 
 @jax.jit

@@ -200,9 +200,16 @@ def on_device(
         out = empty(shape, dtype)
         fill(out, parts, symmetric)
         return jax.device_put(out, may_alias=True)
-    kernel = jnp.empty(shape, dtype)
+    kernel = None
     for rows, columns, tile in parts:
-        kernel = _place(kernel, tile[_extent(rows, columns)], rows.start, columns.start, symmetric=symmetric)
+        extent = _extent(rows, columns)
+        # A slice is a copy and a program, even one of everything.
+        tile = tile if tile.shape[:2] == tuple(side.stop for side in extent) else tile[extent]
+        if tile.shape == shape:
+            kernel = tile
+            continue
+        kernel = jnp.empty(shape, dtype) if kernel is None else kernel
+        kernel = _place(kernel, tile, rows.start, columns.start, symmetric=symmetric)
     return kernel
 
 
