@@ -3,9 +3,8 @@ import contextlib
 import jax
 import jax.numpy as jnp
 import jaxtyping
+import numpy as np
 import pytest
-
-import ntk_inr as ni
 
 
 @pytest.fixture
@@ -49,8 +48,12 @@ def quick(names, *first):
 
 def in_float64(tree):
     """Return a model with every leaf in float64, to be used under x64."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), tree)
+    # By NumPy, since JAX would compile a program for each shape.
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float64)), tree)
 
 
 def small(name, key, x, out=1, **settings):
+    # Here, so that pytest-xdist's workers, which wait until this file is read, begin some seconds earlier.
+    import ntk_inr as ni
+
     return ni.init(ni.variant(name, features=24, depth=2, out=out, **settings), key, x)

@@ -267,7 +267,7 @@ def reference(apply, params, x):
 def sensitivity(apply, params, x, full):
     """Return how far the full kernel moves when each number it is given moves by one rounding of float32."""
     rng, eps = np.random.default_rng(0), float(jnp.finfo(jnp.float32).eps)
-    nudged = jax.tree.map(lambda leaf: leaf * (1 + eps * rng.choice([-1, 1], leaf.shape)), (params, x))
+    nudged = jax.tree.map(lambda leaf: np.asarray(leaf) * (1 + eps * rng.choice([-1, 1], leaf.shape)), (params, x))
     return distance(reference(apply, *nudged), full)
 
 
