@@ -18,9 +18,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Where in the source each operation comes from takes a twentieth of the tests' time, and no test reads it.
 jax.config.update("jax_traceback_in_locations_limit", 0)
 
-# Linux gives a process 65530 memory maps, and XLA, which takes some for each program, crashes without. To count them
-# takes milliseconds; to let go of all programs takes seconds.
-_MAPS, _EVERY = 55_000, 10
+_EVERY = 10
 _finished = itertools.count(1)
 _BEGAN = time.monotonic()
 _XLA_FLAGS = os.environ.get("XLA_FLAGS")
@@ -49,15 +47,10 @@ def pytest_runtest_setup(item):
 
 def pytest_runtest_teardown():
     """Let go of compiled programs before they use up the process's memory maps."""
-    if next(_finished) % _EVERY:
-        return
-    try:
-        with open("/proc/self/maps") as maps:
-            full = sum(1 for _ in maps) > _MAPS
-    except FileNotFoundError:  # not Linux
-        return
-    if full:
-        jax.clear_caches()
+    if next(_finished) % _EVERY == 0:
+        from ntk_inr.study.programs import free_programs_if_full
+
+        free_programs_if_full()
 
 
 def pytest_sessionfinish(session):

@@ -20,6 +20,7 @@ from matplotlib.ticker import LogFormatter
 from ntk_inr import style
 from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import save_figure
+from ntk_inr.study.programs import free_programs_if_full
 from ntk_inr.study.record import write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -143,7 +144,7 @@ def results_folder(name: str, device: str | None = None) -> Path:
 def each(computes: Mapping[str, Callable[[], Any]], jobs: int) -> Iterator[tuple[str, Any]]:
     """Compute ``jobs`` of them at once; yield each with its key when it is done, and raise what failed at the end."""
     if jobs == 1:
-        yield from ((key, compute()) for key, compute in computes.items())
+        yield from ((key, _computed(compute)) for key, compute in computes.items())
         return
     context, cores = multiprocessing.get_context("spawn"), sorted(os.sched_getaffinity(0))
     # NumPy's BLAS counts the cores before a process takes its share; more threads than cores wait for each other.
@@ -154,7 +155,7 @@ def each(computes: Mapping[str, Callable[[], Any]], jobs: int) -> Iterator[tuple
     failed: list[BaseException] = []
     with concurrent.futures.ProcessPoolExecutor(jobs, context, initializer=_take_share, initargs=(shares,)) as pool:
         try:
-            started = {pool.submit(compute): key for key, compute in computes.items()}
+            started = {pool.submit(_computed, compute): key for key, compute in computes.items()}
             for done in concurrent.futures.as_completed(started):
                 if (error := done.exception()) is None:
                     yield started[done], done.result()
@@ -165,6 +166,11 @@ def each(computes: Mapping[str, Callable[[], Any]], jobs: int) -> Iterator[tuple
             pool.shutdown(cancel_futures=True)
     if failed:
         raise failed[0]
+
+
+def _computed(compute: Callable[[], Any]) -> Any:
+    free_programs_if_full()
+    return compute()
 
 
 def _take_share(shares: Any) -> None:

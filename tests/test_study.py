@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 import ntk_inr as ni
 from ntk_inr.study.figures import convergence_figure, save_figure
+from ntk_inr.study.programs import free_programs_if_full
 from ntk_inr.study.record import RESULTS
 
 SMALL = {"features": 16, "depth": 2, "steps": 20, "seeds": 2}
@@ -317,3 +319,13 @@ def test_one_variant_and_a_constant_image_still_conclude():
 def test_bad_input(task, change, message):
     with pytest.raises(ValueError, match=message):
         ni.compare(task, **{"variants": ["relu"], **SMALL, **change})
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="counts what only Linux tells")
+def test_programs_are_let_go_of_only_when_maps_run_short():
+    function = jax.jit(lambda x: x + 1)
+    function(1.0)
+    free_programs_if_full()
+    assert function._cache_size() == 1
+    free_programs_if_full(share=0.0)
+    assert function._cache_size() == 0

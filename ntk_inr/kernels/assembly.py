@@ -200,7 +200,7 @@ def on_device(
         out = empty(shape, dtype)
         fill(out, parts, symmetric)
         return jax.device_put(out, may_alias=True)
-    kernel = None
+    kernel: Any = None
     for rows, columns, tile in parts:
         extent = _extent(rows, columns)
         # A slice is a copy and a program, even one of everything.

@@ -27,6 +27,7 @@ from ntk_inr.study import record
 from ntk_inr.study.candidate import kernel_in_float64
 from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import picture
+from ntk_inr.study.programs import free_programs_if_full
 from ntk_inr.study.record import Study, VariantResult
 from ntk_inr.tasks.image import ImageTask
 from ntk_inr.tasks.interface import IndirectTask, Task
@@ -129,6 +130,7 @@ def compare(
         if folder is not None:
             record.save_arrays(folder, result)
             record.save_index(folder, study)
+        free_programs_if_full()
     order = list(networks)
     study.variants.sort(key=lambda result: order.index(result.name) if result.name in order else len(order))
     study.complete = True

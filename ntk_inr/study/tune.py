@@ -33,6 +33,7 @@ from ntk_inr.study.candidate import (
 )
 from ntk_inr.study.compare import check_derivatives, describe, describe_task
 from ntk_inr.study.environment import environment
+from ntk_inr.study.programs import free_programs_if_full
 from ntk_inr.study.space import Axis, between, spaces_of
 from ntk_inr.study.tuning import OBJECTIVES, Candidate, Objective, Tuning, read, write
 from ntk_inr.tasks.interface import Task
@@ -278,6 +279,7 @@ class _Search:
         self.found.candidates.append(candidate)
         if self.folder is not None:
             write(self.folder, self.found)
+        free_programs_if_full()
 
     def _repeat(self, candidate: Candidate, sample: Sample, key: Any) -> None:
         """Add one prediction to a candidate."""
