@@ -30,11 +30,11 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    """Check what collecting has imported; pages of the documentation take a minute each."""
+    """Check what collecting has imported; mark the long examples, whose like README.md has."""
     if os.environ.get("XLA_FLAGS") != _XLA_FLAGS:
         raise pytest.UsageError("A module sets XLA_FLAGS on being imported, for all tests; do so for its own process.")
     for item in items:
-        if item.path.parent.name == "docs":
+        if item.path.parent.name in ("docs", "study"):
             item.add_marker("slow")
 
 
