@@ -273,8 +273,8 @@ def summarize(content: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def table(content: dict[str, Any]) -> str:
-    """Return Markdown: the summary, and each case."""
+def overview(content: dict[str, Any]) -> list[str]:
+    """Return the summary as the lines of a Markdown table."""
     heads = [
         "objective", "cases", "regret [dB], median", "90th percentile", "of a random choice",
         "rank correlation, median", "of encodings", "times cheaper",
@@ -289,7 +289,12 @@ def table(content: dict[str, Any]) -> str:
                 "" if encodings is None else f"{encodings:.2f}", f"{found['times_cheaper']:.0f}",
             ]
         )  # fmt: skip
-    said = ["# Does ni.tune choose what a sweep would?", "", *markdown(heads, rows)]
+    return markdown(heads, rows)
+
+
+def table(content: dict[str, Any]) -> str:
+    """Return Markdown: the summary, and each case."""
+    said = ["# Does ni.tune choose what a sweep would?", "", *overview(content)]
     for name, found in content["summary"].items():
         rows = [[signal, _ranked(case), f"{case['regret']:.2f}"] for signal, case in found["across_variants"].items()]
         said += ["", f"## Across variants, {name}", "", *markdown(["signal", "rank correlation", "regret [dB]"], rows)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ntk_inr as ni
+from benchmarks import tune_validation
 from benchmarks.keep import markdown
 from benchmarks.quality import EXACT_DB, PARTS, measured_on
 
@@ -33,6 +34,7 @@ def tables(results: Path) -> dict[str, str]:
         **{name: scores_table(parts[name], keys) for name, keys in SCORES.items()},
         **{f"camera_{size}": camera_table(summary) for size, summary in camera.items()},
         "prediction": prediction(camera),
+        "tune": "\n".join(tune_validation.overview(_read(results / "tune_validation" / "cpu" / "results.json"))) + "\n",
         "neural_tangents": speed_table(_read(results / "kernel_speed" / "cpu" / "results.json")["neural_tangents"]),
     }
 
