@@ -7,6 +7,8 @@ the native functions.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -19,6 +21,7 @@ _SIN = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
 _COS = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
 
 
+@functools.partial(jax.jit, inline=True)  # one program where it is called by itself
 def _reduced(x: Array) -> tuple[Array, Array]:
     def const(value: float) -> Array:
         return jnp.asarray(value, x.dtype)
