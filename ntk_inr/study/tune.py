@@ -43,8 +43,9 @@ from ntk_inr.training.optimizers import optimizer as make_optimizer
 
 ADAM_FACTOR = 0.4
 """S steps of Adam go about as far as this times S**2 steps of gradient descent; see benchmarks.tune_validation."""
-ADAM_JITTER = 0.1
-"""Adam's last steps move outputs by about this times its learning rate times the norm of their gradient; likewise."""
+ADAM_JITTER, ADAM_MEMORY = 0.1, 1000
+"""Once Adam has forgotten the first gradients, after 1 / (1 - 0.999) steps, its steps no longer shrink with the
+gradient: they move outputs by about this times the learning rate times the norm of an output's gradient."""
 _SAMPLE = 512
 _HELD_OUT = 0.2
 # Of a mean squared error: nothing is learned more exactly, and no PSNR is infinite.
@@ -87,9 +88,9 @@ def tune(
     candidates are compared pair by pair. The best of the grid is then refined by golden section.
 
     S steps of Adam are counted as :math:`0.4\,S^2` of gradient descent at half of its stable rate, because Adam evens
-    out the eigenvalues; and its steps of size alpha leave a noise floor of mean square
-    :math:`(0.1\,\alpha)^2\,\overline{K_{ii}}`. Both factors were fitted to trainings, which
-    ``benchmarks.tune_validation`` repeats on other signals.
+    out the eigenvalues; and beyond 1000 steps, when it has forgotten the first gradients, its steps of size alpha
+    leave a noise floor of mean square :math:`(0.1\,\alpha)^2\,\overline{K_{ii}}`. Both factors were fitted to
+    trainings, which ``benchmarks.tune_validation`` repeats on other signals.
 
     The prediction is that of a kernel that stays as it is. A ``pilot`` run of so many steps measures how far it moves,
     and the ranking is then by the kernels that it ends with. It does not see what its sample holds out.
@@ -322,9 +323,10 @@ class _Search:
     def _score(self, candidate: Candidate, curves: Curves) -> None:
         asked, at, begins = self.found.settings, np.log(TIMES), self.found.time_of(self.found.settings["pilot"])
         budget = np.log(max(self.found.time_of(asked["steps"]) - begins, TIMES[0]))
-        floor = _LEAST
+        floor = np.full(len(TIMES), _LEAST)
         if asked["optimizer"] == "adam":
-            floor += (ADAM_JITTER * asked["learning_rate"]) ** 2 * curves.gradient
+            late = self.found.steps_of(begins + TIMES) > ADAM_MEMORY
+            floor[late] += (ADAM_JITTER * asked["learning_rate"]) ** 2 * curves.gradient
         train = psnr(curves.train + floor, self.task.data_range)
         heldout = None if curves.heldout is None else psnr(curves.heldout + floor, self.task.data_range)
         candidate.train_psnr.append(float(np.interp(budget, at, train)))
