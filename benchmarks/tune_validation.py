@@ -421,6 +421,8 @@ def figure(content: dict[str, Any]) -> Any:
                 label = "kernel at initialisation" if pilot == 0 else f"kernel after {pilot} steps"
                 axis.plot(regrets, share, color=color, label=label, drawstyle="steps-post")
             axis.set_xscale("symlog", linthresh=0.5)
+            axis.set_xticks([0, 0.5, 1, 2, 5, 10, 20], ["0", "0.5", "1", "2", "5", "10", "20"])
+            axis.minorticks_off()
             axis.set(xlabel="PSNR lost against the best of the sweep [dB]", xlim=(0, None), ylim=(0, 1))
             axis.set_title({"heldout": "Rows held out", "fit": "Rows trained on"}[objective])
         axes[0].set_ylabel("share of cases")
