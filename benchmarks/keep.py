@@ -95,7 +95,7 @@ class Plain(LogFormatter):
 def arguments_of(doc: str | None, *, rows: bool = False) -> argparse.ArgumentParser:
     """Return a parser of what every benchmark takes, or one that measures rows; ``doc`` is the module's."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small sizes, under a minute, nothing is kept")
+    parser.add_argument("--quick", action="store_true", help="small sizes, about a minute, nothing is kept")
     parser.add_argument("--profile", choices=["cpu", "gpu"], help="sizes; by default those of the device there is")
     if rows:
         parser.add_argument("--jobs", type=int, default=1, help="rows measured at once, each process on its own cores")

@@ -290,7 +290,9 @@ def main() -> None:
         computes["streamed_moments"] = lambda: timing.in_own_process(
             own, "--only=streamed", f"--n={2048 if quick else 16384}"
         )
-    asked = {part: computes[part] for part in arguments.parts or computes if part in computes}
+    if elsewhere := set(arguments.parts) - set(computes):
+        parser.error(f"{', '.join(sorted(elsewhere))}: not on {jax.default_backend()}; there are {', '.join(computes)}")
+    asked = {part: computes[part] for part in arguments.parts or computes}
     settings = {"width": WIDTH, "depth": DEPTH, "inputs": 2, "activation": "relu", "dtype": "float32"}
     found = collect(NAME, profile, settings, asked, lambda key, _: f"{key}: measured")
     results = {"schema": "ntk_inr.kernel_speed v1", "environment": environment(), "settings": settings}
@@ -300,7 +302,11 @@ def main() -> None:
     folder = results_folder(NAME)
     path = folder / "results.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
-    results |= {part: kept[part] for part in computes if part in kept} | found
+    stays = [part for part in computes if part in kept and part not in found]
+    results |= {part: kept[part] for part in stays} | found
+    # A part that stays is of the versions and the day that it was measured with.
+    former = {part: kept.get("environments", {}).get(part, kept["environment"]) for part in stays}
+    results["environments"] = former | dict.fromkeys(found, results["environment"])
     report(results)
     write_json(path, results)
     if "growth" in found:
