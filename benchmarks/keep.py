@@ -6,12 +6,13 @@ import argparse
 import collections
 import concurrent.futures
 import dataclasses
+import json
 import multiprocessing
 import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -28,6 +29,7 @@ RESULTS = Path(__file__).parent / "results"
 INTERRUPTED = "interrupted.pickle"
 Profile = Literal["quick", "cpu", "gpu"]
 Verdict = Literal["holds", "holds when", "does not hold", "undecided"]
+T = TypeVar("T")
 
 
 # A difference counts from this many standard errors on.
@@ -92,14 +94,23 @@ class Plain(LogFormatter):
         return f"{value:g}" if super().__call__(value, pos) else ""
 
 
-def arguments_of(doc: str | None, *, rows: bool = False) -> argparse.ArgumentParser:
-    """Return a parser of what every benchmark takes, or one that measures rows; ``doc`` is the module's."""
+def arguments_of(doc: str | None, *, rows: bool = False, parts: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """Return a parser of what every benchmark takes, or one that measures rows or parts; ``doc`` is the module's."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes, about a minute, nothing is kept")
     parser.add_argument("--profile", choices=["cpu", "gpu"], help="sizes; by default those of the device there is")
     if rows:
         parser.add_argument("--jobs", type=int, default=1, help="rows measured at once, each process on its own cores")
+    if parts:
+        parser.add_argument("parts", nargs="*", choices=[*parts, []], help="which parts; all by default")
     return parser
+
+
+def parts_asked_for(arguments: argparse.Namespace, computes: Mapping[str, T]) -> dict[str, T]:
+    """Return what computes the parts that were asked for; refuse one that this device does not have."""
+    if elsewhere := sorted(set(arguments.parts) - set(computes)):
+        raise SystemExit(f"{', '.join(elsewhere)}: not here ({jax.default_backend()}); there are {', '.join(computes)}")
+    return {part: computes[part] for part in arguments.parts or computes}
 
 
 def profile_of(arguments: argparse.Namespace) -> Profile:
@@ -209,6 +220,20 @@ def collect(
             path.with_suffix(".part").write_bytes(pickle.dumps((settings, known)))
             path.with_suffix(".part").replace(path)
     return {key: known[key] for key in computes}
+
+
+def completed(path: Path, results: dict[str, Any], found: Mapping[str, Any], order: Iterable[str]) -> dict[str, Any]:
+    """Return ``results`` with the parts found now and those that the file holds of the others, in order.
+
+    A part that stays is of the versions and the day that it was measured with, which "environments" tells.
+    """
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    parts = {part: found[part] if part in found else kept[part] for part in order if part in found or part in kept}
+    former = kept.get("environments", {})
+    environments = {
+        part: results["environment"] if part in found else former.get(part, kept["environment"]) for part in parts
+    }
+    return results | parts | {"environments": environments}
 
 
 def publish(

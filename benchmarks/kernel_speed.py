@@ -21,14 +21,25 @@ import numpy as np
 
 import ntk_inr as ni
 from benchmarks import timing
-from benchmarks.keep import INTERRUPTED, Claim, arguments_of, collect, profile_of, results_folder, verdict
+from benchmarks.keep import (
+    INTERRUPTED,
+    Claim,
+    arguments_of,
+    collect,
+    completed,
+    parts_asked_for,
+    profile_of,
+    results_folder,
+    verdict,
+)
 from ntk_inr.kernels import structured
 from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import save_figure
 from ntk_inr.study.record import write_json
 from ntk_inr.style import FAST, MEASURED, figure_style, pyplot
 
-PICTURES = {"growth": "Time grows as the flops do: quadratically in n, linearly in width, depth and outputs."}
+GROWTH = "Time grows as the flops do: quadratically in n, linearly in width, depth and outputs."
+GROWTH_THERE = "Up to some n = 4096 the host's few milliseconds are the time; then it grows as the flops do."
 NAME = "kernel_speed"
 WIDTH, DEPTH = 256, 4
 PARTS = ["neural_tangents", "gram_products", "sampled_moments", "growth", "large", "extra_memory", "streamed_moments"]
@@ -263,8 +274,7 @@ def claims(results: dict[str, Any]) -> list[Claim]:
 
 def main() -> None:
     """Measure, print the table, and keep the JSON and the plot."""
-    parser = arguments_of(__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="which parts; all by default")
+    parser = arguments_of(__doc__, parts=PARTS)
     parser.add_argument("--only", choices=["grams", "extra_memory", "streamed"], help=argparse.SUPPRESS)
     parser.add_argument("--n", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -290,23 +300,21 @@ def main() -> None:
         computes["streamed_moments"] = lambda: timing.in_own_process(
             own, "--only=streamed", f"--n={2048 if quick else 16384}"
         )
-    if elsewhere := set(arguments.parts) - set(computes):
-        parser.error(f"{', '.join(sorted(elsewhere))}: not on {jax.default_backend()}; there are {', '.join(computes)}")
-    asked = {part: computes[part] for part in arguments.parts or computes}
+    asked = parts_asked_for(arguments, computes)
     settings = {"width": WIDTH, "depth": DEPTH, "inputs": 2, "activation": "relu", "dtype": "float32"}
     found = collect(NAME, profile, settings, asked, lambda key, _: f"{key}: measured")
-    results = {"schema": "ntk_inr.kernel_speed v1", "environment": environment(), "settings": settings}
     if quick:
         report(found)
         return
+    results = {
+        "schema": "ntk_inr.kernel_speed v1",
+        "environment": environment(),
+        "settings": settings,
+        "pictures": {"growth": GROWTH_THERE if accelerator else GROWTH},
+    }
     folder = results_folder(NAME)
     path = folder / "results.json"
-    kept = json.loads(path.read_text()) if path.exists() else {}
-    stays = [part for part in computes if part in kept and part not in found]
-    results |= {part: kept[part] for part in stays} | found
-    # A part that stays is of the versions and the day that it was measured with.
-    former = {part: kept.get("environments", {}).get(part, kept["environment"]) for part in stays}
-    results["environments"] = former | dict.fromkeys(found, results["environment"])
+    results = completed(path, results, found, PARTS)
     report(results)
     write_json(path, results)
     if "growth" in found:

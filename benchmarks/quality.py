@@ -98,6 +98,8 @@ USUAL_SPREAD = 3.0
 WHY = {
     ("finer", "wire"): "Each trains at its authors' rate, and WIRE's is ten times FINER's: what counts is which rate "
     "suits so few steps.",
+    ("siren", "pe"): "Seeds of pe differ by more than seeds of SIREN.",
+    ("wire", "gauss"): "On average WIRE is ahead at 500 steps, but seeds of either differ by as much.",
 }
 RESULTS_FILE = "image128.json"
 PICTURES = {

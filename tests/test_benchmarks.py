@@ -56,3 +56,20 @@ def test_a_table_of_quality_that_another_device_completes_says_so(tmp_path):
     assert content["environment"] == began
     assert "Trainings: 1 on H200, 1 on cpu." in quality.table({"image64": content})
     assert "21.5 ± 0.71" in quality.table({"image64": content})
+
+
+def test_a_part_measured_anew_keeps_the_others_with_their_own_environment(tmp_path):
+    path, order = tmp_path / "results.json", ["a", "b", "c"]
+    first = keep.completed(path, {"environment": "monday"}, {"b": 2, "a": 1}, order)
+    assert list(first)[1:3] == ["a", "b"]
+    path.write_text(json.dumps(first))
+    second = keep.completed(path, {"environment": "tuesday"}, {"b": 3}, order)
+    assert (second["a"], second["b"], second["environment"]) == (1, 3, "tuesday")
+    assert second["environments"] == {"a": "monday", "b": "tuesday"}
+
+
+def test_a_part_that_a_device_lacks_is_refused():
+    arguments = keep.arguments_of("", parts=["a", "b"]).parse_args(["b"])
+    with pytest.raises(SystemExit, match=r"b: not here .*; there are a"):
+        keep.parts_asked_for(arguments, {"a": 1})
+    assert keep.parts_asked_for(keep.arguments_of("", parts=["a"]).parse_args([]), {"a": 1}) == {"a": 1}

@@ -23,5 +23,8 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "devices": jax.local_device_count(),
         "matmul_precision": jax.config.jax_default_matmul_precision or "default",  # type: ignore[attr-defined]
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        # Then times of compilation are those of reading.
+        "compilation_cache": bool(jax.config.jax_compilation_cache_dir),  # type: ignore[attr-defined]
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
