@@ -351,10 +351,13 @@ def choices(row: dict[str, Any], pilot: str, objective: str) -> tuple[int, int]:
 def reason(row: dict[str, Any], pilot: str, objective: str) -> str:
     """Return what explains a large regret: the first of these that the numbers show."""
     best, chosen = choices(row, pilot, objective)
-    scores = np.array(row["sweep"][objective])[[best, chosen]]
-    lost, error = np.ptp(scores.mean(axis=1)), np.hypot(*scores.std(axis=1, ddof=1)) / scores.shape[1] ** 0.5
+    scores, predicted = (np.array(of[objective])[[best, chosen]] for of in (row["sweep"], row["predicted"][pilot]))
+    lost, error = _difference(scores)
     if lost < ERRORS * error:
         return f"seeds differ as much: {lost:.1f} ± {error:.1f} dB"
+    ahead, error = _difference(predicted)
+    if ahead < ERRORS * error:
+        return f"the prediction is not surer: {ahead:.1f} ± {error:.1f} dB"
     if scores.mean(axis=1).min() > CLOSE:
         return f"both fit closely, {_decibels(scores)}: there Adam gains half a dB a step, whatever the kernel"
     drift = max(row["predicted"][str(PILOTS[-1])]["drift"][place] for place in (best, chosen))
@@ -364,6 +367,11 @@ def reason(row: dict[str, Any], pilot: str, objective: str) -> str:
     if row["signal"] in SHAPES and objective == "fit":
         return f"{_decibels(scores)}: the L1 loss ends where Adam's noise is, of which only the size is known"
     return f"{moved}, too little to explain it"
+
+
+def _difference(scores: np.ndarray) -> tuple[float, float]:
+    """Return by how much two settings differ, and the standard error."""
+    return float(np.ptp(scores.mean(axis=1))), float(np.hypot(*scores.std(axis=1, ddof=1)) / scores.shape[1] ** 0.5)
 
 
 def _decibels(scores: np.ndarray) -> str:

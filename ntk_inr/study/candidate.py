@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.integrate
 from jax import Array
 
 from ntk_inr import _checks
@@ -93,6 +95,8 @@ class Curves:
         cv: of the eigenvalues.
         stable_rate: largest stable learning rate of gradient descent on all rows.
         gradient: mean squared norm of an output's gradient, the kernel's mean diagonal.
+        path: length (times,) of the way that the parameters go until TIMES.
+        push: how far they go that way when each of them moves by 1, down the loss; infinity where there are none.
     """
 
     train: np.ndarray
@@ -100,12 +104,15 @@ class Curves:
     cv: float
     stable_rate: float
     gradient: float
+    path: np.ndarray
+    push: float = math.inf
 
 
 def predict(apply: Any, params: Any, kernel: np.ndarray, sample: Sample) -> Curves:
     """Return what the kernel at ``params``, on ``sample.places``, predicts from there on."""
-    start = np.asarray(_values(_checks.as_partial(apply), params, sample.points), np.float64)
-    return curves(kernel, start, sample)
+    start, total, norm = _at_start(_checks.as_partial(apply), params, sample.points, sample.y)
+    found = curves(kernel, np.asarray(start, np.float64), sample)
+    return dataclasses.replace(found, push=float(total / norm)) if norm > 0 else found
 
 
 def kernel_of(apply: Any, params: Any, sample: Sample) -> np.ndarray:
@@ -114,8 +121,12 @@ def kernel_of(apply: Any, params: Any, sample: Sample) -> np.ndarray:
 
 
 @jax.jit
-def _values(apply: Any, params: Any, x: Any) -> Array:
-    return apply(params, x)
+def _at_start(apply: Any, params: Any, x: Any, y: Any) -> tuple[Array, Array, Array]:
+    """Return the values, and both norms, l1 and l2, of the gradient of the squared error on the first rows."""
+    start, pull = jax.vjp(lambda params: apply(params, x), params)
+    cotangent = jnp.zeros_like(start).at[: len(y)].set(start[: len(y)] - y)
+    gradient = jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(pull(cotangent))])
+    return start, jnp.abs(gradient).sum(), jnp.linalg.norm(gradient)
 
 
 _kernel = jax.jit(ntk)
@@ -164,7 +175,9 @@ def curves(kernel: np.ndarray, start: np.ndarray, sample: Sample) -> Curves:
     r"""Return the curves of gradient flow on the linearised model, (T10): :math:`r(t) = e^{-tK/\lambda_{\max}}r_0`.
 
     The largest eigenvalue is that of all N rows. Outside of the training rows
-    :math:`f_t(x) = f_0(x) - K_{xX}K^{-1}(r_0 - r(t))`. Eigenvalues below the rounding floor count as that.
+    :math:`f_t(x) = f_0(x) - K_{xX}K^{-1}(r_0 - r(t))`, and parameters move at the speed
+    :math:`\lVert\dot\theta\rVert = \sqrt{r^\top K r}/\lambda_{\max}`. Eigenvalues below the rounding floor count
+    as that.
 
     Args:
         kernel: on ``sample.places``.
@@ -177,8 +190,11 @@ def curves(kernel: np.ndarray, start: np.ndarray, sample: Sample) -> Curves:
     values = np.maximum(values, rounding_floor(values))
     largest = max(largest_eigenvalue(kernel, sample), values[0])
     modes = vectors.T @ residual[:n]
+    energy = (modes**2).sum(axis=1)
     left = np.exp(-np.outer(TIMES, values / largest))
-    train = left**2 @ (modes**2).sum(axis=1) / residual[:n].size
+    train = left**2 @ energy / residual[:n].size
+    speed = np.sqrt(np.concatenate([[energy @ values], left**2 @ (energy * values)])) / largest
+    path = scipy.integrate.cumulative_trapezoid(speed, np.concatenate([[0], TIMES]))
     heldout = None
     if len(unseen):
         across = kernel[n : n + len(unseen), :n] @ (vectors / values)
@@ -186,4 +202,4 @@ def curves(kernel: np.ndarray, start: np.ndarray, sample: Sample) -> Curves:
         heldout = ((residual[n:, None] - gained.reshape(len(unseen), len(TIMES), -1)) ** 2).mean(axis=(0, 2))
     found = moments(own)
     rate = stable_rate(largest, sample)
-    return Curves(train, heldout, float(found.cv), rate, float(found.mean))
+    return Curves(train, heldout, float(found.cv), rate, float(found.mean), path)

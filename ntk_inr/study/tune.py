@@ -43,7 +43,9 @@ from ntk_inr.training.optimizers import optimizer as make_optimizer
 
 ADAM_FACTOR = 0.4
 """S steps of Adam go about as far as this times S**2 steps of gradient descent; see benchmarks.tune_validation."""
-ADAM_JITTER, ADAM_MEMORY = {"mse": 0.1, "l1": 0.3, "huber": 0.1}, 1000
+ADAM_REACH = 0.5
+"""Adam moves parameters by about this times the learning rate a step, however small the gradient is."""
+ADAM_JITTER, ADAM_MEMORY = {"mse": 0.1, "l1": 0.5, "huber": 0.1}, 1000
 """Adam's steps move outputs by about this times the learning rate times the norm of an output's gradient, where they do
 not shrink with the loss: for "l1" always, else once Adam has forgotten the first gradients, after 1 / (1 - 0.999).
 Predictions are for these losses, whose minimum is where that of the squared error is."""
@@ -87,10 +89,12 @@ def tune(
     candidates are compared pair by pair. The best of the grid is then refined by golden section.
 
     S steps of Adam are counted as :math:`0.4\,S^2` of gradient descent at half of its stable rate, because Adam evens
-    out the eigenvalues; and beyond 1000 steps, when it has forgotten the first gradients, its steps of size alpha
-    leave a noise floor of mean square :math:`(0.1\,\alpha)^2\,\overline{K_{ii}}` (for "l1", whose gradient does not
-    shrink with the error, 0.3 and from the start). These factors were fitted to trainings, which
-    ``benchmarks.tune_validation`` repeats on other signals.
+    out the eigenvalues, but as no more than parameters can go that take steps of half of the learning rate alpha:
+    a way of :math:`\alpha S\,\lVert g\rVert_1/2\lVert g\rVert_2` along the gradient g. Beyond 1000 steps, when Adam has
+    forgotten the first gradients, its steps leave a noise floor of mean square
+    :math:`(0.1\,\alpha)^2\,\overline{K_{ii}}` (for "l1", whose gradient does not shrink with the error, 0.5 and from
+    the start). These four factors were fitted to trainings such as those of ``benchmarks.tune_validation``, where
+    the choices hardly change between half and twice of each.
 
     The prediction is that of a kernel that stays as it is. A ``pilot`` run of so many steps measures how far it moves,
     and the ranking is then by the kernels that it ends with. It does not see what its sample holds out.
@@ -165,6 +169,7 @@ def tune(
         "objective": objective, "steps": steps, "target_psnr": target_psnr, "features": features, "depth": depth,
         "optimizer": optimizer, "learning_rate": learning_rate, "sample": size, "repeats": repeats, "pilot": pilot,
         "infinite": infinite, "seed": seed, "adam_factor": ADAM_FACTOR,
+        "adam_reach": ADAM_REACH,
         "networks": {name: describe(net) for name, net in networks.items()},
     }  # fmt: skip
     found = Tuning(describe_task(task), asked, environment(), [])
@@ -321,39 +326,37 @@ class _Search:
         return run.params
 
     def _score(self, candidate: Candidate, curves: Curves) -> None:
-        asked, at, begins = self.found.settings, np.log(TIMES), self.found.time_of(self.found.settings["pilot"])
-        budget = np.log(max(self.found.time_of(asked["steps"]) - begins, TIMES[0]))
+        asked, pilot = self.found.settings, self.found.settings["pilot"]
+        steps = self.found.steps_of(self.found.time_of(pilot) + TIMES) - pilot
         floor = np.full(len(TIMES), _LEAST)
         if asked["optimizer"] == "adam":
+            steps = np.maximum(steps, curves.path / (ADAM_REACH * asked["learning_rate"] * curves.push))
             loss = str(self.task.loss)  # a name, as was checked
-            noisy = self.found.steps_of(begins + TIMES) > (0 if loss == "l1" else ADAM_MEMORY)
+            noisy = pilot + steps > (0 if loss == "l1" else ADAM_MEMORY)
             floor[noisy] += (ADAM_JITTER[loss] * asked["learning_rate"]) ** 2 * curves.gradient
         train = psnr(curves.train + floor, self.task.data_range)
         heldout = None if curves.heldout is None else psnr(curves.heldout + floor, self.task.data_range)
+        at, budget = np.log(steps), np.log(asked["steps"] - pilot)
+        candidate.curve_steps.append([float(f"{pilot + step:.4g}") for step in steps])
         candidate.train_psnr.append(float(np.interp(budget, at, train)))
         candidate.train_curve.append([round(float(value), 3) for value in train])
         candidate.cv.append(curves.cv)
         candidate.stable_rate.append(curves.stable_rate)
         if heldout is not None:
             within = heldout[at <= budget]
-            candidate.heldout_psnr.append(float(max(within.max(), np.interp(budget, at, heldout))))
+            candidate.heldout_psnr.append(float(max(within.max(initial=-math.inf), np.interp(budget, at, heldout))))
             candidate.heldout_curve.append([round(float(value), 3) for value in heldout])
         if asked["objective"] == "heldout":
             candidate.score.append(candidate.heldout_psnr[-1])
         elif asked["objective"] == "fit":
             candidate.score.append(candidate.train_psnr[-1])
         else:
-            reached = np.flatnonzero(train >= asked["target_psnr"])
             needed = math.inf
-            if len(reached):
-                needed = max(1.0, self.found.steps_of(begins + _crossing(at, train, asked)))
+            if (train >= asked["target_psnr"]).any():
+                crossing = np.interp(asked["target_psnr"], np.maximum.accumulate(train), at)
+                needed = max(1.0, pilot + float(np.exp(crossing)))
             candidate.steps_to_target.append(needed)
             candidate.score.append(-math.log10(needed))
-
-
-def _crossing(at: np.ndarray, train: np.ndarray, asked: dict[str, Any]) -> float:
-    """Return the time at which a rising curve reaches the target."""
-    return float(np.exp(np.interp(asked["target_psnr"], np.maximum.accumulate(train), at)))
 
 
 def _refined(found: Tuning, axes: Sequence[Axis], budget: int) -> Iterator[dict[str, Any]]:

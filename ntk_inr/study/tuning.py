@@ -13,7 +13,6 @@ import numpy as np
 
 from ntk_inr import style
 from ntk_inr.study import record
-from ntk_inr.study.candidate import TIMES
 
 Objective = Literal["heldout", "fit", "speed"]
 OBJECTIVES = get_args(Objective)
@@ -36,6 +35,7 @@ class Candidate:
         cv: of the eigenvalues of the kernel that predicts, at initialisation or after the pilot run.
         stable_rate: largest stable learning rate of gradient descent.
         drift: relative change of the kernel in the pilot run; empty without one.
+        curve_steps: training steps (repeats, times) that curves are taken at.
         train_curve: PSNR (repeats, times) on rows trained on.
         heldout_curve: the same on rows held out; empty without.
         seconds: that it took.
@@ -51,6 +51,7 @@ class Candidate:
     cv: list[float] = dataclasses.field(default_factory=list)
     stable_rate: list[float] = dataclasses.field(default_factory=list)
     drift: list[float] = dataclasses.field(default_factory=list)
+    curve_steps: list[list[float]] = dataclasses.field(default_factory=list)
     train_curve: list[list[float]] = dataclasses.field(default_factory=list)
     heldout_curve: list[list[float]] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
@@ -279,7 +280,7 @@ class Tuning:
 
     def _plot_curves(self, axis: Any) -> None:
         best, asked = self.best, self.settings
-        steps = self.steps_of(self.time_of(asked["pilot"]) + TIMES)
+        steps = np.median(best.curve_steps, axis=0)
         for curve, color, label in (
             (best.train_curve, style.MEASURED, "trained on"),
             (best.heldout_curve, style.PREDICTED, "held out"),
