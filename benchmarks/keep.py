@@ -27,6 +27,8 @@ from ntk_inr.study.record import write_json
 RESULTS = Path(__file__).parent / "results"
 # What an interrupted run has computed; to be deleted after a change of what it computes.
 INTERRUPTED = "interrupted.pickle"
+# Most of the time of small sizes is compilation, of which these leave a third, as for the tests.
+QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 Profile = Literal["quick", "cpu", "gpu"]
 Verdict = Literal["holds", "holds when", "does not hold", "undecided"]
 T = TypeVar("T")
@@ -113,12 +115,14 @@ def parts_asked_for(arguments: argparse.Namespace, computes: Mapping[str, T]) ->
     return {part: computes[part] for part in arguments.parts or computes}
 
 
-def profile_of(arguments: argparse.Namespace) -> Profile:
-    """Return the profile that was asked for, or that of the device."""
+def profile_of(arguments: argparse.Namespace, *, timed: bool = False) -> Profile:
+    """Return the profile that was asked for, or that of the device; ``timed`` where programs are timed."""
     if getattr(arguments, "jobs", 1) > 1:
         # JAX, which has not begun yet, would take most of a GPU's memory for one process.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if arguments.quick:
+        if not timed:
+            os.environ.setdefault("XLA_FLAGS", QUICK_COMPILATION)
         return "quick"
     return arguments.profile or ("cpu" if jax.default_backend() == "cpu" else "gpu")
 

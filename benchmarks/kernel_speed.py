@@ -171,9 +171,9 @@ SWEEPS: dict[str, list[int]] = {
 def growth(quick: bool) -> list[dict[str, Any]]:
     """Time against each size, the others at n 4096, width 256, depth 4, c 1, beside the flops of the plan."""
     rows = []
-    for name, values in SWEEPS.items():
-        for value in values[:1] if quick else values:
-            sizes = {"n": 512 if quick else 4096, "width": WIDTH, "depth": DEPTH, "c": 1, name: value}
+    for name, values in ({"n": SWEEPS["n"][:2]} if quick else SWEEPS).items():
+        for value in values:
+            sizes = {"n": 4096, "width": WIDTH, "depth": DEPTH, "c": 1, name: value}
             apply, params, x = model(**sizes)
             found = timing.compare({"s": lambda a=apply, p=params, x=x: ni.ntk(a, p, x)}, 1 if value > 8192 else 3)["s"]
             flops = ni.explain(apply, params, x).costs[0].flops
@@ -282,7 +282,7 @@ def main() -> None:
         parts = {"grams": against_gram_products, "extra_memory": measure_extra_memory, "streamed": measure_streamed}
         print(json.dumps(parts[arguments.only](arguments.n)))
         return
-    profile = profile_of(arguments)
+    profile = profile_of(arguments, timed=True)
     quick, accelerator = profile == "quick", jax.default_backend() != "cpu"
     own, n = "benchmarks.kernel_speed", 1024 if quick else 4096
     # Two processes can't share an accelerator's memory.

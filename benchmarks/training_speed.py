@@ -274,7 +274,7 @@ def line(part: str, found: dict[str, Any]) -> str:
 def main() -> None:
     """Measure, print, and keep the JSON."""
     arguments = arguments_of(__doc__, parts=PARTS).parse_args()
-    profile = profile_of(arguments)
+    profile = profile_of(arguments, timed=True)
     quick = profile == "quick"
     side, steps, rounds = (32, 8, 2) if quick else (SIDE, STEPS, ROUNDS)
     settings = {

@@ -56,6 +56,11 @@ def test_curves_are_those_of_the_linearised_model(chirp):
         outside = residual[n:] - kernel[n:, :n] @ np.linalg.solve(own, residual[:n] - left)
         np.testing.assert_allclose(found.train[place], (left**2).mean(), rtol=1e-6)
         np.testing.assert_allclose(found.heldout[place], (outside**2).mean(), rtol=1e-3)
+    values, vectors = np.linalg.eigh(own)
+    energy = values * ((vectors.T @ residual[:n])[:, 0] ** 2)
+    fine = np.concatenate([[0], np.geomspace(1e-3, TIMES[32], 4000)])
+    speed = np.sqrt(np.exp(-2 * np.outer(fine, values / largest)) @ energy) / largest
+    assert found.path[32] == pytest.approx(np.trapezoid(speed, fine), rel=0.03)
     assert found.stable_rate == pytest.approx(2 * 96 / largest)
     assert found.cv == pytest.approx(float(ni.moments(own).cv), rel=1e-6)
 
@@ -74,15 +79,33 @@ def test_gradient_descent_takes_the_steps_that_are_predicted(chirp):
     assert abs(run.psnr[-1] - tuned.best.train_psnr[0]) < 0.5
 
 
-def test_adams_noise_begins_where_its_steps_no_longer_shrink(chirp):
+def test_adams_noise_begins_where_its_steps_no_longer_shrink(chirp, monkeypatch):
     """For squares once it has forgotten the first gradients, however large the rate; for absolute values at once."""
-    torus = ni.shape_task("torus", points=96)
-    for task, since in ((chirp, 1000), (torus, 0)):
-        quiet, loud = (ni.tune(task, "rff", {"scale": [4.0]}, learning_rate=rate, **SMALL) for rate in (1e-9, 0.1))
-        noisy = quiet.steps_of(TIMES) > since
-        curves = [np.array(found.candidates[0].train_curve) for found in (quiet, loud)]
-        np.testing.assert_array_equal(curves[1][:, ~noisy], curves[0][:, ~noisy])
-        assert (curves[1][:, noisy] < curves[0][:, noisy]).all()
+    tasks = {"chirp": (chirp, 1000), "torus": (ni.shape_task("torus", points=96), 0)}
+
+    settings = {"learning_rate": 0.1, **SMALL}
+
+    def predicted():
+        return {name: ni.tune(task, "rff", {"scale": [4.0]}, **settings).best for name, (task, _) in tasks.items()}
+
+    loud = predicted()
+    monkeypatch.setattr(tune_module, "ADAM_JITTER", dict.fromkeys(tune_module.ADAM_JITTER, 0.0))
+    quiet = predicted()
+    for name, (_, since) in tasks.items():
+        noisy = np.array(quiet[name].curve_steps) > since
+        a, b = (np.array(found[name].train_curve) for found in (quiet, loud))
+        np.testing.assert_array_equal(a[~noisy], b[~noisy])
+        assert (b[noisy] < a[noisy]).all()
+
+
+def test_adam_gets_no_further_than_its_steps_reach(chirp):
+    """A hundredth of the rate takes a hundred times as many steps, where the rate and not the spectrum is the limit."""
+    slow, slower = (ni.tune(chirp, "rff", {"scale": [4.0]}, learning_rate=rate, **SMALL) for rate in (1e-7, 1e-9))
+    steps, more = (np.array(found.best.curve_steps) for found in (slow, slower))
+    np.testing.assert_allclose(more, 100 * steps, rtol=1e-3)
+    quick = ni.tune(chirp, "rff", {"scale": [4.0]}, learning_rate=0.1, **SMALL)
+    np.testing.assert_allclose(np.array(quick.best.curve_steps), [quick.steps_of(TIMES)] * 2, rtol=1e-3)
+    assert quick.best.train_psnr[0] > slow.best.train_psnr[0] + 3
 
 
 def test_a_sample_is_a_neighbourhood_and_holds_out_a_part():
