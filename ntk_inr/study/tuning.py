@@ -16,7 +16,7 @@ from ntk_inr.study import record
 
 Objective = Literal["heldout", "fit", "speed"]
 OBJECTIVES = get_args(Objective)
-SCHEMA = "ntk_inr.tune v1"
+SCHEMA = "ntk_inr.tune v2"
 # Above this relative change of the kernel a constant one is no description of training any more.
 _LAZY = 0.5
 
