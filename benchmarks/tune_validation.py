@@ -452,7 +452,7 @@ def figure(content: dict[str, Any]) -> Any:
             axis.set(xlabel="PSNR lost against the best of the sweep [dB]", xlim=(0, None), ylim=(0, 1))
             good = 100 * np.mean(np.array(regrets) < LARGE)
             rows = {"heldout": "Rows held out", "fit": "Rows trained on"}[objective]
-            axis.set_title(f"{rows}: {good:.0f} % of choices lose under {LARGE:g} dB")
+            axis.set_title(f"{rows}: after {PILOTS[-1]} steps {good:.0f} % lose under {LARGE:g} dB")
         axes[0].set_ylabel("share of cases")
         axes[1].legend(loc="lower right")
     return figure
