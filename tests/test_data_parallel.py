@@ -13,6 +13,7 @@ import ntk_inr as ni
 WORKER = pathlib.Path(__file__).with_name("mesh_worker.py")
 
 
+@pytest.mark.slow
 def test_four_devices_train_as_one():
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(WORKER.parents[1])}

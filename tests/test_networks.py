@@ -134,6 +134,7 @@ def test_both_parameterizations_are_one_function_at_the_start(key, x, name):
     np.testing.assert_allclose(standard, ntk, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_ntk_parameterization_keeps_the_kernel_bounded(key, x):
     means = [
         float(ni.moments(ni.ntk(*ni.init(ni.variant("relu", features=width, parameterization="ntk"), key, x), x)).mean)

@@ -292,6 +292,7 @@ def test_nobody_is_fastest_to_what_nobody_reaches(study):
     assert "fastest" not in said
 
 
+@pytest.mark.slow
 def test_one_variant_and_a_constant_image_still_conclude():
     study = ni.compare(ni.image_task(np.full((4, 4), 0.5), size=None), ["relu"], **{**SMALL, "seeds": 1, "steps": 1})
     assert ni.summarize(study).conclusion[0].startswith("relu has cv")

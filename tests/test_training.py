@@ -68,6 +68,7 @@ def test_full_kernel_is_exact_where_outputs_share_features(key, x, y, x64):
     assert errors["full"] < 1e-4 < errors["trace"]
 
 
+@pytest.mark.slow
 def test_wide_network_follows_its_initial_kernel(key, x, y):
     """T10.5: in the NTK parameterization the gap closes as the width grows."""
     gaps = []
