@@ -3,10 +3,12 @@
 import functools
 import json
 import operator
+import subprocess
+import sys
 
 import pytest
 
-from benchmarks import keep, quality
+from benchmarks import import_time, keep, quality
 
 
 def test_an_interrupted_run_keeps_its_rows(tmp_path, monkeypatch, capsys):
@@ -73,3 +75,11 @@ def test_a_part_that_a_device_lacks_is_refused():
     with pytest.raises(SystemExit, match=r"b: not here .*; there are a"):
         keep.parts_asked_for(arguments, {"a": 1})
     assert keep.parts_asked_for(keep.arguments_of("", parts=["a"]).parse_args([]), {"a": 1}) == {"a": 1}
+
+
+def test_importing_the_package_stays_light():
+    """It takes some 130 modules of its own and of typing's; a part of SciPy alone would take 400."""
+    told = subprocess.run([sys.executable, "-c", import_time.PROGRAM], check=True, capture_output=True, text=True)
+    found = json.loads(told.stdout)
+    assert found["modules"] < 250
+    assert not found["unwanted"]
