@@ -1,7 +1,7 @@
 """Do the closed forms of two-layer networks tell the variance of real kernels, and do the paper's claims hold?
 
     python -m benchmarks.closed_forms            # all of it, about 25 minutes on 2 cores
-    python -m benchmarks.closed_forms --quick    # 64 points, one width, about a minute, nothing kept
+    python -m benchmarks.closed_forms --quick    # 64 points, one width, under a minute, nothing kept
 
 Writes benchmarks/results/closed_forms/<device>/: results.json, table.md (component x closed form, proxy, Monte Carlo,
 ratio), claims.md (each claim of arXiv 2512.15169 with its numbers), agreement.png and majorisation.png.

@@ -99,7 +99,7 @@ class Plain(LogFormatter):
 def arguments_of(doc: str | None, *, rows: bool = False, parts: Sequence[str] = ()) -> argparse.ArgumentParser:
     """Return a parser of what every benchmark takes, or one that measures rows or parts; ``doc`` is the module's."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small sizes, about a minute, nothing is kept")
+    parser.add_argument("--quick", action="store_true", help="small sizes, under a minute, nothing is kept")
     parser.add_argument("--profile", choices=["cpu", "gpu"], help="sizes; by default those of the device there is")
     if rows:
         parser.add_argument("--jobs", type=int, default=1, help="rows measured at once, each process on its own cores")
@@ -238,6 +238,29 @@ def completed(path: Path, results: dict[str, Any], found: Mapping[str, Any], ord
         part: results["environment"] if part in found else former.get(part, kept["environment"]) for part in parts
     }
     return results | parts | {"environments": environments}
+
+
+def publish_parts(
+    name: str, *, settings: Any, found: Mapping[str, Any], order: Iterable[str], pictures: Mapping[str, str]
+) -> dict[str, Any]:
+    """Keep results.json of a benchmark that measures parts; return what it holds now.
+
+    Args:
+        name: the benchmark's.
+        settings: sizes and the like.
+        found: the parts that were measured now.
+        order: all parts.
+        pictures: findings by file name, without suffix.
+    """
+    folder = results_folder(name)
+    path = folder / "results.json"
+    results = {"schema": f"ntk_inr.{name} v1", "environment": environment(), "settings": settings}
+    results["pictures"] = dict(pictures)
+    results = completed(path, results, found, order)
+    write_json(path, results)
+    (folder / INTERRUPTED).unlink(missing_ok=True)
+    print("wrote", folder)
+    return results
 
 
 def publish(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -22,24 +23,21 @@ import numpy as np
 import ntk_inr as ni
 from benchmarks import timing
 from benchmarks.keep import (
-    INTERRUPTED,
     Claim,
     arguments_of,
     collect,
-    completed,
     parts_asked_for,
     profile_of,
+    publish_parts,
     results_folder,
     verdict,
 )
 from ntk_inr.kernels import structured
-from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import save_figure
-from ntk_inr.study.record import write_json
 from ntk_inr.style import FAST, MEASURED, figure_style, pyplot
 
 GROWTH = "Time grows as the flops do: quadratically in n, linearly in width, depth and outputs."
-GROWTH_THERE = "Up to some n = 4096 the host's few milliseconds are the time; then it grows as the flops do."
+GROWTH_ON_ACCELERATORS = "Up to some n = 4096 the host's few milliseconds are the time; then it grows as the flops do."
 NAME = "kernel_speed"
 WIDTH, DEPTH = 256, 4
 PARTS = ["neural_tangents", "gram_products", "sampled_moments", "growth", "large", "extra_memory", "streamed_moments"]
@@ -306,22 +304,11 @@ def main() -> None:
     if quick:
         report(found)
         return
-    results = {
-        "schema": "ntk_inr.kernel_speed v1",
-        "environment": environment(),
-        "settings": settings,
-        "pictures": {"growth": GROWTH_THERE if accelerator else GROWTH},
-    }
-    folder = results_folder(NAME)
-    path = folder / "results.json"
-    results = completed(path, results, found, PARTS)
-    report(results)
-    write_json(path, results)
     if "growth" in found:
-        device = f"{jax.local_devices()[0].device_kind}, {results['environment']['cores']} cores"
-        save_figure(plot(found["growth"], device), folder / "growth")
-    (folder / INTERRUPTED).unlink()
-    print("wrote", folder)
+        device = f"{jax.local_devices()[0].device_kind}, {os.cpu_count()} cores"
+        save_figure(plot(found["growth"], device), results_folder(NAME) / "growth")
+    pictures = {"growth": GROWTH_ON_ACCELERATORS if accelerator else GROWTH}
+    report(publish_parts(NAME, settings=settings, found=found, order=PARTS, pictures=pictures))
 
 
 def report(results: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Does keeping the k largest units suppress the variance of the kernel as k squared, and what does it do to training?
 
     python -m benchmarks.sparsity            # three inputs, three networks, four k, about 8 minutes on 2 cores
-    python -m benchmarks.sparsity --quick    # two inputs, networks, gates and k, about a minute, nothing kept
+    python -m benchmarks.sparsity --quick    # two inputs, networks, gates and k, under a minute, nothing kept
 
 Writes benchmarks/results/sparsity/<device>/: results.json; kernel_<depth>x<width>.png, variance, mean, cv and condition
 number over k with the variance's exponents; training.png, PSNR over k. Kernels are in float64. Two-layer networks train

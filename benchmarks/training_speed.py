@@ -28,18 +28,7 @@ import numpy as np
 import optax
 
 import ntk_inr as ni
-from benchmarks.keep import (
-    INTERRUPTED,
-    Claim,
-    arguments_of,
-    collect,
-    completed,
-    parts_asked_for,
-    profile_of,
-    results_folder,
-)
-from ntk_inr.study.environment import environment
-from ntk_inr.study.record import write_json
+from benchmarks.keep import Claim, arguments_of, collect, parts_asked_for, profile_of, publish_parts
 
 NAME = "training_speed"
 WIDTH, DEPTH, SIDE, STEPS, ROUNDS, RATE = 256, 4, 128, 60, 3, 1e-4
@@ -289,14 +278,9 @@ def main() -> None:
         print("PyTorch is not installed; its part is left out.")
     else:
         computes["torch"] = lambda: of_torch(side, steps, rounds)
-    results = {"schema": "ntk_inr.training_speed v1", "environment": environment(), "settings": settings}
     found = collect(NAME, profile, settings, parts_asked_for(arguments, computes), line)
     if not quick:
-        folder = results_folder(NAME)
-        path = folder / "results.json"
-        write_json(path, completed(path, results, found, PARTS))
-        (folder / INTERRUPTED).unlink()
-        print("wrote", folder)
+        publish_parts(NAME, settings=settings, found=found, order=PARTS, pictures={})
 
 
 if __name__ == "__main__":

@@ -93,8 +93,7 @@ def tune(
     a way of :math:`\alpha S\,\lVert g\rVert_1/2\lVert g\rVert_2` along the gradient g. Beyond 1000 steps, when Adam has
     forgotten the first gradients, its steps leave a noise floor of mean square
     :math:`(0.1\,\alpha)^2\,\overline{K_{ii}}` (for "l1", whose gradient does not shrink with the error, 0.5 and from
-    the start). These four factors were fitted to trainings such as those of ``benchmarks.tune_validation``, where
-    the choices hardly change between half and twice of each.
+    the start). These factors were fitted to trainings such as those of ``benchmarks.tune_validation``.
 
     The prediction is that of a kernel that stays as it is. A ``pilot`` run of so many steps measures how far it moves,
     and the ranking is then by the kernels that it ends with. It does not see what its sample holds out.
@@ -330,7 +329,7 @@ class _Search:
         steps = self.found.steps_of(self.found.time_of(pilot) + TIMES) - pilot
         floor = np.full(len(TIMES), _LEAST)
         if asked["optimizer"] == "adam":
-            steps = np.maximum(steps, curves.path / (ADAM_REACH * asked["learning_rate"] * curves.push))
+            steps = np.maximum(steps, curves.path / (asked["adam_reach"] * asked["learning_rate"] * curves.push))
             loss = str(self.task.loss)  # a name, as was checked
             noisy = pilot + steps > (0 if loss == "l1" else ADAM_MEMORY)
             floor[noisy] += (ADAM_JITTER[loss] * asked["learning_rate"]) ** 2 * curves.gradient

@@ -212,7 +212,7 @@ class Tuning:
         return self.settings["adam_factor"] * steps**2 if self.settings["optimizer"] == "adam" else steps
 
     def steps_of(self, time: Any) -> Any:
-        """Return the steps of the training that come as far as so many of gradient descent."""
+        """Return the steps of the training that come as far as so many of gradient descent, if the rate lets them."""
         return (time / self.settings["adam_factor"]) ** 0.5 if self.settings["optimizer"] == "adam" else time
 
     def snippet(self, task: str = 'ni.image_task("photo.png")') -> str:
