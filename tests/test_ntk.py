@@ -11,8 +11,9 @@ import pytest
 from hypothesis import strategies as st
 
 import ntk_inr as ni
-from ntk_inr.kernels import api, assembly
+from ntk_inr.kernels import assembly
 from ntk_inr.kernels.memory import Cut
+from ntk_inr.kernels.model import check_model
 from tests.conftest import in_float64, quick, small
 from tests.kernel_models import MODELS, cast, distance, plain, reduced, reference, sensitivity, tolerance
 
@@ -155,7 +156,7 @@ def test_device_assembly_of_accelerators(outputs, tiles, key, x):
     model = small("pe", key, x, out=2)
     block = len(x) // tiles
     host = ni.ntk(*model, x, outputs=outputs, block=block)
-    checked = api.check_model(*model, x)
+    checked = check_model(*model, x)
     cut = Cut(block=block, panel=2, bytes=0)
     settings = {"c": 2, "outputs": outputs, "precision": "highest", "cut": cut, "progress": None}
     parts = assembly.tiles(checked.apply, model[1], checked.x1, None, **settings)

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.sharding import Mesh
-from jax.tree_util import Partial
 from jaxtyping import Float
 
 from ntk_inr import _checks, _neural_tangents
+from ntk_inr._checks import Method, Outputs, Precision
 from ntk_inr.kernels import assembly, jacobian, memory, sharded
-from ntk_inr.kernels.memory import Model, Outputs, describe
+from ntk_inr.kernels.memory import describe
+from ntk_inr.kernels.model import check_model, trace_of
 
-Method = Literal["auto", "structured", "jacobian", "neural-tangents"]
-Precision = Literal["highest", "high", "default", "float32", "tensorfloat32", "bfloat16"]
 _JACOBIAN_BYTES = 512 * 2**20
 _PANEL_BYTES = 64 * 2**20
-# How many times the last digit of x may be felt in outputs that are evaluated in another batch.
-_MAGNIFIED = 100
 
 
 def ntk(
@@ -105,19 +102,13 @@ def ntk(
     Source: Jacot et al. 2018, arXiv 1806.07572; the decomposition is T8 of the theory, after Novak et
     al. 2022, arXiv 2206.08720.
     """
-    _checks.check_choice(outputs, get_args(Outputs), "outputs")
-    _checks.check_choice(method, get_args(Method), "method")
-    _checks.check_choice(precision, get_args(Precision), "precision")
+    _checks.check_options(outputs=outputs, method=method, precision=precision, block=block, memory_limit=memory_limit)
     if coupled and method not in ("auto", "jacobian"):
         raise ValueError(f"coupled=True takes the whole batch as one function; method {method!r} takes each example.")
     method = "jacobian" if coupled else "structured" if method == "auto" else method
-    for name, value in (("block", block), ("memory_limit", memory_limit)):
-        if value is not None:
-            _checks.check_positive(value, name, integer=True)
     model = check_model(apply, params, x1, x2, coupled=coupled)
-    apply, x1, x2, c, traced = model
+    apply, x1, x2, c, dtype, traced = model
     shape = (len(x1), len(x1 if x2 is None else x2)) + {"trace": (), "diagonal": (c,), "full": (c, c)}[outputs]
-    dtype = np.dtype(x1.dtype)
     _check_out(out, shape, dtype)
     on_device = isinstance(out, str) and out == "device"
     if traced and not on_device:
@@ -144,7 +135,7 @@ def ntk(
         )
         stored = 0
     if method == "structured":
-        trace = memory.traced(model, params, outputs)
+        trace = trace_of(model, params, outputs)
         cut = memory.cut(trace, shape[0], shape[1], outputs, stored=stored, limit=memory_limit, block=block)
         parts = assembly.tiles(
             apply, params, x1, x2, c=c, outputs=outputs, precision=precision, cut=cut, progress=progress
@@ -175,68 +166,6 @@ def jacobian_rows(params: Any, c: int, itemsize: int, stored: int = 0, limit: in
     return (limit - stored) // each
 
 
-def check_model(apply: Any, params: Any, x1: Any, x2: Any = None, *, coupled: bool = False) -> Model:
-    """Return the checked model that a kernel is taken of, or say what is wrong with it."""
-    apply = _checks.as_partial(apply)
-    dtype = check_params(params)
-    x1 = _checks.as_coordinates(x1, "x1").astype(dtype)
-    if x2 is not None:
-        x2 = _checks.as_coordinates(x2, "x2").astype(dtype)
-        if x2.shape[1] != x1.shape[1]:
-            raise ValueError(
-                f"x2 has {x2.shape[1]} coordinates a row but x1 has {x1.shape[1]}; both come from one domain."
-            )
-    c = check_apply(apply, params, x1)
-    pair = _pair(x1, x2)
-    moved, size, wobble = _influence(apply, params, pair)
-    # A function may also close over traced values, which shows only in what it returns.
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in (moved, x2))
-    if coupled or traced:
-        return Model(apply, x1, x2, c, traced)
-    moved, size, wobble = jax.device_get((moved, size, wobble))
-    if not np.isfinite(moved):
-        raise ValueError(
-            f"apply gives NaN or infinity at {pair.tolist()}, evaluated together and one by one; its kernel is not "
-            "defined there. If it takes statistics of a batch, pass coupled=True to ni.ntk."
-        )
-    # Batches of different sizes round differently, deep networks of high frequency magnify that, and a function may
-    # compute in float32 whatever the parameters are.
-    if moved > max(float(jnp.finfo(jnp.float32).eps) ** 0.5 * size, _MAGNIFIED * wobble):
-        raise ValueError(
-            f"apply mixes examples: evaluating two of them together, or in another order, moves their outputs by "
-            f"{moved:.2g} (they are of size {size:.2g}), as batch normalization in training mode does. Pass "
-            "coupled=True to ni.ntk for the kernel of the whole batch, or use the running statistics."
-        )
-    return Model(apply, x1, x2, c, traced)
-
-
-def check_concrete(model: Model, name: str) -> None:
-    """Raise where a value of a transformation is asked for what is driven from the host."""
-    if model.traced:
-        raise ValueError(f"{name} drives tiles from the host, so it can't be used inside jit, vmap or grad.")
-
-
-def _pair(x1: Array, x2: Array | None) -> Any:
-    """Return two coordinates that a kernel is taken at."""
-    other, middle = (x1, len(x1) // 2) if x2 is None else (x2, (len(x2) - 1) // 2)
-    if any(isinstance(x, jax.core.Tracer) for x in (x1, other)):
-        return jnp.stack([x1[0], other[middle]])
-    # Rows by NumPy: each of JAX's own would be a program.
-    return np.stack([np.asarray(x1)[0], np.asarray(other)[middle]])
-
-
-@jax.jit
-def _influence(apply: Partial, params: Any, pair: Array) -> tuple[Array, Array, Array]:
-    """Return how far outputs at two examples move when evaluated together, their size, and what rounding does."""
-    # Loops, so that the function is traced and compiled once for each number of rows.
-    with jax.default_matmul_precision("highest"):
-        apart = lax.map(lambda row: apply(params, row), pair[:, None])[:, 0]
-        nudge = pair * (1 + jnp.finfo(jnp.float32).eps)
-        together, turned, nudged = lax.map(lambda rows: apply(params, rows), jnp.stack([pair, pair[::-1], nudge]))
-    moved = jnp.maximum(jnp.abs(together - apart).max(), jnp.abs(turned[::-1] - apart).max())
-    return moved, jnp.abs(apart).max(), jnp.abs(nudged - together).max()
-
-
 def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
     if isinstance(out, str):
         _checks.check_choice(out, ("device", "host"), "out")
@@ -257,47 +186,3 @@ def _kept(kernel: Array, out: Any) -> Any:
         return kernel if out == "device" else np.asarray(kernel)
     out[...] = kernel
     return out
-
-
-@jax.jit
-def _call(apply: Partial, params: Any, x: Array) -> Any:
-    # Its shape is all that is asked for; jit remembers the trace, jax.eval_shape would trace each time.
-    return apply(params, x)
-
-
-def check_params(params: Any) -> jnp.dtype:
-    """Return the dtype of a pytree of parameters, or say which leaf can't be one."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    if not leaves:
-        raise ValueError("params holds no arrays; pass the parameters, the second result of ni.init(net, key, x).")
-    for path, leaf in leaves:
-        if not hasattr(leaf, "dtype") and not isinstance(leaf, float | int | complex):
-            raise TypeError(
-                f"params{jax.tree_util.keystr(path)} is {leaf!r}; expected an array. Keep only arrays in params and "
-                "close over the rest."
-            )
-        kind = jnp.result_type(leaf)
-        if not jnp.issubdtype(kind, jnp.floating):
-            raise TypeError(
-                f"params{jax.tree_util.keystr(path)} has dtype {kind}; every parameter must be floating point. "
-                "Close over arrays that are not trained instead."
-            )
-    _checks.check_finite_tree(params, "params")
-    return jnp.dtype(jnp.result_type(*[leaf for _, leaf in leaves]))
-
-
-def check_apply(apply: Partial, params: Any, x: Array) -> int:
-    """Return the number of outputs c of ``apply(params, x): (n, d) -> (n, c)``, or say what it gave."""
-    out = _call.eval_shape(apply, params, x)
-    shape = getattr(out, "shape", None)
-    if shape is None or len(shape) != 2 or shape[0] != len(x):
-        got = f"shape {shape}" if shape is not None else type(out).__name__
-        fix = (
-            "Add the axis of outputs with [:, None]."
-            if shape == (len(x),)
-            else "A function of one example can be batched with jax.vmap(f, in_axes=(None, 0))."
-        )
-        raise ValueError(f"apply(params, x) gave {got} for x of shape {x.shape}; expected ({len(x)}, c). {fix}")
-    if not jnp.issubdtype(out.dtype, jnp.floating):
-        raise TypeError(f"apply(params, x) gave dtype {out.dtype}; expected a real floating point output.")
-    return shape[1]

@@ -219,7 +219,7 @@ def traceable(
 ) -> Array:
     """Return the kernel inside a user's transformation: whole rows, ``block`` at a time, in one program."""
     with jax.default_matmul_precision(precision):
-        rows = structured.factors(apply, params, x1, c, outputs)
-        columns = rows if x2 is None else structured.factors(apply, params, x2, c, outputs)
+        rows = structured.factors(apply, params, x1, c, outputs, differentiable=True)
+        columns = rows if x2 is None else structured.factors(apply, params, x2, c, outputs, differentiable=True)
         kernel = structured.blocked(rows, columns, outputs, block)
     return (kernel + transposed(kernel)) / 2 if x2 is None else kernel

@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
+from ntk_inr._dtypes import accumulation_dtype
 from ntk_inr.kernels.assembly import Progress, reported, transposed
 
 _CONTRACTION = {"trace": "icp,jcp->ij", "diagonal": "icp,jcp->ijc", "full": "icp,jep->ijce"}
@@ -27,7 +28,14 @@ def rows(apply: Partial, params: Any, x: Array, *, precision: str) -> list[Array
 
     with jax.default_matmul_precision(precision):
         tree = jax.vmap(single)(x)
-    return [leaf.reshape(*leaf.shape[:2], -1) for leaf in jax.tree.leaves(tree)]
+    return [leaf.reshape(*leaf.shape[:2], -1) for leaf in _accumulable(tree)]
+
+
+def _accumulable(tree: Any) -> list[Array]:
+    """Return the leaves in the dtype that kernels are summed in, at least float32."""
+    leaves = jax.tree.leaves(tree)
+    dtype = accumulation_dtype(*leaves)
+    return [leaf.astype(dtype) for leaf in leaves]
 
 
 @functools.partial(jax.jit, static_argnames=("count", "precision"))
@@ -40,7 +48,7 @@ def coupled_rows(apply: Partial, params: Any, x: Array, start: Any, *, count: in
         # Past the end these rows are zero.
         cotangents = jax.nn.one_hot(start * c + seeds, n * c, dtype=out.dtype).reshape(count * c, n, c)
         (tree,) = jax.vmap(pull)(cotangents)
-    return [leaf.reshape(count, c, -1) for leaf in jax.tree.leaves(tree)]
+    return [leaf.reshape(count, c, -1) for leaf in _accumulable(tree)]
 
 
 @functools.partial(jax.jit, static_argnames=("outputs", "precision"))

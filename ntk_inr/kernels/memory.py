@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from jax.tree_util import Partial
 
 from ntk_inr.kernels.structured import Trace
 
@@ -20,21 +15,6 @@ _SIDE = {"cpu": 512}
 _SIDE_ELSEWHERE = 4096
 # Tiles that are computed ahead while one is written.
 AHEAD = 4
-
-Outputs = Literal["trace", "diagonal", "full"]
-
-
-class Model(NamedTuple):
-    """What a kernel is taken of, checked: ``apply`` as a pytree, coordinates in the parameters' dtype, outputs c.
-
-    ``traced`` says that some of it is a value of a transformation under way.
-    """
-
-    apply: Partial
-    x1: Array
-    x2: Array | None
-    c: int
-    traced: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,22 +48,6 @@ def describe(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} GB"
-
-
-def traced(model: Model, params: Any, outputs: str) -> Trace:
-    """Return the trace of one example, remembered for functions and shapes met before."""
-    leaves, tree = jax.tree.flatten((model.apply, params))
-    avals = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-    x64 = bool(jax.config.read("jax_enable_x64"))
-    arguments = (tree, avals, model.x1.shape[1], model.x1.dtype, model.c, outputs, x64)
-    # A function may close over values of a transformation under way, which must not be kept.
-    return _traced.__wrapped__(*arguments) if model.traced else _traced(*arguments)
-
-
-@functools.lru_cache(maxsize=16)
-def _traced(tree: Any, avals: Any, d: int, dtype: Any, c: int, outputs: str, x64: bool) -> Trace:
-    apply, params = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*aval) for aval in avals])
-    return Trace(apply, params, jax.ShapeDtypeStruct((d,), dtype), c, outputs)
 
 
 def entries(c: int, outputs: str) -> int:

@@ -10,8 +10,9 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from ntk_inr import _checks
-from ntk_inr.kernels import memory, structured
-from ntk_inr.kernels.api import Precision, check_model
+from ntk_inr._checks import Precision
+from ntk_inr.kernels import structured
+from ntk_inr.kernels.model import check_model, trace_of
 
 # What the intermediate values of one microbatch may take, for each vector.
 _MICROBATCH_BYTES = 32 * 2**20
@@ -39,7 +40,7 @@ class NTKOperator:
 
     Attributes:
         shape: (n, n), or (n c, n c) for "full".
-        dtype: the parameters' dtype.
+        dtype: the parameters' dtype, at least float32.
 
     Raises:
         TypeError: integer coordinates or parameters; ``apply`` not callable.
@@ -71,17 +72,16 @@ class NTKOperator:
         precision: Precision = "highest",
     ) -> None:
         _checks.check_choice(outputs, ("trace", "full"), "outputs")
+        _checks.check_options(microbatch=microbatch, precision=precision)
         model = check_model(apply, params, x)
-        self.apply, self.x, self.c = model.apply, model.x1, model.c
+        self.apply, self.x, self.c, self.dtype = model.apply, model.x1, model.c, model.dtype
         self.params = params
         self.outputs = outputs
         self.precision = precision
-        self.dtype = jnp.dtype(jnp.result_type(*jax.tree.leaves(params)))
         n = len(self.x)
         if microbatch is None:
-            trace = memory.traced(model, params, outputs)
+            trace = trace_of(model, params, outputs)
             microbatch = max(1, _MICROBATCH_BYTES // max(1, trace.floats * self.dtype.itemsize))
-        _checks.check_positive(microbatch, "microbatch", integer=True)
         batches = -(-n // microbatch)
         # Evenly, so that little is filled up.
         self.microbatch = -(-n // batches)
@@ -159,21 +159,27 @@ def _matmul(operator: NTKOperator, v: Array) -> Array:
     # (n, o, vectors): for "trace" each vector is a cotangent of one output at a time.
     vectors = v.reshape(n, c if operator.outputs == "full" else 1, -1)
     x = operator.coordinates()
+    # Gradients are summed in the operator's dtype, which is wider than that of parameters in half precision.
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), operator.params)
+
+    def function(params: Any, x_b: Array) -> Array:
+        narrow = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, operator.params)
+        return operator.apply(narrow, x_b)
 
     def product(cotangent: Array) -> Array:
         """Return J J^T of one cotangent (n, c)."""
 
         def pull(total: Any, batch: tuple[Array, Array]) -> tuple[Any, None]:
             x_b, cotangent_b = batch
-            out, pullback = jax.vjp(lambda p: operator.apply(p, x_b), operator.params)
+            out, pullback = jax.vjp(lambda p: function(p, x_b), params)
             return jax.tree.map(jnp.add, total, pullback(cotangent_b.astype(out.dtype))[0]), None
 
-        zero = jax.tree.map(jnp.zeros_like, operator.params)
+        zero = jax.tree.map(jnp.zeros_like, params)
         gradient, _ = lax.scan(pull, zero, (x, operator.cotangents(cotangent)))
 
         def push(x_b: Array) -> Array:
             # The transpose of the pullback, as forward mode would refuse functions with rules for backward mode only.
-            out, pullback = jax.vjp(lambda p: operator.apply(p, x_b), operator.params)
+            out, pullback = jax.vjp(lambda p: function(p, x_b), params)
             return jax.linear_transpose(pullback, out)((gradient,))[0].astype(operator.dtype)
 
         return lax.map(push, x).reshape(-1, c)[:n]
@@ -200,7 +206,7 @@ def _diagonal(operator: NTKOperator) -> Array:
     outputs = "diagonal" if operator.outputs == "full" else "trace"
 
     def batch(x_b: Array) -> Array:
-        rows = structured.factors(operator.apply, operator.params, x_b, operator.c, outputs)
+        rows = structured.factors(operator.apply, operator.params, x_b, operator.c, outputs, differentiable=True)
         return structured.diagonal(rows, outputs)
 
     with jax.default_matmul_precision(operator.precision):

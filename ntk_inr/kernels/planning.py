@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from ntk_inr import _checks
+from ntk_inr._checks import Outputs
 from ntk_inr.kernels import memory
-from ntk_inr.kernels.api import check_model, jacobian_rows
-from ntk_inr.kernels.memory import Outputs, describe
+from ntk_inr.kernels.api import jacobian_rows
+from ntk_inr.kernels.memory import describe
+from ntk_inr.kernels.model import check_model, trace_of
 
 
 class LeafPlan(NamedTuple):
@@ -130,10 +132,10 @@ def explain(
         >>> plan.leaves[3].name, plan.leaves[3].handling, plan.method
         ("['hidden_1']['kernel']", 'product', 'structured')
     """
-    _checks.check_choice(outputs, ("trace", "diagonal", "full"), "outputs")
+    _checks.check_options(outputs=outputs, block=block, memory_limit=memory_limit)
     model = check_model(apply, params, x1, x2)
     c, n1, n2 = model.c, len(model.x1), len(model.x1 if model.x2 is None else model.x2)
-    trace = memory.traced(model, params, outputs)
+    trace = trace_of(model, params, outputs)
     itemsize = trace.dtype.itemsize
     stored = n1 * n2 * memory.entries(c, outputs) * itemsize
     cut = memory.cut(trace, n1, n2, outputs, stored=stored, limit=memory_limit, block=block)

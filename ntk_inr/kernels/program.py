@@ -1,17 +1,18 @@
-"""A traced function as one flat list of equations: calls opened up, loops over stacked layers unrolled."""
+"""A traced function as one flat list of equations: calls are opened up, and loops give what their bodies compute."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeGuard
 
 import jax
 import jax.extend.core as jex
-import jax.numpy as jnp
+from jax import lax
 
 _CALLS = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint")
-_UNROLLED_EQUATIONS = 4096
 
 
 class Name:
@@ -26,9 +27,20 @@ class Name:
 Atom = Name | jex.Literal
 
 
-@dataclasses.dataclass(frozen=True)
+def aval_of(atom: Atom) -> jax.core.ShapedArray:
+    """Return the shape and dtype of an atom."""
+    aval: Any = atom.aval
+    return aval
+
+
+def shape_of(atom: Atom) -> tuple[int, ...]:
+    """Return the shape of an atom."""
+    return aval_of(atom).shape
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Equation:
-    """One operation; ``kind`` is a JAX primitive's name, or "unstack" and "stack" around an unrolled loop."""
+    """One operation; ``kind`` is the name of a primitive of JAX."""
 
     kind: str
     params: dict[str, Any]
@@ -36,56 +48,83 @@ class Equation:
     outputs: list[Name]
     evaluate: Callable[[Sequence[Any]], Sequence[Any]]
 
+    def results(self, values: Sequence[Any], _: set[Name]) -> Iterable[tuple[Name, Any]]:
+        """Return the values of the outputs, with their names."""
+        return zip(self.outputs, self.evaluate(values), strict=True)
+
 
 class Program:
-    """A function traced to equations, of which :meth:`evaluate` runs only those asked for.
+    """A traced function as equations, of which :meth:`evaluate` runs only those asked for.
 
     Args:
-        function: a function of arrays, traced with ``jax.make_jaxpr``.
-        arguments: a list of arguments, pytrees of arrays or of shapes and dtypes.
-        active: of the flattened arguments, the number of the one that :attr:`active` follows.
+        closed: the function's jaxpr.
+        active: for each flattened argument, whether :attr:`active` follows it.
 
     Attributes:
         inputs: the names of the flattened arguments.
         outputs: the atoms of the flattened results.
-        active: the names that depend on the active argument.
+        active: the names that depend on an active argument.
         producer: for each name that an equation makes, that equation.
+        order: for each name a tuple that is larger than those of all names it depends on.
     """
 
-    def __init__(self, function: Callable[..., Any], arguments: Sequence[Any], active: int) -> None:
-        closed = jax.make_jaxpr(function)(*arguments)
+    def __init__(self, closed: jex.ClosedJaxpr, active: Sequence[bool]) -> None:
         self._constants: list[tuple[Name, Any]] = []
-        self._equations: list[Equation] = []
+        self._equations: list[Equation | Loop] = []
         self.inputs = [Name(var.aval) for var in closed.jaxpr.invars]
-        self.active: set[Name] = {self.inputs[active]}
-        self.producer: dict[Name, Equation] = {}
+        self.active = {name for name, is_active in zip(self.inputs, active, strict=True) if is_active}
+        self.producer: dict[Name, Equation | Loop] = {}
+        self.order: dict[Name, tuple[float, ...]] = dict.fromkeys(self.inputs, (-1,))
         self.outputs = self._open(closed.jaxpr, closed.consts, self.inputs)
 
     def evaluate(self, arguments: Sequence[Any], wanted: Sequence[Atom]) -> list[Any]:
         """Return the values of the atoms ``wanted`` where the flattened arguments are ``arguments``."""
-        live = {atom for atom in wanted if isinstance(atom, Name)}
-        needed = []
-        for equation in reversed(self._equations):
-            if not live.isdisjoint(equation.outputs):
-                needed.append(equation)
-                live.update(atom for atom in equation.inputs if isinstance(atom, Name))
+        needed, live = self._needed(wanted)
         values: dict[Name, Any] = dict(self._constants)
         values.update(zip(self.inputs, arguments, strict=True))
 
         def read(atom: Atom) -> Any:
             return values[atom] if isinstance(atom, Name) else atom.val
 
-        for equation in reversed(needed):
-            results = equation.evaluate([read(atom) for atom in equation.inputs])
-            values.update(zip(equation.outputs, results, strict=True))
+        for equation in needed:
+            values.update(equation.results([read(atom) for atom in equation.inputs], live))
         return [read(atom) for atom in wanted]
+
+    def needs(self, wanted: Sequence[Atom]) -> list[bool]:
+        """Return for each flattened argument whether the atoms ``wanted`` depend on it."""
+        live = self._needed(wanted)[1]
+        return [name in live for name in self.inputs]
+
+    def is_active(self, atom: Atom) -> TypeGuard[Name]:
+        """Return whether this depends on an active argument."""
+        return isinstance(atom, Name) and atom in self.active
+
+    def constant(self, name: Name) -> Any:
+        """Return the value of a name that the trace has as a constant, else None."""
+        return next((value for known, value in self._constants if known is name), None)
+
+    def _needed(self, wanted: Sequence[Atom]) -> tuple[list[Equation | Loop], set[Name]]:
+        """Return the equations that ``wanted`` depends on, in order, and the names among what they use and make."""
+        live = {atom for atom in wanted if isinstance(atom, Name)}
+        needed = []
+        for equation in reversed(self._equations):
+            if not live.isdisjoint(equation.outputs):
+                needed.append(equation)
+                live.update(atom for atom in equation.inputs if isinstance(atom, Name))
+        return needed[::-1], live
 
     def _open(self, jaxpr: Any, constants: Sequence[Any], inputs: Sequence[Atom]) -> list[Atom]:
         """Append the equations of ``jaxpr`` with calls opened up; return its output atoms."""
+        if _has_references(jaxpr):
+            # What is written to a reference has no name, so that such a program stays whole.
+            whole = functools.partial(jax.core.eval_jaxpr, jaxpr, constants)
+            avals = [var.aval for var in jaxpr.outvars]
+            return self._append("a program with references", {}, list(inputs), avals, lambda values: whole(*values))
         named: dict[Any, Atom] = dict(zip(jaxpr.invars, inputs, strict=True))
         for var, constant in zip(jaxpr.constvars, constants, strict=True):
             name = named[var] = Name(var.aval)
             self._constants.append((name, constant))
+            self.order[name] = (-1,)
 
         def read(atom: Any) -> Atom:
             return atom if isinstance(atom, jex.Literal) else named[atom]
@@ -95,10 +134,10 @@ class Program:
             kind = eqn.primitive.name
             inner, consts = _inner(eqn)
             outputs: list[Atom]
-            if kind in _CALLS and inner is not None:
+            if kind in _CALLS and inner is not None and not _has_references(inner):
                 outputs = self._open(inner, consts, atoms)
-            elif kind == "scan" and self._worth_unrolling(eqn, atoms):
-                outputs = self._unroll(eqn, atoms)
+            elif kind == "scan" and eqn.params["length"] and any(map(self.is_active, atoms)):
+                outputs = list(self._add(Loop(self, eqn, atoms)).outputs)
             else:
                 outputs = self._append(kind, eqn.params, atoms, [v.aval for v in eqn.outvars], _single(eqn, jaxpr))
             named.update(zip(eqn.outvars, outputs, strict=True))
@@ -106,41 +145,104 @@ class Program:
 
     def _append(self, kind: str, params: dict[str, Any], inputs: list[Atom], avals: Any, evaluate: Any) -> list[Atom]:
         outputs = [Name(aval) for aval in avals]
-        equation = Equation(kind, params, inputs, outputs, evaluate)
-        self._equations.append(equation)
-        self.producer.update(dict.fromkeys(outputs, equation))
-        if self.any_active(inputs):
+        equation = self._add(Equation(kind, params, inputs, outputs, evaluate))
+        if any(map(self.is_active, inputs)):
             self.active.update(outputs)
-        return list(outputs)
+        return list(equation.outputs)
 
-    def any_active(self, atoms: Sequence[Atom]) -> bool:
-        """Return whether any of these depends on the cotangent of the output."""
-        return any(isinstance(atom, Name) and atom in self.active for atom in atoms)
+    def _add(self, equation: Any) -> Any:
+        # A loop's own outputs come after all that its body computes, whose order begins with the same number.
+        place = (len(self._equations), math.inf)
+        self._equations.append(equation)
+        self.producer.update(dict.fromkeys(equation.outputs, equation))
+        self.order.update(dict.fromkeys(equation.outputs, place))
+        return equation
 
-    def _worth_unrolling(self, eqn: Any, atoms: Sequence[Atom]) -> bool:
-        return self.any_active(atoms) and 0 < eqn.params["length"] * len(_inner(eqn)[0].eqns) <= _UNROLLED_EQUATIONS
 
-    def _unroll(self, eqn: Any, atoms: list[Atom]) -> list[Atom]:
+class Loop:
+    """A ``scan`` whose body is a program of its own, and which can return what the body computes at every step.
+
+    Attributes:
+        kind: "scan".
+        body: the program of one step.
+        length: the number of steps.
+        inputs: constants, then initial carries, then arrays with a slice a step.
+        outputs: final carries, then arrays with a slice a step, then all that was exposed.
+        carry: the numbers among ``inputs`` of the initial carries.
+        inner: for each exposed name the body's atom.
+    """
+
+    kind = "scan"
+
+    def __init__(self, program: Program, eqn: Any, atoms: list[Atom]) -> None:
         body, consts = _inner(eqn)
-        length = eqn.params["length"]
         # Counted from ranks, because releases of JAX name these numbers differently.
         carries = sum(a.aval.ndim == b.aval.ndim for a, b in zip(eqn.outvars, body.outvars, strict=True))
         whole = sum(a.aval.ndim == b.aval.ndim for a, b in zip(eqn.invars, body.invars, strict=True))
-        fixed, carry, stacked = atoms[: whole - carries], atoms[whole - carries : whole], atoms[whole:]
-        slices = [
-            self._append("unstack", {}, [xs], [var.aval] * length, _unstack)
-            for xs, var in zip(stacked, body.invars[whole:], strict=True)
-        ]
-        results: list[Any] = [None] * length
-        for step in reversed(range(length)) if eqn.params["reverse"] else range(length):
-            out = self._open(body, consts, [*fixed, *carry, *(parts[step] for parts in slices)])
-            carry, results[step] = out[:carries], out[carries:]
-        columns = zip(*results, strict=True)
-        ys = [
-            self._append("stack", {}, list(column), [var.aval], _stack)[0]
-            for column, var in zip(columns, eqn.outvars[carries:], strict=True)
-        ]
-        return [*carry, *ys]
+        self.length = eqn.params["length"]
+        self.inputs = atoms
+        self.outputs = [Name(var.aval) for var in eqn.outvars]
+        self.carry = range(whole - carries, whole)
+        self.inner: dict[Name, Atom] = {}
+        self._options = {"length": self.length, "reverse": eqn.params["reverse"], "unroll": eqn.params["unroll"]}
+        self._program = program
+        active = [program.is_active(atom) for atom in atoms]
+        while True:
+            self.body = Program(jex.ClosedJaxpr(body, list(consts)), active)
+            before = list(active)
+            for place, atom in zip(self.carry, self.body.outputs, strict=False):
+                active[place] = active[place] or self.body.is_active(atom)
+            if active == before:
+                break
+        program.active.update(
+            name for name, atom in zip(self.outputs, self.body.outputs, strict=True) if self.body.is_active(atom)
+        )
+
+    def expose(self, atom: Atom) -> Name:
+        """Return the name of the array (length, ...) of what an atom of the body is at each step."""
+        known = next((name for name, inner in self.inner.items() if inner is atom), None)
+        if known is not None:
+            return known
+        name = Name(jax.core.ShapedArray((self.length, *shape_of(atom)), aval_of(atom).dtype))
+        self.inner[name] = atom
+        place = self._program.order[self.outputs[0]][0]
+        self.outputs.append(name)
+        self._program.producer[name] = self
+        self._program.order[name] = (place, *(self.body.order[atom] if isinstance(atom, Name) else (-1,)))
+        if self.body.is_active(atom):
+            self._program.active.add(name)
+        return name
+
+    def results(self, values: Sequence[Any], wanted: set[Name]) -> Iterable[tuple[Name, Any]]:
+        """Return the values of the outputs that are ``wanted``, with their names."""
+        carries = len(self.carry)
+        atoms = dict(zip(self.outputs, self.body.outputs, strict=False)) | self.inner
+        final = [k for k in range(carries) if self.outputs[k] in wanted]
+        slices = [name for name in self.outputs[carries:] if name in wanted]
+        kept = set(final)
+        while True:
+            order = sorted(kept)
+            targets = [self.body.outputs[k] for k in order] + [atoms[name] for name in slices]
+            needed = self.body.needs(targets)
+            more = {k for k, place in enumerate(self.carry) if needed[place]} - kept
+            if not more:
+                break
+            kept |= more
+        stacked = [place for place in range(self.carry.stop, len(values)) if needed[place]]
+
+        def step(carry: list[Any], parts: list[Any]) -> tuple[list[Any], list[Any]]:
+            arguments = list(values[: self.carry.start]) + [None] * (len(values) - self.carry.start)
+            for k, value in zip(order, carry, strict=True):
+                arguments[self.carry[k]] = value
+            for place, value in zip(stacked, parts, strict=True):
+                arguments[place] = value
+            results = self.body.evaluate(arguments, targets)
+            return results[: len(order)], results[len(order) :]
+
+        initial = [values[self.carry[k]] for k in order]
+        carry, parts = lax.scan(step, initial, [values[place] for place in stacked], **self._options)
+        found = dict(zip(order, carry, strict=True))
+        return [(self.outputs[k], found[k]) for k in final] + list(zip(slices, parts, strict=True))
 
 
 def _inner(eqn: Any) -> tuple[Any, Sequence[Any]]:
@@ -148,6 +250,11 @@ def _inner(eqn: Any) -> tuple[Any, Sequence[Any]]:
     if isinstance(inner, jex.ClosedJaxpr):
         return inner.jaxpr, inner.consts
     return inner, ()
+
+
+def _has_references(jaxpr: Any) -> bool:
+    names = [*jaxpr.invars, *(var for eqn in jaxpr.eqns for var in eqn.outvars)]
+    return any(not isinstance(var.aval, jax.core.ShapedArray) for var in names)
 
 
 def _single(eqn: Any, jaxpr: Any) -> Callable[[Sequence[Any]], Sequence[Any]]:
@@ -161,11 +268,3 @@ def _single(eqn: Any, jaxpr: Any) -> Callable[[Sequence[Any]], Sequence[Any]]:
         return jax.core.eval_jaxpr(program, (), *named.values())
 
     return evaluate
-
-
-def _unstack(values: Sequence[Any]) -> Sequence[Any]:
-    return [values[0][step] for step in range(len(values[0]))]
-
-
-def _stack(values: Sequence[Any]) -> Sequence[Any]:
-    return [jnp.stack(values)]

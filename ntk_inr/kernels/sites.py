@@ -5,9 +5,6 @@ Where a parameter enters ``u = W h``, its cotangent at one example is :math:`\de
 ``dot_general`` of ``h``, which does not depend on the output's cotangent, with ``delta``, which does. The
 two stand in for the product, which is then never formed. Differentiation has already been done by JAX,
 so custom derivative rules, rematerialisation, casts and tied weights are read as they are.
-
-A cotangent is followed back through equations that only move, scale or add entries. The places in the
-leaf that an intermediate's entries go to are kept as an array of indices.
 """
 
 from __future__ import annotations
@@ -15,34 +12,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
-import jax.extend.core as jex
-import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
 
-from ntk_inr.kernels.program import Atom, Equation, Name, Program
+from ntk_inr.kernels.follow import Indices, Scales, Source, follow, is_complex, is_zero, steps
+from ntk_inr.kernels.program import Atom, Equation, Loop, Name, Program, shape_of
 
 # What one pass over a tile of the kernel costs, in units of a product's multiply and add.
 _PASS = 16
-_SAME = ("convert_element_type", "copy", "copy_p")
-
-Indices = NDArray[np.int64]
-Scales = tuple[tuple[Atom, bool], ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class _End:
-    """Where a cotangent comes from: ``scale * value``, whose entries go to the places ``index``."""
-
-    value: Name
-    index: Indices
-    scale: float
-    scales: Scales
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Site:
     """A product of ``h`` (batch, tokens, m_in) with ``delta`` (batch, tokens, m_out), summed over tokens.
 
@@ -62,31 +42,41 @@ class Site:
     scales: Scales
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Group:
     """Sites of one leaf whose gradients fall on the same entries, so that each pair has a cross term (8.5).
 
-    ``offset`` (tokens, tokens) is what the bias that the group carries along adds to the products of ``h``.
+    ``biases`` are the biases that the group carries along: for each the weight of every token's ``delta`` in its
+    gradient, as a further column of ``h`` would have it.
     """
 
     leaf: int
     sites: list[Site]
-    offset: NDArray[np.float64]
+    biases: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+    @property
+    def batch(self) -> int:
+        """How many blocks of the leaf have outer products of their own."""
+        return self.sites[0].batch
 
     @property
     def tokens(self) -> int:
         """How many outer products the leaf's gradient sums, over all sites."""
-        return len(self.offset)
+        return sum(site.tokens for site in self.sites)
 
-    def flops(self, backward: int) -> int:
+    def flops(self, backward: int, *, differentiable: bool) -> int:
         """Flops for one pair of examples; ``backward`` is c, or c * c where all output pairs are kept."""
-        site = self.sites[0]
-        return site.batch * self.tokens**2 * (2 * site.m_in + 2 * backward * site.m_out + _PASS)
+        site, tokens = self.sites[0], _kept(self.tokens, differentiable)
+        return site.batch * tokens**2 * (2 * site.m_in + 2 * backward * site.m_out + _PASS)
 
-    def floats(self, c: int) -> int:
+    def floats(self, c: int, *, differentiable: bool) -> int:
         """Numbers that the two factors of one example hold."""
-        site = self.sites[0]
-        return site.batch * self.tokens * (site.m_in + c * site.m_out)
+        site, tokens = self.sites[0], _kept(self.tokens, differentiable)
+        return site.batch * tokens * (site.m_in + c * site.m_out)
+
+
+def _kept(tokens: int, differentiable: bool) -> int:
+    return 2 * tokens if differentiable and tokens > 1 else tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +94,7 @@ class Handling:
     carrier: int | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Sites:
     """What stands in for the Jacobian: groups of products, and leaves that keep their ``own``."""
 
@@ -114,38 +104,39 @@ class Sites:
 
 
 def find_sites(
-    program: Program, cotangents: Sequence[Atom], shapes: Sequence[tuple[int, ...]], c: int, backward: int
+    program: Program, shapes: Sequence[tuple[int, ...]], c: int, backward: int, *, differentiable: bool
 ) -> Sites:
     """Return how each leaf's cotangent is best represented, exactly.
 
     Args:
-        program: the traced vector-Jacobian product; its active argument is the output's cotangent.
-        cotangents: for each leaf its cotangent.
+        program: the traced vector-Jacobian product, from the output's cotangent, the active argument, to the leaves'.
         shapes: for each leaf its shape.
         c: number of outputs.
         backward: c, or c * c where all output pairs are kept, to weigh costs.
+        differentiable: whether the factors may be differentiated, which takes twice the tokens.
     """
     groups: list[Group] = []
     handling: list[Handling] = []
     places = [np.arange(math.prod(shape)).reshape(shape) for shape in shapes]
-    for leaf, (cotangent, place) in enumerate(zip(cotangents, places, strict=True)):
-        if not _is_active(program, cotangent):
+    for leaf, (cotangent, place) in enumerate(zip(program.outputs, places, strict=True)):
+        if is_zero(program, cotangent):
             handling.append(Handling("unused", "the output does not depend on it"))
             continue
-        found, why = _grouped(program, leaf, _follow(program, cotangent, place), place.size)
-        flops = sum(group.flops(backward) for group in found)
+        found, why = _grouped(program, leaf, follow(program, cotangent, place), place.size)
+        flops = sum(group.flops(backward, differentiable=differentiable) for group in found)
         if found and flops <= 2 * backward * place.size:
             groups += found
             uses = sum(len(group.sites) for group in found)
             why = "operand of a matrix product" if uses == 1 else f"operand of {uses} matrix products"
-            handling.append(Handling("product", why, flops, sum(group.floats(c) for group in found)))
+            floats = sum(group.floats(c, differentiable=differentiable) for group in found)
+            handling.append(Handling("product", why, flops, floats))
         else:
             why = "fewer flops than as products" if found else why
             handling.append(Handling("jacobian", why, 2 * backward * place.size, c * place.size))
     bases = _bases(program, groups)
-    for leaf, (cotangent, place) in enumerate(zip(cotangents, places, strict=True)):
+    for leaf, (cotangent, place) in enumerate(zip(program.outputs, places, strict=True)):
         if handling[leaf].kind == "jacobian":
-            carriers = _carry(bases, _follow(program, cotangent, place, bases), place.size)
+            carriers = _carry(bases, follow(program, cotangent, place, bases), place.size)
             if carriers:
                 handling[leaf] = Handling("bias", "added to the product of", carrier=carriers[0].leaf)
     if all(how.kind == "unused" for how in handling):
@@ -156,97 +147,20 @@ def find_sites(
     return Sites(groups, own, handling)
 
 
-def _shape(atom: Any) -> tuple[int, ...]:
-    return atom.aval.shape
-
-
-def _is_complex(atom: Any) -> bool:
-    return jnp.issubdtype(atom.aval.dtype, jnp.complexfloating)
-
-
-def _is_active(program: Program, atom: Atom) -> bool:
-    return isinstance(atom, Name) and atom in program.active
-
-
-def _follow(program: Program, atom: Atom, index: Indices, stops: Any = ()) -> list[_End]:
-    """Return the ends whose sum, each moved to its places, is ``atom``; inactive parts are zero."""
-    ends = []
-    todo: list[tuple[Atom, Indices, float, Scales]] = [(atom, index, 1.0, ())]
-    while todo:
-        value, places, scale, scales = todo.pop()
-        if not isinstance(value, Name) or value not in program.active:
-            continue
-        steps = None if value in stops or value not in program.producer else _steps(program, value, places)
-        if steps is None:
-            ends.append(_End(value, places, scale, scales))
-        else:
-            todo += [(source, moved, scale * by, scales + more) for source, moved, by, more in steps]
-    return ends
-
-
-def _steps(program: Program, value: Name, index: Indices) -> list[tuple[Atom, Indices, float, Scales]] | None:
-    """Return (input, its places, scale) for each input that ``value`` is a sum of, or None."""
-    equation = program.producer[value]
-    kind, params, inputs = equation.kind, equation.params, equation.inputs
-    first, shape = inputs[0], _shape(inputs[0])
-    # The real part of a complex product is no product of real factors.
-    if any(_is_complex(atom) for atom in inputs):
-        return None
-    if kind == "transpose":
-        return [(first, index.transpose(np.argsort(params["permutation"])), 1.0, ())]
-    if kind == "reshape" and params["dimensions"] is not None:
-        return None
-    if kind in ("reshape", "squeeze") or (kind == "broadcast_in_dim" and index.size == math.prod(shape)):
-        return [(first, index.reshape(shape), 1.0, ())]
-    if kind in _SAME:
-        return [(first, index, 1.0, ())]
-    if kind == "neg":
-        return [(first, index, -1.0, ())]
-    if kind in ("add", "add_any", "sub"):
-        return [(first, index, 1.0, ()), (inputs[1], index, -1.0 if kind == "sub" else 1.0, ())]
-    if kind in ("mul", "div"):
-        return _scaled(program, equation, index)
-    if kind == "pad" and all(low >= 0 and high >= 0 for low, high, _ in params["padding_config"]):
-        if program.any_active(inputs[1:]):
-            return None
-        places = zip(params["padding_config"], index.shape, strict=True)
-        return [(first, index[tuple(slice(lo, n - hi, gap + 1) for (lo, hi, gap), n in places)], 1.0, ())]
-    if kind == "reduce_sum":
-        return [(first, np.broadcast_to(np.expand_dims(index, params["axes"]), shape), 1.0, ())]
-    if kind == "concatenate":
-        ends = np.cumsum([_shape(atom)[params["dimension"]] for atom in inputs])[:-1]
-        parts = np.split(index, ends, axis=params["dimension"])
-        return [(atom, part, 1.0, ()) for atom, part in zip(inputs, parts, strict=True)]
-    if kind == "stack":
-        return [(atom, part, 1.0, ()) for atom, part in zip(inputs, index, strict=True)]
-    return None
-
-
-def _scaled(program: Program, equation: Equation, index: Indices) -> list[tuple[Atom, Indices, float, Scales]] | None:
-    """Read a product or quotient with one number; anything else is the end of the way."""
-    active = 0 if _is_active(program, equation.inputs[0]) else 1
-    value, by = equation.inputs[active], equation.inputs[1 - active]
-    broadcast = program.producer.get(by) if isinstance(by, Name) else None
-    if broadcast is not None and broadcast.kind == "broadcast_in_dim":
-        by = broadcast.inputs[0]
-    if math.prod(_shape(by)) != 1 or _shape(value) != index.shape:
-        return None
-    if isinstance(by, jex.Literal):
-        number = float(by.val)
-        return [(value, index, 1 / number if equation.kind == "div" else number, ())]
-    return [(value, index, 1.0, ((by, equation.kind == "div"),))]
-
-
-def _grouped(program: Program, leaf: int, ends: list[_End], size: int) -> tuple[list[Group], str]:
+def _grouped(program: Program, leaf: int, sources: list[Source], size: int) -> tuple[list[Group], str]:
     """Return the leaf's groups of products, or none and why not."""
     groups: list[tuple[Indices, list[Site]]] = []
-    for end in ends:
-        equation = program.producer.get(end.value)
-        if equation is None or equation.kind != "dot_general":
+    for source in sources:
+        if not program.is_active(source.value):
+            return [], "a part of its gradient does not depend on the output"
+        equation = _producer(program, source.value)
+        if not isinstance(equation, Equation) or equation.kind != "dot_general":
             return [], f"its gradient comes from {equation.kind if equation else 'the output itself'}"
-        if _is_complex(end.value):
+        if is_complex(source.value):
             return [], "its gradient comes from a complex product"
-        site, index = _site(program, equation, end)
+        if all(map(program.is_active, equation.inputs)):
+            return [], "its gradient is not linear in the output's"
+        site, index = _site(program, equation, source)
         for known, sites in groups:
             if np.array_equal(known, index):
                 sites.append(site)
@@ -256,24 +170,44 @@ def _grouped(program: Program, leaf: int, ends: list[_End], size: int) -> tuple[
     hits = sum(np.bincount(index.ravel(), minlength=size) for index, _ in groups)
     if np.max(hits, initial=0) > 1:
         return [], "its uses overlap in different arrangements"
-    tokens = [sum(site.tokens for site in sites) for _, sites in groups]
-    return [Group(leaf, sites, np.zeros((t, t))) for (_, sites), t in zip(groups, tokens, strict=True)], ""
+    return [Group(leaf, sites) for _, sites in groups], ""
 
 
-def _site(program: Program, equation: Equation, end: _End) -> tuple[Site, Indices]:
+def _producer(program: Program, value: Name) -> Equation | Loop | None:
+    """Return the equation that makes a value; of products in a loop's body, the one that makes them of all steps."""
+    equation = program.producer.get(value)
+    if not isinstance(equation, Loop) or value not in equation.inner:
+        return equation
+    inner = equation.inner[value]
+    inside = _producer(equation.body, inner) if isinstance(inner, Name) else None
+    if not isinstance(inside, Equation) or inside.kind != "dot_general":
+        return inside
+    contracted, batched = (
+        tuple(tuple(axis + 1 for axis in axes) for axes in pair) for pair in inside.params["dimension_numbers"]
+    )
+    batched = tuple((0, *axes) for axes in batched)
+    operands: list[Atom] = [equation.expose(atom) for atom in inside.inputs]
+    return Equation("dot_general", {"dimension_numbers": (contracted, batched)}, operands, [value], inside.evaluate)
+
+
+def _site(program: Program, equation: Equation, source: Source) -> tuple[Site, Indices]:
+    """Return a product as a site, and the places (batch, m_in, m_out) of what it makes."""
     contracted, batched = equation.params["dimension_numbers"]
-    at = 0 if _is_active(program, equation.inputs[0]) else 1
+    at = 0 if program.is_active(equation.inputs[0]) else 1
+    index = source.index
+    # Entries of a batch that go to the same places are added up, as those of tokens are.
+    shared = [axis for axis in range(len(batched[0])) if _is_constant(index, axis)]
+    index = index[tuple(0 if axis in shared else slice(None) for axis in range(index.ndim))]
     axes, widths = [], []
     for operand in (0, 1):
-        shape = _shape(equation.inputs[operand])
-        first = (*batched[operand], *contracted[operand])
-        free = tuple(axis for axis in range(len(shape)) if axis not in first)
-        axes.append((*first, *free))
+        shape = shape_of(equation.inputs[operand])
+        own = [axis for place, axis in enumerate(batched[operand]) if place not in shared]
+        summed = [*(batched[operand][place] for place in shared), *contracted[operand]]
+        free = [axis for axis in range(len(shape)) if axis not in (*own, *summed)]
+        axes.append((*own, *summed, *free))
         widths.append(math.prod(shape[axis] for axis in free))
-    delta_shape = _shape(equation.inputs[at])
-    batch = math.prod(delta_shape[axis] for axis in batched[at])
-    tokens = math.prod(delta_shape[axis] for axis in contracted[at])
-    index = end.index.reshape(batch, *widths)
+        batch, tokens = (math.prod(shape[axis] for axis in part) for part in (own, summed))
+    index = index.reshape(batch, *widths)
     site = Site(
         h=equation.inputs[1 - at],
         delta=equation.inputs[at],
@@ -283,13 +217,20 @@ def _site(program: Program, equation: Equation, end: _End) -> tuple[Site, Indice
         tokens=tokens,
         m_in=widths[1 - at],
         m_out=widths[at],
-        scale=end.scale,
-        scales=end.scales,
+        scale=source.scale,
+        scales=source.scales,
     )
     return site, index if at == 1 else index.transpose(0, 2, 1)
 
 
-@dataclasses.dataclass(frozen=True)
+def _is_constant(index: Indices, axis: int) -> bool:
+    """Return whether all entries along this axis, of more than one, are the same."""
+    if index.shape[axis] == 1 or index.size == 0:
+        return False
+    return index.strides[axis] == 0 or bool((index == index.take([0], axis)).all())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Base:
     """The value behind a site's ``delta``: the operand is ``scale`` times it, its entries at ``index``."""
 
@@ -305,35 +246,35 @@ def _bases(program: Program, groups: Sequence[Group]) -> dict[Name, _Base]:
     for group in groups:
         first = 0
         for site in group.sites:
-            shape = _shape(site.delta)
-            value, index, scale = site.delta, np.arange(math.prod(shape)).reshape(shape), 1.0
-            while isinstance(value, Name) and value in program.producer:
-                steps = _steps(program, value, index)
-                if steps is None or len(steps) != 1 or steps[0][1].size != index.size or steps[0][3] or not steps[0][2]:
+            shape = shape_of(site.delta)
+            base = Source(site.delta, np.arange(math.prod(shape)).reshape(shape))
+            while parts := steps(program, base):
+                part = parts[0]
+                if len(parts) != 1 or part.index.size != base.index.size or part.scales or not part.scale:
                     break
-                value, index, scale = steps[0][0], steps[0][1], scale * steps[0][2]
-            if isinstance(value, Name):
-                bases.setdefault(value, _Base(group, first, site, index, scale))
+                base = part
+            if isinstance(base.value, Name):
+                bases.setdefault(base.value, _Base(group, first, site, base.index, base.scale))
             first += site.tokens
     return bases
 
 
-def _carry(bases: dict[Name, _Base], ends: Sequence[_End], size: int) -> list[Group]:
+def _carry(bases: dict[Name, _Base], sources: Sequence[Source], size: int) -> list[Group]:
     """Let groups carry a bias whose cotangent is a multiple of their ``delta``; return them, or none."""
-    classes: list[tuple[Indices, Group, NDArray[np.float64]]] = []
-    for end in ends:
-        base = bases.get(end.value)
-        if base is None or end.scales:
+    classes: list[tuple[Indices, Group, np.ndarray]] = []
+    for source in sources:
+        base = bases.get(source.value) if isinstance(source.value, Name) else None
+        if base is None or source.scales:
             return []
         site = base.site
         flat = np.empty(base.index.size, np.int64)
-        flat[base.index.ravel()] = end.index.ravel()
-        places = flat.reshape(_shape(site.delta)).transpose(site.delta_axes)
-        places = places.reshape(site.batch, site.tokens, site.m_out)
+        flat[base.index.ravel()] = source.index.ravel()
+        moved = flat.reshape(shape_of(site.delta)).transpose(site.delta_axes)
+        places = moved.reshape(site.batch, site.tokens, site.m_out)
         if not np.array_equal(places, np.broadcast_to(places[:, :1], places.shape)):
             return []
         weights = np.zeros(base.group.tokens)
-        weights[base.first : base.first + site.tokens] = end.scale / base.scale
+        weights[base.first : base.first + site.tokens] = source.scale / base.scale
         for known, group, total in classes:
             if group is base.group and np.array_equal(known, places[:, 0]):
                 total += weights
@@ -344,5 +285,5 @@ def _carry(bases: dict[Name, _Base], ends: Sequence[_End], size: int) -> list[Gr
     if not classes or np.max(hits, initial=0) > 1:
         return []
     for _, group, weights in classes:
-        group.offset += np.outer(weights, weights)
+        group.biases.append(weights)
     return [group for _, group, _ in classes]

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.tree_util import Partial
 
+from ntk_inr._dtypes import accumulation_dtype
 from ntk_inr.kernels.program import Program
-from ntk_inr.kernels.sites import Site, Sites, find_sites
+from ntk_inr.kernels.sites import Group, Site, Sites, find_sites
 
 _UNROLLED_PAIRS = 16
 _FEW = 4
@@ -24,11 +26,11 @@ _APART = 16
 
 
 class Factor(NamedTuple):
-    """One term of the kernel for n examples, ``sum_bts (h_bt h'_bs + offset_ts) (delta_bt delta'_bs)``.
+    """One term of the kernel for n examples, ``sum_bts (h_bt h'_bs + offset) (delta_bt delta'_bs)``.
 
-    Shapes: h (n, batch, tokens, m_in); delta (n, c, batch, tokens, m_out); offset (tokens, tokens). In most
-    networks batch and tokens are 1. Parameters that are in no product share a factor whose ``h`` is None,
-    standing for 1, with their Jacobian as ``delta``.
+    Shapes: h (n, batch, tokens, m_in); delta (n, c, batch, tokens, m_out); offset a number. In most networks batch
+    and tokens are 1. Where tokens are several, the rows of ``h`` are orthonormal, and the offset is 0. Parameters
+    that are in no product share a factor whose ``h`` is None, standing for 1, with their Jacobian as ``delta``.
     """
 
     h: Array | None
@@ -46,25 +48,31 @@ class Trace:
         c: number of outputs.
         outputs: which outputs of the kernel are kept, to weigh costs; "terms" where the terms of the averaged kernel
             are wanted apart, and a product tells more than a Jacobian that is a little cheaper.
+        differentiable: whether the factors may be differentiated, as inside a user's ``grad``.
     """
 
-    def __init__(self, apply: Partial, params: Any, x_i: Any, c: int, outputs: str) -> None:
+    def __init__(
+        self, apply: Partial, params: Any, x_i: Any, c: int, outputs: str, *, differentiable: bool = False
+    ) -> None:
         constants, self._apply_tree = jax.tree.flatten(apply)
         leaves, self._tree = jax.tree.flatten(params)
         out = jax.eval_shape(lambda a, p, x: a(p, x[None])[0], apply, params, x_i)
         self._out = jax.ShapeDtypeStruct(out.shape, out.dtype)
-        self.shapes = [leaf.shape for leaf in leaves]
+        self.shapes = [np.shape(leaf) for leaf in leaves]
 
         def pull(constants: list[Any], x_i: Any, cotangent: Any, leaves: list[Any]) -> list[Any]:
             function = jax.tree.unflatten(self._apply_tree, constants)
             _, back = jax.vjp(lambda p: function(jax.tree.unflatten(self._tree, p), x_i[None])[0], leaves)
             return back(cotangent)[0]
 
-        self.program = Program(pull, (constants, x_i, self._out, leaves), active=len(constants) + 1)
+        closed = jax.make_jaxpr(pull)(constants, x_i, self._out, leaves)
+        place = len(constants) + 1
+        self.program = Program(closed, [i == place for i in range(len(closed.jaxpr.invars))])
         backward = {"full": c * c, "terms": _APART * c}.get(outputs, c)
-        self.sites: Sites = find_sites(self.program, self.program.outputs, self.shapes, c, backward)
-        self.dtype = jnp.result_type(*leaves)
+        self.sites: Sites = find_sites(self.program, self.shapes, c, backward, differentiable=differentiable)
+        self.dtype = accumulation_dtype(*leaves)
         self.c = c
+        self._differentiable = differentiable
 
     @property
     def floats(self) -> int:
@@ -76,45 +84,65 @@ class Trace:
         """How many flops the kernel of one pair of examples takes."""
         return sum(how.flops for how in self.sites.handling)
 
-    def factors(self, apply: Partial, params: Any, x_i: Array) -> tuple[list[Array | None], list[Array]]:
-        """Return each factor's h and, for each output, delta at one coordinate (d,), flat."""
+    def factors(self, apply: Partial, params: Any, x_i: Array) -> list[tuple[Array | None, Array]]:
+        """Return each factor's h (batch, tokens, m_in) and delta (c, batch, tokens, m_out) at one coordinate (d,)."""
         sites = [site for group in self.sites.groups for site in group.sites]
         scales = [atom for site in sites for atom, _ in site.scales]
         names = [site.h for site in sites] + [site.delta for site in sites] + scales
         own = [self.program.outputs[leaf] for leaf in self.sites.own]
 
-        def pull(cotangent: Array) -> tuple[list[Array | None], list[Array]]:
+        def pull(cotangent: Array) -> tuple[list[Array], list[Array]]:
             arguments = [*jax.tree.leaves(apply), x_i, cotangent, *jax.tree.leaves(params)]
             found = self.program.evaluate(arguments, names + own)
             values = dict(zip(names, found, strict=False))
-            jacobians = [value.reshape(-1).astype(self.dtype) for value in found[len(names) :]]
-
-            def stack(found: list[Array]) -> Array:
-                return jnp.concatenate(found, axis=1) if len(found) > 1 else found[0]
-
-            inputs: list[Array | None] = []
-            deltas = []
-            for group in self.sites.groups:
-                inputs.append(stack([self._input(site, values) for site in group.sites]).reshape(-1))
-                deltas.append(stack([self._delta(site, values) for site in group.sites]).reshape(-1))
-            if jacobians:
-                inputs.append(None)
-                deltas.append(jnp.concatenate(jacobians))
+            inputs = [_joined([self._input(site, values) for site in group.sites]) for group in self.sites.groups]
+            deltas = [_joined([self._delta(site, values) for site in group.sites]) for group in self.sites.groups]
+            if own:
+                jacobians = [value.reshape(-1).astype(self.dtype) for value in found[len(names) :]]
+                deltas.append(jnp.concatenate(jacobians)[None, None])
             return inputs, deltas
 
         basis = jnp.eye(math.prod(self._out.shape), dtype=self._out.dtype)
-        return jax.vmap(pull, out_axes=(None, 0))(basis)
+        inputs, deltas = jax.vmap(pull, out_axes=(None, 0))(basis)
+        pairs = zip(self.sites.groups, inputs, deltas, strict=False)
+        found: list[tuple[Array | None, Array]] = [self._orthogonal(group, h, delta) for group, h, delta in pairs]
+        return found + [(None, delta) for delta in deltas[len(found) :]]
 
     def offsets(self) -> list[Array]:
         """Return each factor's offset."""
-        found = [jnp.asarray(group.offset, self.dtype) for group in self.sites.groups]
-        return found + [jnp.ones((1, 1), self.dtype)] * bool(self.sites.own)
+        groups = self.sites.groups
+        carried = [sum(float(w[0]) ** 2 for w in group.biases) if group.tokens == 1 else 0 for group in groups]
+        return [jnp.asarray(offset, self.dtype) for offset in carried + [1] * bool(self.sites.own)]
+
+    def _orthogonal(self, group: Group, h: Array, delta: Array) -> tuple[Array, Array]:
+        """Return h and delta of the same ``sum_t h_t delta_t``, where tokens are several with orthonormal rows of h.
+
+        Outer products may nearly cancel in that sum, as those of a finite difference do, and products of two such
+        sums would lose the square of what the sums lose. Over orthonormal rows the sum is as large as its parts. The
+        rows are held fixed under differentiation; what they leave of ``h``, zero but for rounding, then carries the
+        rest of its derivative.
+        """
+        if group.tokens == 1:
+            return h, delta
+        columns = [jnp.broadcast_to(jnp.asarray(w, self.dtype)[:, None], (*h.shape[:2], 1)) for w in group.biases]
+        h = jnp.concatenate([h, *columns], axis=2)
+        with jax.default_matmul_precision("highest"):
+            rows = lax.stop_gradient(jnp.linalg.qr(h.swapaxes(1, 2))[0].swapaxes(1, 2))
+            lengths = h @ rows.swapaxes(1, 2)
+            turned = lengths.swapaxes(1, 2) @ delta
+            if not self._differentiable:
+                return rows, turned
+            return _joined([rows, h - lengths @ rows]), jnp.concatenate([turned, delta], axis=2)
 
     def _input(self, site: Site, values: dict[Any, Array]) -> Array:
-        h = values[site.h].transpose(site.h_axes).reshape(site.batch, site.tokens, site.m_in).astype(self.dtype)
+        h = values[site.h].astype(self.dtype)
         for atom, divides in site.scales:
-            number = values[atom].reshape(()).astype(self.dtype)
+            number = values[atom].astype(self.dtype)
+            # One number, or one for each step of the loops whose steps the first axes of h are.
+            steps = next(k for k in range(h.ndim + 1) if math.prod(h.shape[:k]) == number.size)
+            number = number.reshape(h.shape[:steps] + (1,) * (h.ndim - steps))
             h = h / number if divides else h * number
+        h = h.transpose(site.h_axes).reshape(site.batch, site.tokens, site.m_in)
         return h if site.scale == 1 else h * site.scale
 
     def _delta(self, site: Site, values: dict[Any, Array]) -> Array:
@@ -122,22 +150,21 @@ class Trace:
         return delta.astype(self.dtype)
 
 
-def factors(apply: Partial, params: Any, x: Array, c: int, outputs: str) -> list[Factor]:
+def _joined(parts: list[Array]) -> Array:
+    return jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+
+
+def factors(
+    apply: Partial, params: Any, x: Array, c: int, outputs: str, *, differentiable: bool = False
+) -> list[Factor]:
     """Return the factors of the kernel at coordinates ``x``."""
-    trace = Trace(apply, params, x[0], c, outputs)
+    trace = Trace(apply, params, x[0], c, outputs, differentiable=differentiable)
     single = functools.partial(trace.factors, apply, params)
-    inputs, deltas = (
-        jax.vmap(single)(x) if len(x) <= _FACTORS_AT_ONCE else lax.map(single, x, batch_size=_FACTORS_AT_ONCE)
-    )
-    # Between them and their shapes, or XLA would compute them twice for layouts that differ in axes of length 1 only.
-    inputs, deltas = lax.optimization_barrier((inputs, deltas))
-    # The last factor may be the parameters' own Jacobians.
-    lengths = [(group.sites[0].batch, group.tokens) for group in trace.sites.groups] + [(1, 1)]
-    found = []
-    for h, delta, offset, (batch, tokens) in zip(inputs, deltas, trace.offsets(), lengths, strict=False):
-        h = h if h is None else h.reshape(len(x), batch, tokens, h.shape[1] // (batch * tokens))
-        found.append(Factor(h, delta.reshape(len(x), c, batch, tokens, delta.shape[2] // (batch * tokens)), offset))
-    return found
+    pairs = jax.vmap(single)(x) if len(x) <= _FACTORS_AT_ONCE else lax.map(single, x, batch_size=_FACTORS_AT_ONCE)
+    # Flat in between, or XLA would compute them twice for layouts that differ in axes of length 1 only.
+    flat = lax.optimization_barrier(jax.tree.map(lambda part: part.reshape(len(x), -1), pairs))
+    pairs = jax.tree.map(lambda part, like: part.reshape(like.shape), flat, pairs)
+    return [Factor(h, delta, offset) for (h, delta), offset in zip(pairs, trace.offsets(), strict=True)]
 
 
 def tile(rows: list[Factor], columns: list[Factor], outputs: str, *, in_turn: bool = False) -> Array:
@@ -175,7 +202,7 @@ def diagonal(rows: list[Factor], outputs: str) -> Array:
     def single(factor: Factor) -> Array:
         backward = jnp.einsum("icbtm,icbsm->icbts", factor.delta, factor.delta)
         if factor.h is not None:
-            forward = jnp.einsum("ibtm,ibsm->ibts", factor.h, factor.h) + factor.offset[None, None]
+            forward = jnp.einsum("ibtm,ibsm->ibts", factor.h, factor.h) + factor.offset
             backward = backward * forward[:, None]
         each = backward.sum((2, 3, 4))
         return each if outputs == "diagonal" else each.mean(1)
@@ -210,7 +237,7 @@ def grams(a: Factor, b: Factor, outputs: str, at: Any = (0, 0, 0)) -> tuple[Arra
         backward = jnp.einsum(_CONTRACTION[outputs], left, right)
     if a.h is None or b.h is None:
         return None, backward
-    return _gram(a.h[:, g, t], b.h[:, g, s]) + a.offset[t, s], backward
+    return _gram(a.h[:, g, t], b.h[:, g, s]) + a.offset, backward
 
 
 def term(a: Factor, b: Factor, outputs: str) -> Array:

@@ -14,8 +14,7 @@ from jax import Array
 from ntk_inr import _checks
 from ntk_inr._checks import Precision
 from ntk_inr.kernels import assembly, memory
-from ntk_inr.kernels.api import check_concrete, check_model
-from ntk_inr.kernels.memory import Model
+from ntk_inr.kernels.model import Model, check_concrete, check_model, trace_of
 from ntk_inr.spectra.moments import Moments
 
 _LEAST_SUBMATRICES = 8
@@ -195,7 +194,7 @@ def sampled_moments(
 
 
 def _reduced(model: Model, params: Any, x: Any, block: Any, memory_limit: Any, precision: str, progress: Any) -> _Sums:
-    trace = memory.traced(model, params, "trace")
+    trace = trace_of(model, params, "trace")
     n = len(x)
     cut = memory.cut(trace, n, n, "trace", stored=0, limit=memory_limit, block=block)
     parts = assembly.tiles(

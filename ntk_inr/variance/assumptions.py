@@ -13,9 +13,8 @@ import numpy as np
 from jax import Array
 
 from ntk_inr import _checks
-from ntk_inr.kernels import assembly, memory, structured
-from ntk_inr.kernels.api import check_model
-from ntk_inr.kernels.memory import Model
+from ntk_inr.kernels import assembly, structured
+from ntk_inr.kernels.model import Model, check_model, trace_of
 from ntk_inr.kernels.structured import Factor
 from ntk_inr.variance import assumptions_report as report
 from ntk_inr.variance import sums
@@ -155,7 +154,7 @@ def check_assumptions(
 
 def _layers(model: Model, params: Any, points: np.ndarray) -> list[tuple[str, list[_Side]]]:
     """Return each term of the kernel, in the order of the forward pass: its name and sides."""
-    terms = sums.terms_of(memory.traced(model, params, "trace"), params)
+    terms = sums.terms_of(trace_of(model, params, "trace"), params)
 
     def factors(params: Any) -> list[Factor]:
         found = assembly.factors(model.apply, params, points, c=model.c, outputs="trace", precision="highest")
@@ -197,7 +196,7 @@ def _sides(factor: Factor, redrawn: Factor) -> list[_Side]:
 
     if factor.h is None:
         return [side("H", factor.delta, redrawn.delta, 0.0)]
-    offset = float(factor.offset[0, 0])
+    offset = float(factor.offset)
     return [side("F", factor.h, redrawn.h, offset), side("B", factor.delta, redrawn.delta, 0.0)]
 
 

@@ -14,8 +14,7 @@ from jax import Array
 
 from ntk_inr import _checks
 from ntk_inr._checks import Precision
-from ntk_inr.kernels import memory
-from ntk_inr.kernels.api import check_concrete, check_model
+from ntk_inr.kernels.model import check_concrete, check_model, trace_of
 from ntk_inr.variance import budget_report, sums
 from ntk_inr.variance.budget_change import BudgetChange, attributed
 from ntk_inr.variance.sums import Sums
@@ -245,7 +244,7 @@ def variance_budget(
         raise ValueError("x has 1 coordinate, whose kernel has one eigenvalue and no variance; expected at least 2.")
     count, size = _plan(n, key, size, submatrices, matrices)
 
-    trace = memory.traced(model, params, "terms")
+    trace = trace_of(model, params, "terms")
     terms = sums.terms_of(trace, params)
     cut = sums.cut_for(trace, terms, size, limit=memory_limit, block=block)
     points = np.asarray(model.x1)

@@ -14,7 +14,8 @@ from jax import Array, lax
 from jax.tree_util import Partial
 
 from ntk_inr.kernels import assembly, memory, structured
-from ntk_inr.kernels.memory import Cut, Model
+from ntk_inr.kernels.memory import Cut
+from ntk_inr.kernels.model import Model
 from ntk_inr.kernels.structured import Factor, Trace
 
 
@@ -55,19 +56,15 @@ def terms_of(trace: Trace, params: Any) -> Terms:
     """Return the terms of a traced kernel, named by the paths of their parameters."""
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     leaves = [jax.tree_util.keystr(path, simple=True, separator="/") or "params" for path in paths]
-    producer = trace.program.producer
-    position = {name: place for place, name in enumerate(producer)}
 
-    def met(atom: Any) -> int:
+    def met(atom: Any) -> tuple[float, ...]:
         """Return when the backward pass, which comes to the last layer first, is done with this value."""
-        if atom in producer and producer[atom].kind == "stack":
-            return max(map(met, producer[atom].inputs))
-        return position.get(atom, -1)
+        return trace.program.order.get(atom, (-1,))
 
     groups, own = trace.sites.groups, trace.sites.own
     found = [(max(met(site.delta) for site in group.sites), group.leaf) for group in groups]
     found += [(met(trace.program.outputs[leaf]), leaf) for leaf in own]
-    order = tuple(sorted(range(len(found)), key=lambda term: -found[term][0]))
+    order = tuple(sorted(range(len(found)), key=lambda term: found[term][0], reverse=True))
     names = []
     for term in order:
         leaf = found[term][1]
@@ -75,7 +72,7 @@ def terms_of(trace: Trace, params: Any) -> Terms:
         of_leaf = [other for other in order if found[other][1] == leaf]
         if len(of_leaf) > 1:
             name += f"[part {of_leaf.index(term)}]"
-        if term < len(groups) and groups[term].offset.any():
+        if term < len(groups) and groups[term].biases:
             name += f" (+{_carried(trace, leaves, leaf)})"
         names.append(name)
     sizes = [int(np.prod(trace.shapes[leaf])) for leaf in own]
@@ -166,7 +163,7 @@ def _diagonals(factor: Factor) -> Array:
     if factor.h is None or not _is_factored(factor):
         own = structured.diagonal([factor], "trace")
         return jnp.stack([jnp.full_like(own, jnp.nan)] * 2 + [own])
-    forward = (factor.h**2).sum((1, 2, 3)) + factor.offset[0, 0]
+    forward = (factor.h**2).sum((1, 2, 3)) + factor.offset
     backward = (factor.delta**2).sum((1, 2, 3, 4)) / factor.delta.shape[1]
     return jnp.stack([forward, backward, forward * backward])
 

@@ -1,0 +1,113 @@
+"""What a kernel is taken of, checked once for every function that takes ``(apply, params, x)``, and its trace."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.tree_util import Partial
+
+from ntk_inr import _checks
+from ntk_inr._dtypes import accumulation_dtype
+from ntk_inr.kernels import mixing
+from ntk_inr.kernels.structured import Trace
+
+
+class Model(NamedTuple):
+    """What a kernel is taken of: ``apply`` as a pytree, coordinates, and the number of outputs c.
+
+    ``dtype`` is the kernel's, at least float32; ``traced`` says that some of it is a value of a transformation under
+    way.
+    """
+
+    apply: Partial
+    x1: Array
+    x2: Array | None
+    c: int
+    dtype: np.dtype
+    traced: bool
+
+
+def check_model(apply: Any, params: Any, x1: Any, x2: Any = None, *, coupled: bool = False) -> Model:
+    """Return the checked model that a kernel is taken of, or say what is wrong with it."""
+    apply = _checks.as_partial(apply)
+    dtype = accumulation_dtype(check_params(params))
+    x1 = _checks.as_coordinates(x1, "x1")
+    if x2 is not None:
+        x2 = _checks.as_coordinates(x2, "x2")
+        if x2.shape[1] != x1.shape[1]:
+            raise ValueError(
+                f"x2 has {x2.shape[1]} coordinates a row but x1 has {x1.shape[1]}; both come from one domain."
+            )
+    c = check_apply(apply, params, x1)
+    if coupled:
+        # The function may take this batch and no other, so that it is only traced.
+        closed = jax.make_jaxpr(apply)(params, x1)
+        return Model(apply, x1, x2, c, dtype, _is_traced(apply, params, x1, x2, closed.consts))
+    traced = _is_traced(apply, params, x1, x2) or _is_traced(mixing.check(apply, params, x1, x2))
+    return Model(apply, x1, x2, c, dtype, traced)
+
+
+def _is_traced(*trees: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def check_concrete(model: Model, name: str) -> None:
+    """Raise where a value of a transformation is asked for what is driven from the host."""
+    if model.traced:
+        raise ValueError(f"{name} drives tiles from the host, so it can't be used inside jit, vmap or grad.")
+
+
+def check_params(params: Any) -> jnp.dtype:
+    """Return the dtype of a pytree of parameters, or say which leaf can't be one."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not leaves:
+        raise ValueError("params holds no arrays; pass the parameters, the second result of ni.init(net, key, x).")
+    for path, leaf in leaves:
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, float | int | complex):
+            raise TypeError(
+                f"params{jax.tree_util.keystr(path)} is {leaf!r}; expected an array. Keep only arrays in params and "
+                "close over the rest."
+            )
+        kind = jnp.result_type(leaf)
+        if not jnp.issubdtype(kind, jnp.floating):
+            raise TypeError(
+                f"params{jax.tree_util.keystr(path)} has dtype {kind}; every parameter must be floating point. "
+                "Close over arrays that are not trained instead."
+            )
+    _checks.check_finite_tree(params, "params")
+    return jnp.dtype(jnp.result_type(*[leaf for _, leaf in leaves]))
+
+
+def check_apply(apply: Partial, params: Any, x: Array) -> int:
+    """Return the number of outputs c of ``apply(params, x): (n, d) -> (n, c)``, or say what it gave."""
+    out = mixing.traced(apply, params, x).out_info
+    shape = getattr(out, "shape", None)
+    if shape is None or len(shape) != 2 or shape[0] != len(x):
+        got = f"shape {shape}" if shape is not None else type(out).__name__
+        fix = (
+            "Add the axis of outputs with [:, None]."
+            if shape == (len(x),)
+            else "A function of one example can be batched with jax.vmap(f, in_axes=(None, 0))."
+        )
+        raise ValueError(f"apply(params, x) gave {got} for x of shape {x.shape}; expected ({len(x)}, c). {fix}")
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        raise TypeError(f"apply(params, x) gave dtype {out.dtype}; expected a real floating point output.")
+    return shape[1]
+
+
+def trace_of(model: Model, params: Any, outputs: str) -> Trace:
+    """Return the trace of one example, remembered for functions and shapes met before."""
+    arguments = (*mixing.signature(model.apply, params, model.x1), model.c, outputs)
+    # A function may close over values of a transformation under way, which must not be kept.
+    return _trace.__wrapped__(*arguments, True) if model.traced else _trace(*arguments, False)
+
+
+@functools.lru_cache(maxsize=16)
+def _trace(tree: Any, avals: Any, d: int, dtype: Any, x64: bool, c: int, outputs: str, differentiable: bool) -> Trace:
+    apply, params = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*aval) for aval in avals])
+    return Trace(apply, params, jax.ShapeDtypeStruct((d,), dtype), c, outputs, differentiable=differentiable)
