@@ -47,8 +47,69 @@ def recurrent(params, x):
     return jax.lax.scan(step, jnp.tanh(x @ params["in"]), length=3)[0] @ params["out"]
 
 
+def two_deep(params, x):
+    """A loop in a loop, run backwards, whose matrices each layer scales by a number of its own."""
+
+    def layer(h, p):
+        def block(h, w):
+            return h + jnp.tanh(p["omega"] * (h @ w) + p["b"][None, :]), None
+
+        return jax.lax.scan(block, h, p["w"], reverse=True)[0], None
+
+    return jax.lax.scan(layer, jnp.tanh(x @ params["in"]), params["stack"])[0] @ params["out"]
+
+
+def recurrent_long(params, x):
+    """So many steps that the shared matrix is cheaper as a Jacobian."""
+
+    def step(h, t):
+        h = jnp.tanh(h @ params["w"] + jnp.sin(t * x[:, :1]) * params["in"][None, :])
+        return h, h.sum(1)
+
+    h, sums = jax.lax.scan(step, jnp.zeros((len(x), 8), x.dtype), jnp.arange(10.0, dtype=x.dtype))
+    return h @ params["out"] + sums.mean(0)[:, None]
+
+
+def leapfrog(params, x, depth=24):
+    before = after = x @ params["in"] + params["b"][None, :]
+    for _ in range(depth):
+        before, after = after, 2 * after - before + 0.01 * jnp.tanh(after @ params["w"])
+    return after @ params["out"]
+
+
+def mlp(params, x):
+    return jnp.tanh(jnp.tanh(x @ params["in"]) @ params["w"] + params["b"][None, :]) @ params["out"]
+
+
+def laplacian(params, x, step=1e-2):
+    """By finite differences: five uses of each weight, which nearly cancel."""
+    around = sum(mlp(params, x + s * step * axis[None]) for axis in jnp.eye(2) for s in (1, -1))
+    return (around - 4 * mlp(params, x)) / step**2
+
+
+def contrast(params, x):
+    return mlp(params, x) - mlp(params, 0.999 * x)
+
+
+def even_part(params, x):
+    """Nearly an odd function and its mirror image."""
+    return mlp(params, 0.1 * x) + mlp(params, -0.1 * x)
+
+
+def centred(params, x):
+    z = jnp.tanh(jnp.stack([x, x + 0.01, x - 0.01], 1) @ params["in"]) @ params["w"]
+    return (jnp.tanh(100 * (z - z.mean(1, keepdims=True))) @ params["out"]).sum(1)
+
+
+def referring(params, x):
+    """Computes in place."""
+    h = jax.new_ref(x @ params["w"])
+    h[...] = jnp.tanh(h[...])
+    return h[...] @ params["out"]
+
+
 def long_loop(params, x):
-    """Too many steps to unroll, so its parameters keep their Jacobian."""
+    """Its parameters are cheapest as Jacobians."""
 
     def step(h, _):
         return h + jnp.sin(h * params["rate"]) / 5000, None
@@ -139,6 +200,44 @@ def dense_jvp(w, x):
 dense_jvp.defjvp(lambda p, t: (dense_jvp(*p), 3 * p[1] @ t[0] + t[1] @ p[0]))
 
 
+@jax.custom_vjp
+def clipped(w):
+    return w
+
+
+clipped.defvjp(lambda w: (w, None), lambda _, g: (g * jnp.minimum(1, 0.5 / jnp.linalg.norm(g)),))
+
+
+@jax.custom_vjp
+def inverted(w):
+    return w
+
+
+inverted.defvjp(lambda w: (w, None), lambda _, g: (1 / (g + 2),))
+
+
+@jax.custom_vjp
+def decayed(w):
+    return w
+
+
+decayed.defvjp(lambda w: (w, w), lambda w, g: (g + 0.1 * w,))
+
+
+@jax.custom_vjp
+def only_decayed(w):
+    return w
+
+
+only_decayed.defvjp(lambda w: (w, w), lambda w, g: (0.1 * w,))
+
+
+def own_rules(params, x):
+    """Backward rules that are not linear in the cotangent."""
+    h = jnp.tanh(x @ clipped(params["clipped"]) + x @ inverted(params["inverted"]))
+    return jnp.tanh(h @ decayed(params["decayed"])) @ (params["out"] + only_decayed(params["idle"]))
+
+
 class ScannedLinen(nn.Module):
     """Flax's idiom for stacked layers."""
 
@@ -194,6 +293,8 @@ def equinox_mlp(key, x):
     return ni.split(eqx.nn.MLP(2, 2, WIDTH, 2, key=key))
 
 
+# Where a weight has several uses that nearly cancel, so that what they are made of rounds many times as far.
+CANCELLING = ("laplacian", "contrast", "even_part", "centred")
 W = WIDTH
 MODELS = {
     **{name: named(name) for name in ni.variants()},
@@ -211,6 +312,20 @@ MODELS = {
     "scan": plain(scanned, {"in": (2, W), "stack": {"w": (3, W, W), "b": (3, W)}, "out": (W, 1)}),
     "recurrent": plain(recurrent, {"in": (2, W), "w": (W, W), "b": (W,), "out": (W, 1)}),
     "long loop": plain(long_loop, {"in": (2, 3), "rate": ()}),
+    "two deep": plain(
+        two_deep, {"in": (2, W), "stack": {"w": (2, 3, W, W), "b": (2, W), "omega": (2,)}, "out": (W, 2)}
+    ),
+    "many steps": plain(recurrent_long, {"in": (8,), "w": (8, 8), "out": (8, 1)}),
+    "leapfrog": plain(leapfrog, {"in": (2, W), "b": (W,), "w": (W, W), "out": (W, 1)}),
+    **{
+        function.__name__: plain(function, {"in": (2, W), "w": (W, W), "b": (W,), "out": (W, 2)})
+        for function in (laplacian, contrast, even_part)
+    },
+    "centred": plain(centred, {"in": (2, W), "w": (W, W), "out": (W, 1)}),
+    "references": plain(referring, {"w": (2, W), "out": (W, 2)}),
+    "own rules": plain(
+        own_rules, {"clipped": (2, W), "inverted": (2, W), "decayed": (W, W), "out": (W, 2), "idle": (W, 2)}
+    ),
     "indexed": plain(indexed, {"in": (2, W), "stack": (2, W, W), "b": (2, W)}),
     "odd entries": plain(
         odd_entries, {"left": (W, 2), "frequency": (), "turned": (W, W), "scale": (W,), "out": (W, 2), "shift": ()}

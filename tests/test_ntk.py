@@ -15,7 +15,7 @@ from ntk_inr.kernels import assembly
 from ntk_inr.kernels.memory import Cut
 from ntk_inr.kernels.model import check_model
 from tests.conftest import in_float64, quick, small
-from tests.kernel_models import MODELS, cast, distance, plain, reduced, reference, sensitivity, tolerance
+from tests.kernel_models import CANCELLING, MODELS, cast, distance, plain, reduced, reference, sensitivity, tolerance
 
 # The ways in which the kernel takes a parameter that differ most.
 FIRST = ("pe+sphere+hadamard", "pe+topk", "wire", "tied", "parted")
@@ -31,12 +31,34 @@ def test_structured_equals_float64_jacobian(name, key, x, x64):
     full = reference(*exact_model, exact_x)
     fast = ni.ntk(*exact_model, exact_x, outputs="full", block=5)
     assert fast.dtype == jnp.float64
-    assert distance(fast, full) < tolerance(jnp.float64)
+    # What cancels is up to 1e4 times as large as what is left, as is its rounding.
+    assert distance(fast, full) < tolerance(jnp.float64) * (1e4 if name in CANCELLING else 1)
+    if name in CANCELLING:
+        return
     # In float32 the forward pass itself rounds too, which depth and the frequency inside a sine magnify.
     rectangle = ni.ntk(*model, x, x[:7])
     assert rectangle.dtype == jnp.float32
     allowed = 3 * tolerance(jnp.float32) + sensitivity(*exact_model, exact_x, full)
     assert distance(rectangle, reduced(full, "trace")[:, :7]) < allowed
+
+
+@pytest.mark.parametrize("name", quick(MODELS, "laplacian", "even_part", "centred"))
+def test_float32_errs_little_more_than_the_jacobian(name, key, x, x64):
+    """Where a weight's several uses cancel, and everywhere else; no entry of the diagonal is negative."""
+    x = x.astype(jnp.float32)
+    model = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), MODELS[name](key, x))
+    exact = reduced(reference(*in_float64(model), in_float64(x)), "trace")
+    fast, slow = (np.asarray(ni.ntk(*model, x, method=method)) for method in ("structured", "jacobian"))
+    error, allowed = (np.linalg.norm(kernel - exact) for kernel in (fast, slow))
+    assert error <= max(10 * allowed, 10 * len(x) * np.finfo(np.float32).eps * np.abs(exact).max())
+    assert fast.diagonal().min() >= 0
+    if name != "own rules":
+        diagonal = ni.NTKOperator(*model, x).diagonal()
+        assert np.linalg.norm(diagonal - exact.diagonal()) <= 10 * allowed
+    if name in CANCELLING:
+        traced = jax.jit(lambda p: ni.ntk(model[0], p, x))(model[1])
+        assert np.linalg.norm(traced - exact) <= 10 * allowed
+        np.testing.assert_allclose(ni.streamed_moments(*model, x).variance, ni.moments(exact).variance, rtol=0.02)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +94,13 @@ def handled(name, key, x):
         ("scan", {"['stack']['w']": "product", "['stack']['b']": "bias"}),
         ("recurrent", {"['w']": "product", "['b']": "bias"}),
         ("long loop", {"['rate']": "jacobian", "['in']": "jacobian"}),
+        ("two deep", {"['stack']['w']": "product", "['in']": "product"}),
+        ("many steps", {"['w']": "jacobian", "['in']": "jacobian"}),
+        ("leapfrog", {"['in']": "product", "['b']": "bias", "['w']": "jacobian"}),
+        ("laplacian", {"['w']": "product", "['b']": "bias", "['in']": "jacobian"}),
+        ("even_part", {"['w']": "product", "['b']": "bias"}),
+        ("references", {"['w']": "jacobian"}),
+        ("own rules", {f"['{name}']": "jacobian" for name in ("clipped", "inverted", "decayed", "idle")}),
         ("indexed", {"['stack']": "product", "['b']": "bias"}),
         ("odd entries", {"['left']": "product", "['turned']": "product", "['scale']": "jacobian"}),
         ("moved", {"['w']": "product", "['gain']": "jacobian"}),
@@ -274,6 +303,24 @@ def test_gradient_of_cv_equals_finite_differences(key, x, x64):
     np.testing.assert_allclose(jax.grad(cv)(2.0), numeric, rtol=1e-7)
 
 
+def test_derivatives_where_uses_of_a_weight_coincide(x, x64):
+    """Orthonormal rows have no derivative there, the kernel has."""
+    params = in_float64(_drawn({"in": (2, 40), "w": (40, 40), "out": (40, 2)}))
+    points = x[:4].astype(jnp.float64)
+
+    def size(shift):
+        def apply(p, x):
+            h = jnp.tanh(x @ p["in"])
+            return (jnp.tanh(h @ p["w"]) + 2 * jnp.tanh((h + shift * jnp.sin(h)) @ p["w"])) @ p["out"]
+
+        return (ni.ntk(apply, params, points) ** 2).sum()
+
+    numeric = (size(1e-5) - size(-1e-5)) / 2e-5
+    np.testing.assert_allclose(jax.grad(size)(0.0), numeric, rtol=1e-6)
+    slope = jax.grad(size)
+    np.testing.assert_allclose(jax.grad(slope)(0.0), (slope(1e-5) - slope(-1e-5)) / 2e-5, rtol=1e-5)
+
+
 def test_gradients_by_parameters_and_coordinates(key, x, x64):
     apply, params = in_float64(small("siren", key, x[:5]))
     points = x[:5].astype(jnp.float64)
@@ -333,6 +380,41 @@ def test_bad_input_says_what_is_expected(unchecked, change, error, message):
         ni.ntk(**call)
 
 
+def _net(params, x):
+    return jnp.tanh(x @ params["w"]) @ params["out"]
+
+
+def _normalised(h):
+    return (h - h.mean(0, keepdims=True)) / (h.std(0, keepdims=True) + 1)
+
+
+MIXING = {
+    "scaled by the largest": lambda p, x: _net(p, x / jnp.abs(x).max()),
+    "rolled": lambda p, x: _net(p, x) + _net(p, jnp.roll(x, 2, 0)),
+    "rolled by half": lambda p, x: _net(p, jnp.roll(x, len(x) // 2, 0)),
+    "centred by a part": lambda p, x: _net(p, x) - _net(p, x[: len(x) // 3]).sum(0, keepdims=True),
+    "next to last": lambda p, x: _net(p, x) + 1e-3 * _net(p, x[-1:]),
+    "divided by the number": lambda p, x: _net(p, x) / len(x),
+    "numbered": lambda p, x: _net(p, x + 0.01 * jnp.arange(len(x), dtype=x.dtype)[:, None]),
+    "sorted": lambda p, x: jnp.sort(_net(p, x), 0),
+    "a running sum": lambda p, x: jnp.cumsum(_net(p, x), 0),
+    "in pairs": lambda p, x: _net(p, x.reshape(2, -1, 2).mean(0)).repeat(2, 0),
+    "softmax over rows": lambda p, x: jax.nn.softmax(_net(p, x), 0),
+    "before a last layer of zeros": lambda p, x: _normalised(x @ p["w"]) @ (0 * p["out"] + p["zero"]),
+}
+
+
+@pytest.mark.parametrize("name", quick(MIXING, "scaled by the largest", "rolled", "divided by the number", "in pairs"))
+def test_functions_that_mix_are_refused_at_any_coordinates(name, x):
+    params = _drawn({"w": (2, 16), "out": (16, 1)}) | {"zero": jnp.zeros((16, 1))}
+    axis = jnp.linspace(-1, 1, 10)
+    grid = jnp.stack(jnp.meshgrid(axis, axis), -1).reshape(-1, 2)
+    pair = jnp.asarray(x[:22]).at[11].set(x[0])
+    for points in (grid, jnp.tile(x, (2, 1)), pair):
+        with pytest.raises(ValueError, match="coupled=True"):
+            ni.explain(MIXING[name], params, points)
+
+
 def test_rounding_is_not_taken_for_mixing(key, x, x64):
     """Neither where the function computes in float32 nor where it magnifies each digit."""
     apply, params = small("siren", key, x.astype(jnp.float32))
@@ -347,6 +429,46 @@ def test_rounding_is_not_taken_for_mixing(key, x, x64):
 
     weights = [jax.random.normal(jax.random.key(i), (32 if i else 2, 32), jnp.float32) for i in range(16)]
     assert np.isfinite(ni.ntk(chaotic, weights, x.astype(jnp.float32))).all()
+
+    def second_difference(params, x):
+        return (_net(params, x + 1e-3) + _net(params, x - 1e-3) - 2 * _net(params, x)) / 1e-6
+
+    params = _drawn({"w": (2, 16), "out": (16, 1)})
+    for points in (np.zeros((1, 2), "f"), np.zeros((9, 2), "f"), 0.1 * np.eye(2, dtype="f")):
+        assert np.isfinite(ni.ntk(second_difference, params, points)).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_is_summed_in_float32_at_the_coordinates_as_they_are(dtype):
+    x = np.linspace(-1, 1, 1000, dtype="f")[:, None]
+    apply, half = ni.init(ni.variant("siren", features=16, depth=2, param_dtype=dtype), jax.random.key(0), x)
+    single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half)
+    exact = ni.ntk(apply, single, x)
+    for method in ("structured", "jacobian"):
+        kernel = ni.ntk(apply, half, x, method=method)
+        assert kernel.dtype == jnp.float32
+        assert distance(kernel, exact) < float(jnp.finfo(dtype).eps)
+        assert len(np.unique(np.asarray(kernel)[0])) > 900
+    A = ni.NTKOperator(apply, half, x)
+    assert A.dtype == jnp.float32
+    assert distance(A @ x, exact @ x) < float(jnp.finfo(dtype).eps)
+    assert distance(A.diagonal(), exact.diagonal()) < float(jnp.finfo(dtype).eps)
+
+
+def test_coupled_calls_no_other_batch(x):
+    near = jax.random.uniform(jax.random.key(1), (23, 23))
+    params = _drawn({"w": (2, 16), "out": (16, 1)})
+
+    def graph(p, x):
+        return near @ jnp.tanh(near @ x @ p["w"]) @ p["out"]
+
+    jacobian = jax.jacrev(lambda p: graph(p, x)[:, 0])(params)
+    leaves = [leaf.reshape(23, -1) for leaf in jax.tree.leaves(jacobian)]
+    assert distance(ni.ntk(graph, params, x, coupled=True), sum(leaf @ leaf.T for leaf in leaves)) < 1e-5
+    traced = jax.jit(lambda scale: ni.ntk(lambda p, x: scale * graph(p, x), params, x, coupled=True))(1.0)
+    assert distance(traced, sum(leaf @ leaf.T for leaf in leaves)) < 1e-5
+    with pytest.raises(ValueError, match=r"takes 23 coordinates but not 1.*coupled=True"):
+        ni.ntk(graph, params, x)
 
 
 @pytest.mark.parametrize("method", ["structured", "jacobian"])

@@ -8,6 +8,7 @@ import pytest
 
 import ntk_inr as ni
 from tests.conftest import in_float64, quick, small
+from tests.kernel_models import MODELS
 
 
 def flat(full):
@@ -30,6 +31,20 @@ def test_equals_the_dense_kernel(outputs, microbatch, key, x, x64):
     np.testing.assert_allclose(A.diagonal(), jnp.diagonal(dense), rtol=1e-12)
     np.testing.assert_allclose(A.trace(), jnp.trace(dense), rtol=1e-12)
     assert A.T is A
+
+
+@pytest.mark.parametrize(
+    "name", quick(["references", "custom_vjp product", "two deep"], "references", "custom_vjp product")
+)
+def test_takes_what_the_dense_kernel_takes(name, key, x):
+    model = MODELS[name](key, x)
+    A, dense = ni.NTKOperator(*model, x), ni.ntk(*model, x)
+    np.testing.assert_allclose(A @ x, dense @ x, rtol=1e-4, atol=1e-3)
+
+
+def test_backward_rules_that_are_not_linear_are_refused(key, x):
+    with pytest.raises(ValueError, match=r"not linear in the cotangent.*ni\.ntk"):
+        ni.NTKOperator(*MODELS["own rules"](key, x), x)
 
 
 def test_the_last_microbatch_is_filled_with_a_known_coordinate(key):

@@ -8,6 +8,7 @@ otherwise, as far as it does where every number that it is made of moves by the 
 from __future__ import annotations
 
 import collections
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -191,16 +192,28 @@ def _moved(params: Any) -> Any:
     return jax.tree.map(moved, params)
 
 
+def has_custom_rule(trace: Any) -> bool:
+    """Return whether a backward rule of the user's own, which need not be linear, stands in a trace."""
+    return any(eqn.primitive.name.startswith("custom_vjp") for eqn in _equations(trace.jaxpr))
+
+
+def has_references(trace: Any) -> bool:
+    """Return whether a trace writes to references."""
+    made = (var.aval for eqn in _equations(trace.jaxpr) for var in eqn.outvars)
+    return not all(isinstance(aval, jax.core.ShapedArray) for aval in made)
+
+
 def _dtypes(trace: Any) -> set[Any]:
     """Return the floating point dtypes that a trace computes in."""
-    found = {var.aval.dtype for var in _made(getattr(trace.jaxpr, "jaxpr", trace.jaxpr))}
+    made = (var.aval for eqn in _equations(trace.jaxpr) for var in eqn.outvars)
+    found = {aval.dtype for aval in made if hasattr(aval, "dtype")}
     return {dtype for dtype in found | {trace.out_info.dtype} if jnp.issubdtype(dtype, jnp.floating)}
 
 
-def _made(jaxpr: Any) -> Any:
-    """Yield the variables of a jaxpr that are arrays, and those of the jaxprs inside it."""
-    for eqn in jaxpr.eqns:
-        yield from (var for var in eqn.outvars if hasattr(var.aval, "dtype"))
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """Yield the equations of a jaxpr, and those of the jaxprs inside it."""
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield eqn
         for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: isinstance(v, jex.ClosedJaxpr)):
             if isinstance(value, jex.ClosedJaxpr | jex.Jaxpr):
-                yield from _made(getattr(value, "jaxpr", value))
+                yield from _equations(value)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+from jax.tree_util import Partial
 from jaxtyping import Float
 
 from ntk_inr import _checks
 from ntk_inr._checks import Precision
-from ntk_inr.kernels import structured
-from ntk_inr.kernels.model import check_model, trace_of
+from ntk_inr._dtypes import eps
+from ntk_inr.kernels import mixing, structured
+from ntk_inr.kernels.model import Model, check_model, trace_of
 
+# Coordinates at which a custom backward rule is asked whether it is linear.
+_LOOKED_AT = 3
 # What the intermediate values of one microbatch may take, for each vector.
 _MICROBATCH_BYTES = 32 * 2**20
 
@@ -44,7 +50,9 @@ class NTKOperator:
 
     Raises:
         TypeError: integer coordinates or parameters; ``apply`` not callable.
-        ValueError: as :func:`ntk_inr.ntk`; a vector of the wrong length.
+        ValueError: as :func:`ntk_inr.ntk`; a vector of the wrong length; a custom backward rule that is not linear in
+            the cotangent (clipping a gradient to a norm, adding weight decay to it), since ``J^T v`` is then no sum
+            over rows.
 
     Example:
         >>> import jax, jax.numpy as jnp, ntk_inr as ni
@@ -79,6 +87,8 @@ class NTKOperator:
         self.outputs = outputs
         self.precision = precision
         n = len(self.x)
+        if not model.traced and mixing.has_custom_rule(mixing.traced(model.apply, params, model.x1)):
+            _check_linear(model, params)
         if microbatch is None:
             trace = trace_of(model, params, outputs)
             microbatch = max(1, _MICROBATCH_BYTES // max(1, trace.floats * self.dtype.itemsize))
@@ -153,12 +163,44 @@ class NTKOperator:
         return self._batched(array, "constant")
 
 
+def _check_linear(model: Model, params: Any) -> None:
+    """Refuse a function whose backward pass, by a rule of the user's own, is not linear in the cotangent."""
+    with jax.debug_nans(False):
+        errors = np.asarray(_nonlinearity(model.apply, params, model.x1[:_LOOKED_AT]), np.float64)
+    if not (errors <= eps(jnp.result_type(*jax.tree.leaves(params))) ** 0.5).all():
+        raise ValueError(
+            "the backward rule of a custom_vjp in apply is not linear in the cotangent, so J (J^T v) is no product "
+            "with a kernel. Use ni.ntk, which takes each output's gradient as the rule gives it, or leave the rule out."
+        )
+
+
+@jax.jit
+def _nonlinearity(apply: Partial, params: Any, x: Array) -> Array:
+    """Return how far the backward pass is from proportional to its cotangent, and from zero at zero."""
+    out, pullback = jax.vjp(lambda p: apply(p, x), params)
+
+    def pull(scale: float) -> Array:
+        gradient = jax.tree.leaves(
+            pullback((scale * jnp.cos(jnp.arange(out.size))).reshape(out.shape).astype(out.dtype))
+        )
+        return jnp.concatenate([leaf.ravel().astype(jnp.float32) for leaf in gradient])
+
+    plain = pull(1.0)
+    moved = [pull(0.0), *(pull(scale) / scale - plain for scale in (64.0, 1 / 64))]
+    size = jnp.abs(plain).max()
+    return jnp.stack([jnp.abs(part).max() for part in moved]) / jnp.where(size > 0, size, 1)
+
+
 @jax.jit
 def _matmul(operator: NTKOperator, v: Array) -> Array:
     n, c = len(operator.x), operator.c
-    # (n, o, vectors): for "trace" each vector is a cotangent of one output at a time.
-    vectors = v.reshape(n, c if operator.outputs == "full" else 1, -1)
+    # (vectors, n, o): for "trace" each vector is a cotangent of one output at a time.
+    vectors = jnp.moveaxis(v.reshape(n, c if operator.outputs == "full" else 1, -1), 2, 0)
     x = operator.coordinates()
+    trace = mixing.traced(operator.apply, operator.params, operator.x)
+    backward_only = mixing.has_custom_rule(trace)
+    # JAX does not batch writes to references along every axis.
+    each = functools.partial(functools.partial, lax.map) if mixing.has_references(trace) else jax.vmap
     # Gradients are summed in the operator's dtype, which is wider than that of parameters in half precision.
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), operator.params)
 
@@ -178,15 +220,20 @@ def _matmul(operator: NTKOperator, v: Array) -> Array:
         gradient, _ = lax.scan(pull, zero, (x, operator.cotangents(cotangent)))
 
         def push(x_b: Array) -> Array:
-            # The transpose of the pullback, as forward mode would refuse functions with rules for backward mode only.
-            out, pullback = jax.vjp(lambda p: function(p, x_b), params)
+            def at(p: Any) -> Array:
+                return function(p, x_b)
+
+            if not backward_only:
+                return jax.jvp(at, (params,), (gradient,))[1].astype(operator.dtype)
+            # Forward mode is refused; the transpose of the pullback is the same map.
+            out, pullback = jax.vjp(at, params)
             return jax.linear_transpose(pullback, out)((gradient,))[0].astype(operator.dtype)
 
         return lax.map(push, x).reshape(-1, c)[:n]
 
     with jax.default_matmul_precision(operator.precision):
         if operator.outputs == "full":
-            result = jax.vmap(product, in_axes=2, out_axes=2)(vectors)
+            result = each(product)(vectors)
         else:
 
             def one_output(total: Array, o: Array) -> tuple[Array, None]:
@@ -194,11 +241,11 @@ def _matmul(operator: NTKOperator, v: Array) -> Array:
                     cotangent = jnp.where(jnp.arange(c)[None] == o, w[:, None], 0)
                     return product(cotangent)[:, o]
 
-                return total + jax.vmap(single, in_axes=1, out_axes=1)(vectors[:, 0]), None
+                return total + each(single)(vectors[:, :, 0]), None
 
-            total, _ = lax.scan(one_output, jnp.zeros((n, vectors.shape[2]), v.dtype), jnp.arange(c))
+            total, _ = lax.scan(one_output, jnp.zeros((len(vectors), n), v.dtype), jnp.arange(c))
             result = total / c
-    return result.reshape(v.shape)
+    return jnp.moveaxis(result, 0, -1).reshape(v.shape)
 
 
 @jax.jit

@@ -126,8 +126,8 @@ def find_sites(
         flops = sum(group.flops(backward, differentiable=differentiable) for group in found)
         if found and flops <= 2 * backward * place.size:
             groups += found
-            uses = sum(len(group.sites) for group in found)
-            why = "operand of a matrix product" if uses == 1 else f"operand of {uses} matrix products"
+            uses = max(group.tokens for group in found)
+            why = "operand of a matrix product" if uses == 1 else f"sum of {uses} products, over orthonormal inputs"
             floats = sum(group.floats(c, differentiable=differentiable) for group in found)
             handling.append(Handling("product", why, flops, floats))
         else:
