@@ -44,8 +44,8 @@ def as_values(y: Any, n: int, name: str = "y") -> Array:
 
 def as_kernel(kernel: Any, name: str = "K") -> Any:
     """Return a square (n, n) kernel as it came (JAX or NumPy), or say what is wrong with it."""
-    if not hasattr(kernel, "shape"):
-        kernel = np.asarray(kernel)
+    unmasked(kernel, name)
+    kernel = native(kernel if hasattr(kernel, "shape") else np.asarray(kernel))
     if not hasattr(kernel, "ndim"):
         raise TypeError(
             f"{name} is {type(kernel).__name__}; expected a kernel (n, n) that is an array. For an operator take "
@@ -57,6 +57,44 @@ def as_kernel(kernel: Any, name: str = "K") -> Any:
             'Compute it with ni.ntk(apply, params, x), which traces over outputs ("trace").'
         )
     return kernel
+
+
+def as_numpy(source: Any, name: str) -> np.ndarray | None:
+    """Return what NumPy, JAX, Pillow or lists hold as an array of numbers; None where ``source`` is a path."""
+    if isinstance(source, str | bytes | os.PathLike):
+        return None
+    unmasked(source, name)
+    try:
+        array = np.asarray(source)
+    except ValueError as error:
+        raise ValueError(f"{name} is a {type(source).__name__} of rows of different lengths; pad them.") from error
+    if array.dtype.kind == "V" and jnp.issubdtype(array.dtype, jnp.floating):
+        return array.astype(np.float32)  # bfloat16 and its like, which NumPy does not know as floats
+    if array.dtype.kind not in "biufc":
+        raise TypeError(f"{name} is {type(source).__name__} of dtype {array.dtype}; expected numbers, or a file.")
+    return array
+
+
+def native(tree: Any) -> Any:
+    """Return a tree whose NumPy arrays have the machine's byte order, the only one that JAX takes; else as it is."""
+
+    def turned(leaf: Any) -> Any:
+        swapped = isinstance(leaf, np.ndarray | np.generic) and not leaf.dtype.isnative
+        return leaf.astype(leaf.dtype.newbyteorder("=")) if swapped else leaf
+
+    return jax.tree.map(turned, tree)
+
+
+def unmasked(tree: Any, name: str) -> Any:
+    """Return a tree as it is, or refuse the masked values of NumPy's masked arrays, which would count as known."""
+    hidden = sum(int(np.ma.count_masked(leaf)) for leaf in jax.tree.leaves(tree) if np.ma.isMaskedArray(leaf))
+    if hidden:
+        raise ValueError(
+            f"{name} holds {hidden} masked values, which would be taken for known ones; replace them by "
+            f"{name}.filled(value), or leave their rows out. For an image whose masked pixels shall be filled in, pass "
+            "missing=np.ma.getmaskarray(image) to ni.inpainting_task."
+        )
+    return tree
 
 
 def check_finite_tree(tree: Any, name: str) -> None:
@@ -137,8 +175,8 @@ def _as_real_matrix(array: Any, name: str, expected: str) -> Array:
         raise TypeError(
             f"{name} is {array!r}; expected an array {expected}. Load a file first, with np.load or skimage."
         )
-    if not hasattr(array, "dtype"):
-        array = np.asarray(array)
+    unmasked(array, name)
+    array = native(array if hasattr(array, "dtype") else np.asarray(array))
     if array.ndim != 2:
         fix = f" Reshape it with {name}[:, None]." if array.ndim == 1 else ""
         raise ValueError(f"{name} has shape {tuple(array.shape)}; expected {expected}.{fix}")

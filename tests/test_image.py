@@ -65,6 +65,30 @@ def test_a_dark_sixteen_bit_image_stays_dark(save, ramp):
     assert dark.max() < 0.01
 
 
+@pytest.mark.parametrize("high", [1, 255, 4095])
+def test_numbers_are_scaled_alike_in_files_and_arrays(save, high):
+    """By their kind and their values, not by what holds them."""
+    numbers = np.arange(48).reshape(6, 8) * high // 47
+    expected = numbers / {1: 1, 255: 255, 4095: 65535}[high]
+    for source in (numbers, numbers.astype(np.int32), *(numbers.astype(kind) for kind in (np.int16, np.uint32))):
+        np.testing.assert_allclose(load(source)[:, :, 0], expected, rtol=1e-6)
+    for kind in (np.int32, np.int16):
+        np.testing.assert_array_equal(load(save(numbers.astype(kind), "n.tif")), load(numbers))
+    for name in ("n.png", "n.pgm", "n.tif"):  # 16 bits, which Pillow opens in 32 in some formats
+        sixteen = numbers.astype(np.uint16)
+        np.testing.assert_array_equal(load(save(sixteen, name)), load(sixteen))
+
+
+def test_values_beyond_the_range_by_rounding_are_taken_as_its_ends(ramp):
+    for array in (ramp * 1.0000001, ramp.astype(np.float16) * np.float16(1.001), ramp * 1.000002 - 1e-6):
+        image = load(array)
+        assert (image.min(), image.max()) == (0, 1)
+    with pytest.raises(ValueError, match=r"from -0\.001 to 1;"):
+        load(np.where(ramp > 0.5, 1, ramp - 0.001))
+    with pytest.raises(ValueError, match=r"to 1\.0001;"):
+        load(ramp * 1.0001)
+
+
 def test_float_tiff(save, ramp):
     np.testing.assert_allclose(load(save(ramp.astype(np.float32), "f.tiff"))[:, :, 0], ramp, atol=1e-6)
 
@@ -76,6 +100,8 @@ def test_modes_load(save, colours, mode):
     image = load(save(picture, f"m.{suffix}"))
     assert image.shape == (6, 8, 1 if mode in ("1", "L", "LA") else 3)
     assert image.dtype == np.float32
+    if suffix == "png":
+        np.testing.assert_array_equal(load(picture), image)  # as it is in memory
     # A palette or CMYK costs some colour, but the picture stays the same one.
     grey = np.asarray(PIL.Image.fromarray(colours).convert("L")) / 255
     if mode in ("RGB", "RGBA", "CMYK", "YCbCr"):

@@ -1,6 +1,7 @@
 """Infinite-width kernels: each dual against an independent quadrature, each network against wide ones and stax."""
 
 import importlib.util
+import pickle
 
 import flax.linen as nn
 import jax
@@ -466,6 +467,10 @@ def test_compiles_once_for_a_shape(x):
     np.testing.assert_allclose(
         second, infinite_kernel(ni.CoordinateMLP(features=16, depth=1, activation=ni.Sine(4.0)))(x).ntk, rtol=1e-5
     )
+    # Worker processes get it as it is described; what is compiled stays here.
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(sine))(x).ntk, sine(x).ntk)
+    filtered = infinite_kernel(ni.FourierNet(features=8, depth=1))
+    assert pickle.loads(pickle.dumps(filtered)).net == filtered.net
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 import ntk_inr as ni
+from ntk_inr._checks import native
 from ntk_inr.kernels import assembly
 from ntk_inr.kernels.memory import Cut
 from ntk_inr.kernels.model import check_model
@@ -334,6 +335,25 @@ def test_gradients_by_parameters_and_coordinates(key, x, x64):
     numeric = (cv(*moved[0]) - cv(*moved[1])) / 2e-6
     exact = sum(jnp.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, ((by_params, by_points), direction)), strict=True))
     np.testing.assert_allclose(exact, numeric, rtol=1e-6)
+
+
+def test_the_byte_order_of_coordinates_values_and_kernels_changes_nothing(key):
+    def other(array):
+        return np.asarray(array).astype(array.dtype.newbyteorder("S"))
+
+    x = np.linspace(-1, 1, 6, dtype=np.float32)[:, None]
+    apply, params = ni.init(ni.variant("relu", features=8, depth=1), key, x)
+    kernel = np.asarray(ni.ntk(apply, params, x))
+    np.testing.assert_array_equal(ni.ntk(apply, params, other(x)), kernel)
+    assert ni.moments(other(kernel)) == ni.moments(kernel)
+    np.testing.assert_array_equal(ni.alignment(other(kernel), other(x)).energy, ni.alignment(kernel, x).energy)
+    turned = native({"w": [other(x)], "n": 3})
+    assert turned["w"][0].dtype == np.float32
+    np.testing.assert_array_equal(turned["w"][0], x)
+    hidden = np.ma.array(x, mask=x > 0.9)
+    for call in (lambda: ni.ntk(apply, params, hidden), lambda: ni.moments(np.ma.array(kernel, mask=kernel < 1e9))):
+        with pytest.raises(ValueError, match="masked values"):
+            call()
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,53 @@ def test_wav_files_that_are_refused(tmp_path, sine):
         audio_task("chrod")
 
 
+FORM = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, RATE, 2 * RATE, 2, 16)
+SAMPLES = np.arange(-50, 50, dtype="<i2").tobytes()
+UNKNOWN = 2**32 - 1
+SIZES_64 = struct.pack("<4sIQQQI", b"ds64", 28, 272, len(SAMPLES), 100, 0)
+
+
+def riff(*chunks, size=None, kind=b"RIFF"):
+    body = b"WAVE" + b"".join(chunks)
+    return kind + struct.pack("<I", len(body) if size is None else size) + body
+
+
+def chunk(name, content, size=None):
+    return struct.pack("<4sI", name, len(content) if size is None else size) + content
+
+
+@pytest.mark.parametrize(
+    ("content", "read"),
+    [
+        (riff(FORM, chunk(b"data", SAMPLES, UNKNOWN), size=UNKNOWN), 100),  # streamed
+        (riff(FORM, chunk(b"data", SAMPLES, 0), size=0), 100),
+        (riff(FORM, chunk(b"data", SAMPLES + b"!", UNKNOWN)), 100),  # streamed, and cut in a sample
+        (riff(chunk(b"odd ", b"tag") + b"\0", FORM, chunk(b"data", SAMPLES), chunk(b"LIST", b"tags")), 100),
+        (riff(FORM, chunk(b"data", SAMPLES), b"rest"), 100),
+        (riff(SIZES_64, FORM, chunk(b"data", SAMPLES, UNKNOWN), b"LIST", size=UNKNOWN, kind=b"RF64"), 100),
+        (riff(FORM, chunk(b"data", SAMPLES[:40], 200)), "ends after 40 of 200 bytes"),
+        (riff(FORM), "ends before its samples"),
+        (riff(FORM, b"dat"), "ends before its samples"),
+        (riff(FORM[:20]), "ends before its samples"),
+        (riff(chunk(b"data", SAMPLES)), "no format"),
+        (riff(chunk(b"fmt ", FORM[8:16]), chunk(b"data", SAMPLES)), "no format"),
+        (riff(FORM[:10] + b"\0\0" + FORM[12:], chunk(b"data", SAMPLES)), "no channels"),
+        (riff(FORM[:8] + b"\3\0" + FORM[10:22] + b"\7\0", chunk(b"data", SAMPLES)), "can't be read as a wav file"),
+        (riff(FORM, chunk(b"data", b"")), "0 samples"),
+        (riff(FORM, chunk(b"data", SAMPLES))[:10], "RIFF and WAVE"),
+    ],
+)
+def test_headers_tell_the_samples_or_are_refused(tmp_path, content, read):
+    (tmp_path / "s.wav").write_bytes(content)
+    if isinstance(read, int):
+        channels = read_wav(tmp_path / "s.wav").channels
+        np.testing.assert_array_equal(channels[:, 0] * 2**15, np.arange(read) - 50)
+        return
+    for task in (audio_task, signal_task):
+        with pytest.raises(ValueError, match=f"s.wav.*{read}"):
+            task(tmp_path / "s.wav")
+
+
 def test_tags_of_other_programs_are_skipped(tmp_path, sine):
     write_wav(tmp_path / "s.wav", RATE, sine)
     whole = (tmp_path / "s.wav").read_bytes() + b"id3 " + struct.pack("<I", 4) + b"tags"

@@ -1,9 +1,12 @@
 """What holds for every task."""
 
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import PIL.Image
 import pytest
 
 import ntk_inr as ni
@@ -13,6 +16,7 @@ from ntk_inr.tasks.grid import grid_coordinates, in_batches
 from ntk_inr.tasks.image import image_task
 from ntk_inr.tasks.interface import Task, fingerprint
 from ntk_inr.tasks.pde import pde_task
+from ntk_inr.tasks.registry import kind_of, load_task
 from ntk_inr.tasks.restored import denoising_task, inpainting_task, super_resolution_task
 from ntk_inr.tasks.shape import shape_task
 from ntk_inr.tasks.signal import signal_task
@@ -63,6 +67,9 @@ def test_every_task_has_the_interface(task):
     assert isinstance(task.loss, str) or callable(task.loss)
     assert hash(task.loss) == hash(task.loss)
     assert len(task.digest) == 16
+    again = pickle.loads(pickle.dumps(task))
+    assert again.digest == task.digest
+    np.testing.assert_array_equal(again.y, task.y)
     if task.heldout is not None:
         assert task.heldout[0].shape[1:] == task.x.shape[1:]
         assert task.heldout[1].shape[1:] == task.y.shape[1:]
@@ -114,6 +121,84 @@ def test_a_diverged_network_scores_no_number_and_still_draws(task):
     figure = task.figure(found)
     figure.canvas.draw()
     plt.close(figure)
+
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (8, 9), dtype=np.uint8)
+TAKEN = {
+    "image": (lambda source: image_task(source, size=None), PICTURE),
+    "colour": (lambda source: image_task(source, size=None), np.stack([PICTURE] * 3, axis=2)),
+    "denoising": (lambda source: denoising_task(source, size=None), PICTURE / np.float32(255)),
+    "inpainting": (lambda source: inpainting_task(source, size=None), PICTURE),
+    "mask": (lambda missing: inpainting_task(PICTURE, missing=missing, size=None), PICTURE > 99),
+    "signal": (signal_task, PICTURE.astype(np.int32)),
+    "audio": (lambda source: audio_task(source, rate=8), np.sin(PICTURE[0], dtype=np.float32)),
+    "volume": (volume_task, np.stack([PICTURE] * 2)),
+    "tomography": (lambda source: tomography_task(source, size=8, angles=3), PICTURE),
+    "angles": (lambda angles: tomography_task(size=8, angles=angles), np.arange(5.0)),
+    "gradients": (lambda source: pde_task("poisson-gradients", image=source), PICTURE),
+}
+HOLDERS = {
+    "JAX": jnp.asarray,
+    "lists": np.ndarray.tolist,
+    "the other byte order": lambda array: array.astype(array.dtype.newbyteorder("S")),
+    "neither contiguous nor writable": lambda array: np.broadcast_to(array[..., None], (*array.shape, 2))[..., 0],
+}
+
+
+@pytest.mark.parametrize("name", list(TAKEN))
+@pytest.mark.parametrize("holder", list(HOLDERS))
+def test_numbers_count_whatever_holds_them(name, holder):
+    make, array = TAKEN[name]
+    np.testing.assert_array_equal(make(HOLDERS[holder](array)).y, make(array).y)
+
+
+@pytest.mark.parametrize("name", ["denoising", "audio"])
+def test_half_precision_holds_numbers_too(name):
+    make, array = TAKEN[name]
+    for dtype in (jnp.bfloat16, jnp.float16):
+        half = jnp.asarray(array, dtype)
+        np.testing.assert_array_equal(make(half).y, make(np.asarray(half, np.float32)).y)
+
+
+@pytest.mark.parametrize("name", list(TAKEN))
+def test_what_is_masked_is_never_taken_for_known(name):
+    make, array = TAKEN[name]
+    np.testing.assert_array_equal(make(np.ma.array(array)).y, make(array).y)
+    hidden = np.ma.array(array, mask=np.arange(array.size).reshape(array.shape) == 1)
+    for source in (hidden, list(hidden)):
+        with pytest.raises(ValueError, match=r"1 masked values.*filled\(value\)"):
+            make(source)
+
+
+@pytest.mark.parametrize("source", [None, [[1.0], [1.0, 2.0]], np.array(["a", "b"]), np.array(3.0), 5, {}])
+def test_what_holds_no_numbers_is_refused_in_our_words(unchecked, source):
+    for make, _ in [TAKEN[name] for name in ("image", "signal", "audio", "volume")] + [(shape_task, None)]:
+        with pytest.raises((TypeError, ValueError), match=r"expected|different lengths"):
+            make(source)
+
+
+def test_a_folder_does_not_hide_what_is_bundled_but_a_file_does(tmp_path, monkeypatch):
+    bundled = {
+        "camera": ("image", {"size": 8}),
+        "shepp-logan": ("tomography", {"size": 8, "angles": 2}),
+        "orbits": ("volume", {"rows": 9}),
+        "torus": ("shape", {"points": 10}),
+        "chord": ("audio", {}),
+        "sines": ("signal", {}),
+        "poisson-gradients": ("pde", {"resolution": 8}),
+    }
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "camera").mkdir()  # what pde_task takes, too
+    for name, (kind, settings) in bundled.items():
+        expected = load_task(kind, name, **settings).digest
+        (tmp_path / name).mkdir(exist_ok=True)
+        assert load_task(kind, name, **settings).digest == expected
+        assert kind_of(name) == kind
+    PIL.Image.fromarray(PICTURE).save("orbits/0.png")
+    assert volume_task("./orbits").shape == volume_task(tmp_path / "orbits").shape == (1, 8, 9, 1)
+    (tmp_path / "camera").rmdir()
+    PIL.Image.fromarray(PICTURE).save("camera", format="png")
+    assert image_task("camera").image.shape == (8, 9, 1)
 
 
 def test_a_task_of_derivatives_trains():

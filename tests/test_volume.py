@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -95,9 +97,46 @@ def test_scales():
     assert ends(ramp * 50.0 - 100) == (0.0, 1.0)
     assert ends((ramp * 100).astype(np.uint16)) == (0.0, np.float32(700 / 65535))
     assert ends(ramp > 3) == (0.0, 1.0)
+    assert ends(ramp / 7 * 1.0000001) == (0.0, 1.0)
     assert ends(ramp * 0) == (0.0, 0.0)
     counted, marked = (volume_task((ramp > 3).astype(dtype)) for dtype in (np.uint8, bool))
     assert counted.digest != marked.digest
+
+
+@pytest.mark.usefixtures("small_slabs")
+def test_what_pickles_is_where_the_frames_are(tmp_path, monkeypatch, video):
+    monkeypatch.chdir(tmp_path)
+    np.save("v.npy", np.tile(video, (50, 1, 1, 1)))
+    (tmp_path / "frames").mkdir()
+    for position, frame in enumerate(video):
+        PIL.Image.fromarray(frame).save(f"frames/{position}.png")
+    tasks = volume_task("v.npy", rows=9), volume_task("frames", rows=9)
+    for task in tasks:
+        packed = pickle.dumps(task.stack)
+        assert len(packed) < 2000
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        np.testing.assert_array_equal(pickle.loads(packed).slab(1, 3), task.stack.slab(1, 3))
+
+
+def test_images_of_pillow_are_frames(tmp_path, video):
+    pictures = [PIL.Image.fromarray(frame) for frame in video]
+    np.testing.assert_array_equal(volume_task(pictures).y, volume_task(video).y)
+    pictures[0].save(tmp_path / "v.tif", save_all=True, append_images=pictures[1:])
+    with PIL.Image.open(tmp_path / "v.tif") as opened:
+        np.testing.assert_array_equal(volume_task(opened).y, volume_task(video).y)
+    assert volume_task(pictures[0]).shape == (1, 8, 9, 3)
+    with pytest.raises(ValueError, match="frames of one size"):
+        volume_task([pictures[0], pictures[1].crop((0, 0, 3, 3))])
+
+
+@pytest.mark.parametrize("high", [1, 255])
+def test_pages_of_32_bits_are_as_their_numbers_are_in_bytes(tmp_path, high):
+    numbers = np.random.default_rng(0).integers(0, high + 1, (3, 4, 5))
+    pages = [PIL.Image.fromarray(page.astype(np.int32)) for page in numbers]
+    pages[0].save(tmp_path / "n.tif", save_all=True, append_images=pages[1:])
+    for source in (tmp_path / "n.tif", numbers, numbers.astype(np.uint32)):
+        np.testing.assert_allclose(volume_task(source).y, numbers.reshape(-1, 1) / high, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])

@@ -110,20 +110,29 @@ def infinite_kernel(
         )
     _checks.check_choice(backend, get_args(Backend), "backend")
     _checks.check_positive(order, "order", integer=True)
-    own = backend == "own"
-    names: list[str] = []
-    forward: Callable[..., tuple[Array, ...]]
-    if isinstance(net, FilterNetwork):
-        _checks.refuse_if(not own, f'stax has no layer for {type(net).__name__}\'s filters; use backend="own".')
-        names, plain = filters.kernel(net)
-        forward = jax.jit(plain)
-    else:
-        description = Description(net, constants, order)
-        description.check()
-        names = description.hyper if own else []
-        forward = _jitted(description) if own else stax.kernel(description)
+    kernel = NetworkKernel(net, backend, _checks.native(constants), order)
+    kernel.check()
+    return kernel
 
-    def kernel(x1: Any, x2: Any = None, hyper: Mapping[str, Any] | None = None) -> InfiniteKernel:
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NetworkKernel:
+    """What :func:`infinite_kernel` returns; call it with coordinates. It pickles where its network does."""
+
+    net: CoordinateMLP | FilterNetwork
+    backend: Backend
+    constants: Mapping[str, Any] | None
+    order: int
+
+    def check(self) -> None:
+        """Raise where a part of the network has no limit that is known."""
+        if not isinstance(self.net, FilterNetwork):
+            self._description.check()
+        elif self.backend != "own":
+            raise ValueError(f'stax has no layer for {type(self.net).__name__}\'s filters; use backend="own".')
+        _ = self._names_and_forward
+
+    def __call__(self, x1: Any, x2: Any = None, hyper: Mapping[str, Any] | None = None) -> InfiniteKernel:
         """Return the kernels at coordinates x1 (n1, d) and x2 (n2, d), None for x1."""
         x1 = _checks.as_coordinates(x1, "x1")
         if x2 is not None:
@@ -132,14 +141,32 @@ def infinite_kernel(
                 raise ValueError(
                     f"x2 has {x2.shape[1]} coordinates a row but x1 has {x1.shape[1]}; both come from one domain."
                 )
-        hyper = {} if hyper is None else {name: jnp.asarray(value, x1.dtype) for name, value in hyper.items()}
+        names, forward = self._names_and_forward
+        hyper = {name: jnp.asarray(_checks.native(value), x1.dtype) for name, value in (hyper or {}).items()}
         for name in hyper:
             if name not in names:
                 known = ", ".join(names) or "no settings"
                 raise ValueError(f"unknown name {name!r} in hyper; this kernel has {known}.")
         return InfiniteKernel(*forward(x1, x2, hyper))
 
-    return kernel
+    def __getstate__(self) -> dict[str, Any]:
+        # Without what is cached: compiled functions don't pickle.
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @functools.cached_property
+    def _description(self) -> Description:
+        assert isinstance(self.net, CoordinateMLP)
+        return Description(self.net, self.constants, self.order)
+
+    @functools.cached_property
+    def _names_and_forward(self) -> tuple[list[str], Callable[..., tuple[Array, ...]]]:
+        """The settings that ``hyper`` takes, and the kernels as a function that compiles once for a shape."""
+        if isinstance(self.net, FilterNetwork):
+            names, plain = filters.kernel(self.net)
+            return names, jax.jit(plain)
+        if self.backend == "own":
+            return self._description.hyper, _jitted(self._description)
+        return [], stax.kernel(self._description)
 
 
 def _jitted(description: Description) -> Callable[..., tuple[Array, ...]]:

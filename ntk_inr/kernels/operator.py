@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -200,7 +200,11 @@ def _matmul(operator: NTKOperator, v: Array) -> Array:
     trace = mixing.traced(operator.apply, operator.params, operator.x)
     backward_only = mixing.has_custom_rule(trace)
     # JAX does not batch writes to references along every axis.
-    each = functools.partial(functools.partial, lax.map) if mixing.has_references(trace) else jax.vmap
+    in_turn = mixing.has_references(trace)
+
+    def each(function: Callable[[Array], Array], arrays: Array) -> Array:
+        return lax.map(function, arrays) if in_turn else jax.vmap(function)(arrays)
+
     # Gradients are summed in the operator's dtype, which is wider than that of parameters in half precision.
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), operator.params)
 
@@ -233,7 +237,7 @@ def _matmul(operator: NTKOperator, v: Array) -> Array:
 
     with jax.default_matmul_precision(operator.precision):
         if operator.outputs == "full":
-            result = each(product)(vectors)
+            result = each(product, vectors)
         else:
 
             def one_output(total: Array, o: Array) -> tuple[Array, None]:
@@ -241,7 +245,7 @@ def _matmul(operator: NTKOperator, v: Array) -> Array:
                     cotangent = jnp.where(jnp.arange(c)[None] == o, w[:, None], 0)
                     return product(cotangent)[:, o]
 
-                return total + each(single)(vectors[:, :, 0]), None
+                return total + each(single, vectors[:, :, 0]), None
 
             total, _ = lax.scan(one_output, jnp.zeros((len(vectors), n), v.dtype), jnp.arange(c))
             result = total / c

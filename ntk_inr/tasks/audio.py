@@ -11,7 +11,7 @@ import numpy as np
 
 from ntk_inr import _checks, style
 from ntk_inr.tasks import metrics
-from ntk_inr.tasks.files import finite_floats
+from ntk_inr.tasks.files import bundled_name, existing_file, finite_floats
 from ntk_inr.tasks.grid import grid_coordinates, in_batches
 from ntk_inr.tasks.interface import PointwiseTask, fingerprint
 from ntk_inr.tasks.wav import Recording, read_wav, write_wav
@@ -123,7 +123,7 @@ class AudioTask(PointwiseTask):
 
 
 def audio_task(
-    source: str | Path | np.ndarray,
+    source: Any,
     *,
     rate: int | None = None,
     channel: int | Literal["mix"] = "mix",
@@ -137,7 +137,8 @@ def audio_task(
 
     Args:
         source: a wav file of 8-, 16-, 24- or 32-bit integers or of floats; "chord" (three decaying notes with
-            overtones) or "sweep" (60 Hz to 3 kHz), a second each at 8 kHz; or an array (n,) or (n, channels).
+            overtones) or "sweep" (60 Hz to 3 kHz), a second each at 8 kHz; or an array (n,) or (n, channels), of
+            NumPy, JAX or lists.
         rate: samples a second; needed for an array. A file or a bundled sound of another rate is resampled to it.
         channel: "mix" takes the mean of all channels, a number only that one; the task's name says which.
         start: seconds to leave out at the beginning.
@@ -184,19 +185,21 @@ def audio_task(
     return AudioTask(f"{name} ({how})" if how else name, rate or recording.rate, samples)
 
 
-def _load(source: str | Path | np.ndarray, rate: int | None) -> tuple[str, Recording]:
-    if isinstance(source, np.ndarray):
+def _load(source: Any, rate: int | None) -> tuple[str, Recording]:
+    array = _checks.as_numpy(source, "sound")
+    if array is not None:
         if rate is None:
             raise ValueError("an array has no rate of its own; pass rate=, in samples a second.")
-        values = finite_floats(source, "sound")
-        if np.issubdtype(source.dtype, np.integer):
-            raise TypeError(f"sound has dtype {source.dtype}; expected floats, of which full scale is [-1, 1].")
-        if values.ndim > 2:
+        values = finite_floats(array, "sound")
+        if array.dtype.kind != "f":
+            raise TypeError(f"sound has dtype {array.dtype}; expected floats, of which full scale is [-1, 1].")
+        if values.ndim not in (1, 2):
             raise ValueError(f"sound has shape {values.shape}; expected (n,) or (n, channels).")
         return "array", Recording(rate, values.reshape(len(values), -1))
-    if str(source) in BUNDLED and not Path(source).exists():
-        return str(source), Recording(_RATE, _generate(str(source))[:, None])
-    return Path(source).name, read_wav(source, BUNDLED)
+    if name := bundled_name(source, BUNDLED):
+        return name, Recording(_RATE, _generate(name)[:, None])
+    path = existing_file(source, "sound", BUNDLED)
+    return path.name, read_wav(path)
 
 
 def _generate(name: str) -> np.ndarray:

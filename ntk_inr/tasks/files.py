@@ -5,17 +5,26 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ntk_inr import _checks
 
 
+def bundled_name(source: Any, bundled: Iterable[str]) -> str | None:
+    """Return the name of what is bundled that a source means: it, unless a file (not a folder) has that name."""
+    name = os.fsdecode(source) if isinstance(source, str | bytes | os.PathLike) else ""
+    return name if name in bundled and (Path(name).is_dir() or not Path(name).exists()) else None
+
+
 def existing_file(source: str | Path, what: str, bundled: Sequence[str] = ()) -> Path:
     """Return the path of a file that is there, is a file and is not empty, or say what is wrong."""
-    path = Path(source)
+    if not isinstance(source, str | bytes | os.PathLike):
+        raise TypeError(f"the {what} is {type(source).__name__}; expected the path of a file.")
+    path = Path(os.fsdecode(source))
     if not path.exists():
         known = f" and there is no bundled {what} of that name ({', '.join(bundled)})" if not path.suffix else ""
         raise FileNotFoundError(f"no file {str(path)!r}{known if bundled else ''}.")
@@ -26,12 +35,19 @@ def existing_file(source: str | Path, what: str, bundled: Sequence[str] = ()) ->
     return path
 
 
+@contextlib.contextmanager
+def reading(path: str | Path, what: str, hint: str = "") -> Iterator[None]:
+    """Turn what a library raises over a damaged or unusual file, which may be anything, into one clear error."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{str(path)!r} can't be read as {what} ({type(error).__name__}: {error}).{hint}") from error
+
+
 def load_npy(path: Path, *, memory_map: bool = False) -> np.ndarray:
     """Return the array of an ``.npy`` file, memory-mapped if asked for, or say why it can't be read."""
-    try:
+    with reading(path, "a NumPy array"):
         array = np.load(path, mmap_mode="r" if memory_map else None, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{str(path)!r} can't be read as a NumPy array ({error}).") from error
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{str(path)!r} is an archive of arrays; save the one that you want with np.save.")
     return array

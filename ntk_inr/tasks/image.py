@@ -98,14 +98,16 @@ def ssim_score(reconstruction: np.ndarray, image: np.ndarray) -> dict[str, float
 
 
 def image_task(
-    source: str | Path | np.ndarray, *, size: int | None = 64, holdout: float = 0.0, grey: bool = False, seed: int = 0
+    source: Any, *, size: int | None = 64, holdout: float = 0.0, grey: bool = False, seed: int = 0
 ) -> ImageTask:
     """Load an image and make a task of it.
 
     Args:
         source: a file in any format that Pillow reads (16-bit, palette, CMYK and EXIF orientation
             included; alpha is laid over white), the name of a bundled image ("camera", "astronaut",
-            "coffee", "chelsea"), or an array (h, w), (h, w, 3) or (h, w, 4) of integers or of floats in [0, 1].
+            "coffee", "chelsea"), an image of Pillow, or an array (h, w), (h, w, 3) or (h, w, 4), of NumPy, JAX
+            or lists. Unsigned integers of 8 and 16 bits are divided by their type's range, other integers by 1, 255
+            or 65535, the smallest that none exceeds, floats are in [0, 1]. What an array masks is refused.
         size: the longer side in pixels after anti-aliased reduction; a smaller image, or None, is kept.
         holdout: share of the pixels held out for testing, at random, in [0, 1).
         grey: turn colour into luma (ITU-R 601).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from ntk_inr import _checks
 from ntk_inr._optional import require
-from ntk_inr.tasks.files import existing_file
+from ntk_inr.tasks.files import bundled_name, existing_file, nan_message, reading
 
 BUNDLED = ("camera", "astronaut", "coffee", "chelsea")
 """Images that scikit-image carries."""
@@ -30,33 +31,44 @@ def load_prepared(source: Any, *, size: int | None, grey: bool) -> tuple[str, np
 
 
 def load_image(source: Any) -> tuple[str, np.ndarray]:
-    """Return a name and float32 values (h, w, 1 or 3) in [0, 1] of a file, a bundled image or an array."""
-    if isinstance(source, np.ndarray):
-        return "array", to_unit(source, "image")
-    if str(source) in BUNDLED and not Path(source).exists():
-        data = require("skimage.data")
-        return str(source), to_unit(getattr(data, str(source))(), str(source))
+    """Return a name and float32 values (h, w, 1 or 3) in [0, 1] of a file, a bundled image, a picture or an array."""
+    if is_picture(source):
+        with reading("image", "an image"):
+            stored = stored_values(source)
+        return "array", to_unit(stored, "image")
+    array = _checks.as_numpy(source, "image")
+    if array is not None:
+        return "array", to_unit(array, "image")
+    if name := bundled_name(source, BUNDLED):
+        return name, to_unit(getattr(require("skimage.data"), name)(), name)
     path = existing_file(source, "image", BUNDLED)
-    return path.name, load_frame(path, 0)
+    return path.name, to_unit(load_frame(path, 0), str(path))
 
 
-def load_frame(path: Path, frame: int, *, scale: bool = True) -> np.ndarray:
-    """Return one frame of an image file that may have several, (h, w, 1 or 3) in [0, 1].
+def is_picture(source: Any) -> bool:
+    """Return whether a source is an image of Pillow, which nobody has before Pillow is imported."""
+    pil = sys.modules.get("PIL.Image")
+    return pil is not None and isinstance(source, pil.Image)
 
-    Without ``scale`` frames of floats and of 32-bit integers come as they are, in float64: what their range is can be
-    told from all frames only.
-    """
-    pil, ops = require("PIL.Image"), require("PIL.ImageOps")
-    try:
-        with pil.open(path) as opened:
-            opened.seek(frame)
-            opened.load()
-            wide = opened.mode == "F" or (opened.mode == "I" and opened.format == "TIFF")
-            picture = ops.exif_transpose(opened)
-    except (pil.UnidentifiedImageError, pil.DecompressionBombError, EOFError, OSError, SyntaxError) as error:
-        raise ValueError(f"{str(path)!r} can't be read as an image ({error}).") from error
-    if wide and not scale:
-        return np.asarray(picture, np.float64)[:, :, None]
+
+def load_frame(path: Path, frame: int) -> np.ndarray:
+    """Return one frame of an image file that may have several, as :func:`stored_values`."""
+    with reading(path, "an image"), require("PIL.Image").open(path) as opened:
+        opened.seek(frame)
+        return stored_values(opened)
+
+
+def count_frames(path: Path) -> int:
+    """Return how many frames an image file has."""
+    with reading(path, "an image"), require("PIL.Image").open(path) as opened:
+        return int(getattr(opened, "n_frames", 1))
+
+
+def stored_values(picture: Any) -> np.ndarray:
+    """Return the numbers of an image of Pillow upright, (h, w) or (h, w, 2 to 4), its colours turned to RGB."""
+    # Pillow opens files of 16 bits in 32 where it has no mode for them; what else is in 32 bits holds its own numbers.
+    widened = picture.mode == "I" and picture.format in ("PNG", "PPM", "JPEG2000")
+    picture = require("PIL.ImageOps").exif_transpose(picture)
     transparent = "transparency" in picture.info
     if picture.mode == "PA" or (picture.mode in ("P", "RGB") and transparent):
         picture = picture.convert("RGBA")
@@ -66,53 +78,47 @@ def load_frame(path: Path, frame: int, *, scale: bool = True) -> np.ndarray:
         picture = picture.convert("L" if picture.mode == "1" else "RGB")
     elif picture.mode in ("La", "RGBa"):
         picture = picture.convert(picture.mode.upper())
-    array = np.asarray(picture)
-    if picture.mode == "I" and array.min() >= 0 and array.max() <= 65535:
-        array = array.astype(np.uint16)  # 16-bit files that Pillow opens in 32 bits
-    return to_unit(array, str(path))
+    return np.asarray(picture, np.uint16 if widened else None)
 
 
-def count_frames(path: Path) -> int:
-    """Return how many frames an image file has."""
-    pil = require("PIL.Image")
-    try:
-        with pil.open(path) as opened:
-            return int(getattr(opened, "n_frames", 1))
-    except (pil.UnidentifiedImageError, pil.DecompressionBombError, OSError, SyntaxError) as error:
-        raise ValueError(f"{str(path)!r} can't be read as an image ({error}).") from error
+def white_level(dtype: np.dtype, low: Any, high: Any) -> float | None:
+    """Return the number that stands for 1 among those from ``low`` to ``high``; None where only they tell a range.
+
+    It depends on the kind of numbers and on their values, not on what they came in: bytes and unsigned 16-bit
+    integers have their type's range, other integers that of marks (0 and 1) or of bytes, floats [0, 1] with room for
+    rounding.
+    """
+    if dtype.kind == "b":
+        return 1.0
+    if dtype.kind == "u" and dtype.itemsize <= 2:
+        return float(np.iinfo(dtype).max)
+    if dtype.kind in "iu":
+        return next((level for level in (1.0, 255.0) if low >= 0 and high <= level), None)
+    rounding = max(1e-5, 8 * float(np.finfo(dtype).eps))
+    return 1.0 if low >= -rounding and high <= 1 + rounding else None
 
 
 def to_unit(array: np.ndarray, name: str) -> np.ndarray:
-    """Scale integers by their type's range, check floats, lay alpha over white."""
+    """Return numbers of an image as float32 (h, w, 1 or 3) over their :func:`white_level`, alpha laid over white."""
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4):
         raise ValueError(f"{name} has shape {array.shape}; expected (h, w), (h, w, 3) or (h, w, 4).")
     if array.size == 0:
         raise ValueError(f"{name} has shape {array.shape}, so it is empty.")
-    unit: np.ndarray
-    if array.dtype == bool:
-        unit = array.astype(np.float32)
-    elif np.issubdtype(array.dtype, np.unsignedinteger) and array.dtype.itemsize <= 2:
-        unit = array.astype(np.float32) / np.iinfo(array.dtype).max
-    elif np.issubdtype(array.dtype, np.integer):
-        # 8- or 16-bit content in a wider type, such as NumPy's default integers.
-        low, high = int(array.min()), int(array.max())
-        if low < 0 or high > 65535:
-            raise ValueError(f"{name} has integers from {low} to {high}; expected 0 to 255 or 0 to 65535.")
-        unit = array.astype(np.float32) / (255 if high <= 255 else 65535)
-    elif np.issubdtype(array.dtype, np.floating):
-        bad = int((~np.isfinite(array)).sum())
-        if bad:
-            raise ValueError(f"{name} holds {bad} NaN or infinite values of {array.size}; remove or replace them.")
-        if array.min() < 0 or array.max() > 1:
-            raise ValueError(
-                f"{name} has values from {array.min():.4g} to {array.max():.4g}; floating point images are "
-                "expected in [0, 1]: scale them first."
-            )
-        unit = array.astype(np.float32)
-    else:
+    if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} has dtype {array.dtype}; expected integers or floating point values.")
+    _checks.refuse_if(bad := int((~np.isfinite(array)).sum()), nan_message(name, bad, array.size))
+    low, high = array.min(), array.max()
+    white = white_level(array.dtype, low, high)
+    if white is None and array.dtype.kind == "f":
+        raise ValueError(
+            f"{name} has values from {low:.9g} to {high:.9g}; floating point images are expected in [0, 1]: scale "
+            "them first."
+        )
+    if white is None and not 0 <= low <= high <= 65535:
+        raise ValueError(f"{name} has integers from {low} to {high}; expected 0 to 255 or 0 to 65535.")
+    unit = np.clip(array.astype(np.float32) / np.float32(white or 65535), 0, 1)
     if unit.shape[2] in (2, 4):
         alpha = unit[:, :, -1:]
         unit = unit[:, :, :-1] * alpha + (1 - alpha)

@@ -102,7 +102,7 @@ class ImageGradientTask(IndirectTask):
         return save_image(reconstruction, path, overwrite=overwrite)
 
 
-def image_gradient_task(source: str | Path | np.ndarray = "camera", *, size: int | None = 64) -> ImageGradientTask:
+def image_gradient_task(source: Any = "camera", *, size: int | None = 64) -> ImageGradientTask:
     """Learn an image from its gradients.
 
     Args:

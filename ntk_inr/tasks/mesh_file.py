@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ntk_inr._optional import require
-from ntk_inr.tasks.files import existing_file, new_file
+from ntk_inr.tasks.files import bundled_name, existing_file, new_file
 from ntk_inr.tasks.grid import grid_coordinates
 from ntk_inr.tasks.mesh_distance import MeshDistance
 from ntk_inr.tasks.solids import SOLIDS, Field, gradient
@@ -64,11 +64,11 @@ class Solid:
 
 def load_solid(source: Any) -> Solid:
     """Return a bundled solid, or the mesh of a file moved and scaled into [-1, 1]^3."""
-    if str(source) in SOLIDS and not Path(source).exists():
-        field = SOLIDS[str(source)]
+    if name := bundled_name(source, SOLIDS):
+        field = SOLIDS[name]
         values = field(grid_coordinates((_MESHED_AT,) * 3).astype(np.float64)).reshape((_MESHED_AT,) * 3)
         mesh = extract_surface(values)
-        return Solid(str(source), mesh.vertices, mesh.faces, field, True, np.zeros(3), 1.0)
+        return Solid(name, mesh.vertices, mesh.faces, field, True, np.zeros(3), 1.0)
     path = existing_file(source, "mesh", tuple(SOLIDS))
     trimesh = require("trimesh", "shape")
     try:

@@ -217,6 +217,7 @@ def _nearest(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pair(estimate: Any, target: Any) -> tuple[np.ndarray, np.ndarray]:
+    _checks.unmasked((estimate, target), "what is compared")
     estimate, target = np.asarray(estimate, np.float64), np.asarray(target, np.float64)
     _check_shapes(estimate, target)
     return estimate, target

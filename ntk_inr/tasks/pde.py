@@ -132,7 +132,7 @@ def pde_task(
     wavenumber: float = 1.0,
     boundary_weight: float = 3.0,
     resolution: int = 64,
-    image: str | Path | np.ndarray = "camera",
+    image: Any = "camera",
 ) -> EquationTask | ImageGradientTask:
     r"""Make a task of a partial differential equation whose solution is known.
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ntk_inr import _checks
-from ntk_inr.tasks import audio, image_file, signal, volume_file
+from ntk_inr.tasks import audio, image_file, signal, tomography, volume_file
 from ntk_inr.tasks.audio import audio_task
+from ntk_inr.tasks.files import bundled_name
 from ntk_inr.tasks.image import image_task
 from ntk_inr.tasks.interface import Task
 from ntk_inr.tasks.pde import Equation, pde_task
@@ -72,7 +73,7 @@ TASKS: dict[str, TaskKind] = {
         ".ply",
     ),
     "tomography": TaskKind(
-        "reconstruct an image file, or shepp-logan, from projections", tomography_task, bundled=("shepp-logan",)
+        "reconstruct an image file, or shepp-logan, from projections", tomography_task, bundled=tomography.BUNDLED
     ),
     "pde": TaskKind(f"solve {', '.join(get_args(Equation))}", pde_task, bundled=get_args(Equation), writes=".npy"),
 }
@@ -84,7 +85,8 @@ def load_task(kind: str, source: str | Path, /, **settings: Any) -> Task:
     Args:
         kind: "image", "super-resolution", "denoising", "inpainting", "signal", "audio", "volume", "shape",
             "tomography" or "pde"; ``ntk-inr tasks`` lists their settings.
-        source: a file, or the name of something bundled; see the constructor of that kind.
+        source: a file, or the name of something bundled, which comes before a folder of that name ("./orbits" is the
+            folder); see the constructor of that kind.
         **settings: of that constructor.
 
     Returns:
@@ -106,8 +108,8 @@ def load_task(kind: str, source: str | Path, /, **settings: Any) -> Task:
 
 def kind_of(source: str | Path) -> str:
     """Return the kind of task that a source is taken for: by what is bundled, then by suffix, else an image."""
-    suffix, exists = Path(source).suffix.lower(), Path(source).exists()
+    suffix = Path(source).suffix.lower()
     for kind, entry in TASKS.items():
-        if suffix in entry.suffixes or (str(source) in entry.bundled and not exists):
+        if suffix in entry.suffixes or bundled_name(source, entry.bundled):
             return kind
     return "image"

@@ -85,7 +85,7 @@ class RestorationTask(PointwiseTask):
 
 
 def super_resolution_task(
-    source: str | Path | np.ndarray, *, factor: int = 4, size: int | None = 128, grey: bool = False
+    source: Any, *, factor: int = 4, size: int | None = 128, grey: bool = False
 ) -> RestorationTask:
     """Train on an image reduced by ``factor``, judge at full resolution.
 
@@ -127,7 +127,7 @@ def super_resolution_task(
 
 
 def denoising_task(
-    source: str | Path | np.ndarray, *, noise: Literal["gaussian", "poisson"] = "gaussian", sigma: float = 0.1,
+    source: Any, *, noise: Literal["gaussian", "poisson"] = "gaussian", sigma: float = 0.1,
     photons: float = 30.0, size: int | None = 128, grey: bool = False, seed: int = 0,
 ) -> RestorationTask:  # fmt: skip
     r"""Train on a noisy image, judge against the clean one.
@@ -174,7 +174,7 @@ def denoising_task(
 
 
 def inpainting_task(
-    source: str | Path | np.ndarray, *, missing: float | np.ndarray = 0.8, size: int | None = 128, grey: bool = False,
+    source: Any, *, missing: Any = 0.8, size: int | None = 128, grey: bool = False,
     seed: int = 0,
 ) -> RestorationTask:  # fmt: skip
     """Train on the pixels that are seen, judge on all of them.
@@ -205,8 +205,9 @@ def inpainting_task(
 
     _checks.check_positive(seed, "seed", integer=True, least=0)
     name, image = load_prepared(source, size=size, grey=grey)
-    if isinstance(missing, np.ndarray):
-        mask, label = missing, "masked"
+    if np.ndim(missing):
+        mask, label = _checks.as_numpy(missing, "missing"), "masked"
+        assert mask is not None
         if mask.dtype != bool:
             raise TypeError(f"missing has dtype {mask.dtype}; expected booleans, such as mask > 0.")
         if mask.shape != image.shape[:2]:
@@ -215,7 +216,7 @@ def inpainting_task(
                 "and a mask of the image's own size."
             )
     else:
-        mask = ~training_rows(image.shape[0] * image.shape[1], missing, seed, "missing").reshape(image.shape[:2])
+        mask = ~training_rows(image.shape[0] * image.shape[1], float(missing), seed, "missing").reshape(image.shape[:2])
         label = f"{100 * missing:g} % missing"
     if mask.all() or not mask.any():
         raise ValueError(f"{'all' if mask.all() else 'none'} of the pixels are missing; expected some of them.")

@@ -11,7 +11,7 @@ import numpy as np
 
 from ntk_inr import _checks, style
 from ntk_inr.tasks import metrics
-from ntk_inr.tasks.files import existing_file, finite_floats, load_npy, new_file
+from ntk_inr.tasks.files import bundled_name, existing_file, finite_floats, load_npy, new_file
 from ntk_inr.tasks.grid import axis_centres, grid_coordinates, in_batches
 from ntk_inr.tasks.image import training_rows
 from ntk_inr.tasks.interface import SampledTask, fingerprint
@@ -117,7 +117,7 @@ class SignalTask(SampledTask):
 
 
 def signal_task(
-    source: str | Path | np.ndarray,
+    source: Any,
     *,
     samples: int = 512,
     frequencies: Sequence[float] = (1, 2, 4, 8, 16),
@@ -132,7 +132,7 @@ def signal_task(
 
     Args:
         source: "sines", "chirp", "steps"; a ``.wav`` file (mixed down to one channel) or a ``.npy`` file;
-            or an array (n,) or (n, c).
+            or an array (n,) or (n, c), of NumPy, JAX or lists.
         samples: number of samples of a signal given by name; others keep their own.
         frequencies: f, in cycles over the interval.
         holdout: share of the samples held out for testing, at random, in [0, 1).
@@ -164,10 +164,11 @@ def signal_task(
 
 
 def _load(source: Any, samples: int, frequencies: Sequence[float], seed: int) -> tuple[str, np.ndarray]:
-    if isinstance(source, np.ndarray):
-        return "array", finite_floats(source, "signal")
-    if str(source) in BUNDLED and not Path(source).exists():
-        return str(source), _generate(str(source), samples, frequencies, np.random.default_rng(seed))
+    array = _checks.as_numpy(source, "signal")
+    if array is not None:
+        return "array", finite_floats(array, "signal")
+    if name := bundled_name(source, BUNDLED):
+        return name, _generate(name, samples, frequencies, np.random.default_rng(seed))
     path = existing_file(source, "signal", BUNDLED)
     if path.suffix.lower() == ".npy":
         return path.name, finite_floats(load_npy(path), str(path))

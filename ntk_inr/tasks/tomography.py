@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ import numpy as np
 from ntk_inr import _checks
 from ntk_inr._optional import require
 from ntk_inr.tasks import metrics
+from ntk_inr.tasks.files import bundled_name
 from ntk_inr.tasks.grid import axis_centres, grid_coordinates
 from ntk_inr.tasks.image import reconstruct_image, ssim_score
 from ntk_inr.tasks.image_file import load_prepared, reduce_image, to_unit
@@ -20,6 +21,7 @@ from ntk_inr.tasks.interface import IndirectTask, fingerprint
 from ntk_inr.tasks.pictures import Panel, error_panel, picture_rows, save_image
 from ntk_inr.tasks.radon import filtered_back_projection, line_integrals, radon
 
+BUNDLED = ("shepp-logan",)
 # The measured integrals are finer than those of the network, lest its own error be fitted.
 _FINER = 4
 
@@ -104,9 +106,9 @@ class TomographyTask(IndirectTask):
 
 
 def tomography_task(
-    source: str | Path | np.ndarray = "shepp-logan",
+    source: Any = "shepp-logan",
     *,
-    angles: int | Sequence[float] | np.ndarray = 60,
+    angles: Any = 60,
     size: int = 64,
     samples: int | None = None,
 ) -> TomographyTask:
@@ -149,8 +151,8 @@ def tomography_task(
 
 
 def _load(source: Any, size: int) -> tuple[str, np.ndarray]:
-    if isinstance(source, str) and source == "shepp-logan" and not Path(source).exists():
-        name, image = source, to_unit(require("skimage.data").shepp_logan_phantom(), source)
+    if name := bundled_name(source, BUNDLED):
+        image = to_unit(require("skimage.data").shepp_logan_phantom(), name)
     else:
         name, image = load_prepared(source, size=None, grey=True)
     side = min(image.shape[:2])
@@ -164,10 +166,10 @@ def _radians(angles: Any) -> np.ndarray:
     if isinstance(angles, int | np.integer):
         _checks.check_positive(angles, "angles", integer=True)
         return np.arange(angles) * np.pi / angles
-    degrees = np.asarray(angles, np.float64)
-    if degrees.ndim != 1 or not degrees.size or not ((degrees >= 0) & (degrees < 180)).all():
+    degrees = _checks.as_numpy(angles, "angles")
+    if degrees is None or degrees.ndim != 1 or not degrees.size or not ((degrees > -1e-9) & (degrees < 180)).all():
         raise ValueError(f"angles is {angles!r}; expected how many, or degrees from 0 to below 180.")
-    return np.deg2rad(degrees)
+    return np.deg2rad(np.maximum(degrees.astype(np.float64), 0))  # degrees made of radians may be less by rounding
 
 
 def _rays(angles: np.ndarray, size: int) -> np.ndarray:

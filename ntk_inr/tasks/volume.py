@@ -141,16 +141,17 @@ class VolumeTask(PointwiseTask):
             volume[first:last] = np.clip(values, 0, 1).reshape(last - first, *self.shape[1:])
 
 
-def volume_task(source: str | Path | np.ndarray, *, rows: int = 2**20, seed: int = 0) -> VolumeTask:
+def volume_task(source: Any, *, rows: int = 2**20, seed: int = 0) -> VolumeTask:
     """Make a task of a video or a volume, which need not fit in memory.
 
-    Unsigned integers of 8 and 16 bits are divided by their type's range, floats in [0, 1] are kept, anything
-    else is scaled from its smallest and largest value. Only the voxels trained on are held in memory.
+    Unsigned integers of 8 and 16 bits are divided by their type's range, other integers from 0 to 255 by 255 (by 1
+    where all are 0 or 1), floats in [0, 1] are kept, anything else is scaled from its smallest and largest value. Only
+    the voxels trained on are held in memory.
 
     Args:
         source: a ``.npy`` file of (t, h, w) or (t, h, w, c), which is memory-mapped; a ``.tif`` or ``.gif`` of
-            several frames; a folder of images of one size, in the order of the numbers in their names; an array;
-            or "orbits", a bundled video of 24 frames.
+            several frames; a folder of images of one size, in the order of the numbers in their names; an array
+            of NumPy, JAX or lists; images of Pillow; or "orbits", a bundled video of 24 frames (a folder: "./orbits").
         rows: train on at most so many voxels, drawn at random without repetition.
         seed: of that draw.
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ntk_inr.tasks.files import existing_file, load_npy, nan_message
-from ntk_inr.tasks.image_file import count_frames, load_frame
+from ntk_inr import _checks
+from ntk_inr._optional import require
+from ntk_inr.tasks.files import bundled_name, existing_file, load_npy, nan_message, reading
+from ntk_inr.tasks.image_file import count_frames, is_picture, load_frame, stored_values, to_unit, white_level
 
 BUNDLED = ("orbits",)
 _SLAB_BYTES = 2**24
@@ -45,7 +48,7 @@ class Stack:
 
     def scaled(self, stored: np.ndarray) -> np.ndarray:
         """Return stored values in [0, 1], float32."""
-        return ((stored.astype(np.float64) - self.unit[0]) / self.unit[1]).astype(np.float32)
+        return np.clip((stored.astype(np.float64) - self.unit[0]) / self.unit[1], 0, 1).astype(np.float32)
 
     def slabs(self) -> Iterator[tuple[int, int]]:
         """Return (first, last) of slabs of a bounded size."""
@@ -64,39 +67,118 @@ class Stack:
         return found
 
 
-def open_stack(source: Any) -> Stack:
-    """Return the frames of an array, an ``.npy`` file, a folder of images or a bundled video, checked once through."""
-    if isinstance(source, np.ndarray):
-        stack = _of_array("array", source)
-    elif str(source) in BUNDLED and not Path(source).exists():
-        stack = _of_array(str(source), _orbits())
-    elif Path(source).is_dir():
-        stack = _of_folder(Path(source))
-    else:
-        path = existing_file(source, "volume", BUNDLED)
-        if path.suffix.lower() in _MANY_FRAMES:
-            pages = [(path, frame) for frame in range(count_frames(path))]
-            stack = _of_images(path.name, pages)
-        elif path.suffix.lower() == ".npy":
-            stack = _of_array(path.name, load_npy(path, memory_map=True))
-        else:
+@dataclasses.dataclass(frozen=True)
+class ArrayFrames:
+    """Frames of an array (t, h, w, c), brought to the machine's byte order as they are read."""
+
+    array: np.ndarray
+
+    def __call__(self, first: int, last: int) -> np.ndarray:
+        """Return frames as they are stored."""
+        return _checks.native(self.array[first:last])
+
+
+@dataclasses.dataclass(frozen=True)
+class FileFrames:
+    """Frames of a memory-mapped ``.npy`` file: pickled as its path, since its array would be read as a whole."""
+
+    path: Path
+
+    @functools.cached_property
+    def array(self) -> np.ndarray:
+        """The file's array (t, h, w, c), on disk until a slab of it is computed with."""
+        return _with_channels(load_npy(self.path, memory_map=True), self.path.name)
+
+    def __call__(self, first: int, last: int) -> np.ndarray:
+        """Return frames as they are stored."""
+        return _checks.native(self.array[first:last])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}
+
+
+@dataclasses.dataclass
+class PictureFrames:
+    """Frames of image files, given as (file, frame in it), all of the shape and the dtype of the first."""
+
+    frames: list[tuple[Path, int]]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    kept: tuple[tuple[int, int], np.ndarray] | None = None
+
+    def __call__(self, first: int, last: int) -> np.ndarray:
+        """Return frames as they are stored; the last slab is kept, since reading files is slow."""
+        if self.kept is None or self.kept[0] != (first, last):
+            self.kept = (first, last), np.stack([self._read(*frame) for frame in self.frames[first:last]])
+        return self.kept[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"kept": None}
+
+    def _read(self, path: Path, frame: int) -> np.ndarray:
+        image, first = _frame(path, frame), self.frames[0][0].name
+        if image.shape != self.shape:
             raise ValueError(
-                f"{str(path)!r} is no volume; expected .npy (np.save of (t, h, w) or (t, h, w, c), which is read in "
-                "parts), .tif or .gif of several frames, or a folder of images, such as: "
-                "ffmpeg -i FILE frames/%05d.png"
+                f"{path.name} (frame {frame}) has shape {image.shape} but {first} has {self.shape}; all frames must "
+                "have the same size and number of channels."
             )
-    return _checked(stack)
+        if image.dtype != self.dtype:
+            raise ValueError(
+                f"{path.name} (frame {frame}) and {first} differ in the kind of their numbers, such as one of 8 or 16 "
+                "bits, the other of 32; save all frames alike."
+            )
+        return image
+
+
+def open_stack(source: Any) -> Stack:
+    """Return the frames of an array, a file, a folder of images or a bundled video, checked once through."""
+    return _checked(_found(source))
+
+
+def _found(source: Any) -> Stack:
+    several = source if isinstance(source, list | tuple) else [source]
+    if several and all(map(is_picture, several)):
+        return _of_array("array", _of_pillow(several))
+    array = _checks.as_numpy(source, "volume")
+    if array is not None:
+        return _of_array("array", array)
+    if name := bundled_name(source, BUNDLED):
+        return _of_array(name, _orbits())
+    path = Path(os.fsdecode(source)).absolute()  # it is read later too, where the working directory may be another
+    if path.is_dir():
+        return _of_folder(path)
+    existing_file(source, "volume", BUNDLED)
+    if path.suffix.lower() in _MANY_FRAMES:
+        return _of_files(path.name, [(path, frame) for frame in range(count_frames(path))])
+    if path.suffix.lower() == ".npy":
+        frames = FileFrames(path)
+        return Stack(path.name, frames.array.shape, frames)
+    raise ValueError(
+        f"{str(path)!r} is no volume; expected .npy (np.save of (t, h, w) or (t, h, w, c), which is read in "
+        "parts), .tif or .gif of several frames, or a folder of images, such as: "
+        "ffmpeg -i FILE frames/%05d.png"
+    )
 
 
 def _of_array(name: str, array: np.ndarray) -> Stack:
+    array = _with_channels(array, name)
+    return Stack(name, array.shape, ArrayFrames(array))
+
+
+def _with_channels(array: np.ndarray, name: str) -> np.ndarray:
+    """Return numbers (t, h, w) or (t, h, w, c) as (t, h, w, c)."""
     if array.ndim not in (3, 4) or 0 in array.shape:
         raise ValueError(f"{name} has shape {array.shape}; expected (t, h, w) or (t, h, w, c), none of them 0.")
-    if not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating) or array.dtype == bool):
+    if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} has dtype {array.dtype}; expected integers or floating point values.")
-    t, h, w = array.shape[:3]
-    c = array.shape[3] if array.ndim == 4 else 1
-    # A memory-mapped file stays on disk until a slab of it is computed with.
-    return Stack(name, (t, h, w, c), lambda first, last: array[first:last].reshape(last - first, h, w, c))
+    return array if array.ndim == 4 else array[..., None]
+
+
+def _of_pillow(pictures: Sequence[Any]) -> np.ndarray:
+    """Return images of Pillow, or all frames of a single one, as (t, h, w, c)."""
+    with reading("volume", "frames of one size"):
+        pages = require("PIL.ImageSequence").all_frames(pictures[0]) if len(pictures) == 1 else pictures
+        return np.stack([_unscaled(stored_values(page), "volume") for page in pages])
 
 
 def _of_folder(folder: Path) -> Stack:
@@ -104,31 +186,24 @@ def _of_folder(folder: Path) -> Stack:
     if not files:
         raise ValueError(f"{str(folder)!r} holds no images ({', '.join(_PICTURES)}); expected one a frame.")
     files.sort(key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)])
-    return _of_images(folder.name, [(path, 0) for path in files])
+    return _of_files(folder.name, [(path, 0) for path in files])
 
 
-def _of_images(name: str, frames: list[tuple[Path, int]]) -> Stack:
-    """Return a stack of (file, frame in it), which must have one shape."""
-    first_frame = load_frame(*frames[0], scale=False)
-    shape, dtype = first_frame.shape, first_frame.dtype
+def _of_files(name: str, frames: list[tuple[Path, int]]) -> Stack:
+    first = _frame(*frames[0])
+    h, w, c = first.shape
+    return Stack(name, (len(frames), h, w, c), PictureFrames(frames, first.shape, first.dtype))
 
-    @functools.lru_cache(maxsize=1)
-    def read(first: int, last: int) -> np.ndarray:
-        images = [load_frame(*frame, scale=False) for frame in frames[first:last]]
-        for (path, frame), image in zip(frames[first:last], images, strict=True):
-            if image.shape != shape:
-                raise ValueError(
-                    f"{path.name} (frame {frame}) has shape {image.shape} but {frames[0][0].name} has {shape}; all "
-                    "frames must have the same size and number of channels."
-                )
-            if image.dtype != dtype:
-                raise ValueError(
-                    f"{path.name} (frame {frame}) and {frames[0][0].name} differ in the kind of their numbers, one of "
-                    "8 or 16 bits, the other of 32; save all frames alike."
-                )
-        return np.stack(images)
 
-    return Stack(name, (len(frames), *shape), read)
+def _frame(path: Path, frame: int) -> np.ndarray:
+    return _unscaled(load_frame(path, frame), str(path))
+
+
+def _unscaled(stored: np.ndarray, name: str) -> np.ndarray:
+    """Return a frame (h, w, c) of 8 or 16 bits in [0, 1], one of 32 as it is, since all frames tell its range."""
+    if stored.dtype.kind not in "if":
+        return to_unit(stored, name)
+    return stored[:, :, None].astype(np.float64 if stored.dtype.kind == "f" else stored.dtype)
 
 
 def _checked(stack: Stack) -> Stack:
@@ -144,12 +219,8 @@ def _checked(stack: Stack) -> Stack:
         sha.update(np.ascontiguousarray(values).tobytes())
     if bad:
         raise ValueError(nan_message(stack.name, bad, int(np.prod(stack.shape))))
-    if dtype.kind == "b" or (np.issubdtype(dtype, np.floating) and low >= 0 and high <= 1):
-        unit = (0.0, 1.0)
-    elif dtype in (np.uint8, np.uint16):
-        unit = (0.0, 2.0 ** (8 * dtype.itemsize) - 1)
-    else:
-        unit = (low, high - low or 1.0)
+    white = white_level(dtype, low, high)
+    unit = (low, high - low or 1.0) if white is None else (0.0, white)
     sha.update(f"{dtype.str}{unit}".encode())
     return dataclasses.replace(stack, unit=unit, digest=sha.hexdigest()[:16])
 

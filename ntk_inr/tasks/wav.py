@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
-from collections.abc import Sequence
+import io
+import struct
 from pathlib import Path
 
 import numpy as np
 
 from ntk_inr import _checks
-from ntk_inr.tasks.files import existing_file, nan_message, new_file
+from ntk_inr.tasks.files import existing_file, nan_message, new_file, reading
+
+_UNKNOWN = 2**32 - 1
+"""A length that the header does not tell."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,22 +39,14 @@ class Recording:
         return (f"channel {channel} of {count}" if count > 1 else ""), self.channels[:, channel]
 
 
-def read_wav(source: str | Path, bundled: Sequence[str] = ()) -> Recording:
+def read_wav(source: str | Path) -> Recording:
     """Read 8-, 16-, 24- or 32-bit integers or 32- or 64-bit floats; say what is wrong with anything else."""
     import scipy.io.wavfile
 
-    path = existing_file(source, "sound", bundled)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            # Chunks of other programs (tags, markers) are skipped; a file cut short is not.
-            warnings.filterwarnings("ignore", message="Chunk .* not understood|Incomplete chunk ID")
-            rate, samples = scipy.io.wavfile.read(path)
-    except (ValueError, EOFError, OSError, scipy.io.wavfile.WavFileWarning) as error:
-        raise ValueError(
-            f"{str(path)!r} can't be read as a wav file ({error}). Expected uncompressed PCM or float samples, whole; "
-            "convert it with: ffmpeg -i FILE -c:a pcm_s16le out.wav"
-        ) from error
+    path = existing_file(source, "sound")
+    hint = " Expected uncompressed PCM or float samples, whole; convert it with: ffmpeg -i FILE -c:a pcm_s16le out.wav"
+    with reading(path, "a wav file", hint):
+        rate, samples = scipy.io.wavfile.read(io.BytesIO(_plain(path.read_bytes())))
     samples = samples[:, None] if samples.ndim == 1 else samples
     if not samples.size or rate < 1:
         raise ValueError(f"{str(path)!r} holds {len(samples)} samples at {rate} Hz; expected some of both.")
@@ -61,6 +56,49 @@ def read_wav(source: str | Path, bundled: Sequence[str] = ()) -> Recording:
         return Recording(rate, samples / -float(np.iinfo(samples.dtype).min))  # 24 bits come in the top of 32
     _checks.refuse_if(bad := int((~np.isfinite(samples)).sum()), nan_message(str(path), bad, samples.size))
     return Recording(rate, samples.astype(np.float64))
+
+
+def _plain(content: bytes) -> bytes:
+    """Return a wav file of nothing but its format and its samples, of which the header tells the true length.
+
+    What is streamed has no length in its header, or 0, and goes to the file's end; 64-bit files keep theirs elsewhere.
+    """
+    kind, order = content[:4], ">" if content[:4] == b"RIFX" else "<"
+    if kind not in (b"RIFF", b"RIFX", b"RF64", b"BW64") or content[8:12] != b"WAVE":
+        raise ValueError("it does not begin with RIFF and WAVE")
+    streamed = struct.unpack(order + "I", content[4:8])[0] in (0, _UNKNOWN)
+    place, long, form = 12, 0, b""
+    while place + 8 <= len(content):
+        name, size = struct.unpack(f"{order}4sI", content[place : place + 8])
+        chunk = content[place + 8 : place + 8 + size]
+        if name == b"ds64" and len(chunk) >= 16:
+            long = struct.unpack("<Q", chunk[8:16])[0]
+        if name == b"fmt ":
+            form = chunk
+        if name == b"data":
+            break
+        place += 8 + size + size % 2
+    else:
+        raise ValueError("it ends before its samples")
+    if len(form) < 16:
+        raise ValueError("it has no format before its samples")
+    frame = struct.unpack(order + "H", form[12:14])[0]
+    if not (frame and any(form[2:4])):
+        raise ValueError("its format has no channels, or samples without bits")
+    samples = content[place + 8 :]
+    size = long if size == _UNKNOWN and long else size
+    if size == _UNKNOWN or (size == 0 and streamed):
+        size = len(samples) // frame * frame
+    if size > len(samples):
+        raise ValueError(f"it ends after {len(samples)} of {size} bytes of samples")
+    if size + len(form) > _UNKNOWN - 64:
+        raise ValueError("it has more than 4 GiB of samples; cut it")
+    parts = [
+        struct.pack(f"{order}4sI", name, len(part)) + part
+        for name, part in ((b"fmt ", form), (b"data", samples[:size]))
+    ]
+    whole = b"WAVE" + b"".join(parts)
+    return struct.pack(f"{order}4sI", b"RIFX" if order == ">" else b"RIFF", len(whole)) + whole
 
 
 def write_wav(path: str | Path, rate: int, samples: np.ndarray, *, overwrite: bool = False) -> Path:
