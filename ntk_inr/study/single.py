@@ -84,8 +84,8 @@ def fit_task(
         progress: called with (steps done, steps).
 
     Returns:
-        :class:`Fitted`. Its run's status is "diverged" or "interrupted" where it is not whole; an interrupted one
-        is not scored.
+        :class:`Fitted`. Its run's status is "diverged" or "interrupted" where it is not whole, and "ended above the
+        start" where it learned nothing; an interrupted one is not scored.
 
     Raises:
         ValueError: an unknown variant, optimizer or schedule, a task about derivatives that the network holds back,
