@@ -21,6 +21,7 @@ import optax
 import pytest
 
 import ntk_inr as ni
+from ntk_inr._claims import claimed
 from ntk_inr.training import loop, saver
 from ntk_inr.training.checkpoint import program_digest, tree_digest
 from tests.interrupted_worker import run as run_worker
@@ -207,6 +208,15 @@ def finished(problem, folder, **options):
     return ni.fit(*problem, **{"optimizer": ADAM, "steps": 12, "checkpoint": folder, "checkpoint_every": 4, **options})
 
 
+def test_a_folder_of_checkpoints_has_one_writer(problem, tmp_path):
+    with claimed(tmp_path), pytest.raises(FileExistsError, match="is being written to by process"):
+        finished(problem, tmp_path)
+    assert finished(problem, tmp_path).status == "finished"
+    assert all(path.name.startswith("step_") for path in tmp_path.iterdir())
+    with pytest.raises(ValueError, match="is not UTF-8, as checkpoints need"):
+        finished(problem, tmp_path / os.fsdecode(b"caf\xe9"))
+
+
 def test_half_written_and_damaged_checkpoints_are_not_loaded(problem, tmp_path):
     folder = tmp_path / "run"
     good = finished(problem, folder)
@@ -240,7 +250,7 @@ def test_other_runs_are_refused_and_left_as_they_are(problem, tmp_path):
             finished(**({"problem": problem, "folder": folder} | other))
     assert sorted(folder.rglob("*")) == content
     (tmp_path / "kernel.jsonl").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"kernel\.jsonl exists"):  # before anything is deleted
+    with pytest.raises(FileExistsError, match=r"kernel\.jsonl' exists"):  # before anything is deleted
         finished(problem, folder, overwrite=True, recorder=ni.Recorder(4, jsonl=tmp_path / "kernel.jsonl"))
     assert sorted(folder.rglob("*")) == content
     fresh = finished((apply, params, x, 2 * y), folder, overwrite=True)

@@ -91,7 +91,8 @@ def compare(
     Raises:
         ValueError: no or unknown or repeated variants, sizes below 1, a resumed study with other settings,
             a kernel that is not finite.
-        FileExistsError: ``out`` is not empty and neither ``overwrite`` nor ``resume`` was given.
+        FileExistsError: ``out`` is not empty and neither ``overwrite`` nor ``resume`` was given, or someone else is
+            writing to it.
 
     Example:
         >>> import numpy as np, ntk_inr as ni
@@ -107,25 +108,28 @@ def compare(
         _checks.check_positive(value, name, integer=True)
     _checks.check_positive(learning_rate, "learning_rate")
     _checks.check_positive(seed, "seed", integer=True, least=0)
-    _checks.refuse_if(resume and out is None, "resume needs out=, the folder of the study to go on from.")
     settings = {
         "features": features, "depth": depth, "steps": steps, "seeds": seeds, "learning_rate": learning_rate,
         "seed": seed, "kernel_points": kernel_points,
     }  # fmt: skip
     study = Study(describe_task(task), settings, environment(), _image(task), [])
-    folder = None
-    if out is not None:
-        folder = record.prepare_folder(out, overwrite=overwrite, resume=resume)
-        if resume and (folder / record.RESULTS).exists():
+    with record.results_folder(out, overwrite=overwrite, resume=resume) as folder:
+        if folder is not None and resume and (folder / record.RESULTS).exists():
             study.variants = _resumed(folder, study, networks)
-    report = progress or (lambda what, done, total: None)
+        _measure_all(study, networks, task, folder, progress or (lambda what, done, total: None))
+    return study
 
+
+def _measure_all(
+    study: Study, networks: Mapping[str, nn.Module], task: Task, folder: Path | None, report: Progress
+) -> None:
+    """Add the results of the variants that are missing, and write each to ``folder`` as it comes."""
     finished = {result.name for result in study.variants}
     for position, (name, net) in enumerate(networks.items()):
         report("variants", position, len(networks))
         if name in finished:
             continue
-        result = _measure(name, net, task, settings, report)
+        result = _measure(name, net, task, study.settings, report)
         study.variants.append(result)
         if folder is not None:
             record.save_arrays(folder, result)
@@ -137,7 +141,6 @@ def compare(
     if folder is not None:
         record.save_index(folder, study)
     report("variants", len(networks), len(networks))
-    return study
 
 
 def _networks(variants: Any, features: int, depth: int, out: int) -> dict[str, nn.Module]:

@@ -49,7 +49,13 @@ class Store:
         self.keep, self.run = keep, run
         self._damaged: list[int] = []
         if self.folder.exists() and not self.folder.is_dir():
-            raise NotADirectoryError(f"checkpoint={str(folder)!r} is a file; expected a folder.")
+            raise NotADirectoryError(f"{str(folder)!r} is a file; expected a folder for checkpoints.")
+        try:
+            str(self.folder).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{str(self.folder)!r} is not UTF-8, as checkpoints need; choose another folder."
+            ) from error
 
     def steps(self) -> list[int]:
         """Return the steps that have a complete checkpoint, ascending."""
