@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,7 @@ def compare(
         >>> [result.name for result in study.variants]
         ['relu', 'pe']
     """
+    task = readable(task)
     networks = _networks(variants, features, depth, task.channels)
     for net in networks.values():
         check_derivatives(task, net)
@@ -326,7 +328,8 @@ def describe(value: Any) -> str:
         'NeRFEncoding(bands=4, include_input=False)'
     """
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        return getattr(value, "__name__", None) or repr(value)
+        # Without the address, which is another in each process.
+        return getattr(value, "__name__", None) or re.sub(r" at 0x[0-9a-f]+", "", repr(value))
     hidden = ("parent", "name") if isinstance(value, nn.Module) else ()
     fields = [f"{f.name}={describe(getattr(value, f.name))}" for f in dataclasses.fields(value) if f.name not in hidden]
     return f"{type(value).__name__}({', '.join(fields)})"
@@ -348,6 +351,12 @@ def check_derivatives(task: Task, net: nn.Module) -> None:
                 f"{task.name} is about derivatives by the coordinates, and a soft TopK leaves out that of its "
                 "threshold; take another variant, such as siren."
             )
+
+
+def readable(task: Task) -> Task:
+    """Return the task under a name that every file can hold, since some have their file's name."""
+    name = record.printable(task.name)
+    return dataclasses.replace(task, name=name) if name != task.name and dataclasses.is_dataclass(task) else task
 
 
 def describe_task(task: Task) -> dict[str, Any]:

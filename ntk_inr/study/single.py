@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from ntk_inr.kernels.adapters import init
 from ntk_inr.networks.variants import variant
 from ntk_inr.study import record
-from ntk_inr.study.compare import check_derivatives, describe, describe_task, trained
+from ntk_inr.study.compare import check_derivatives, describe, describe_task, readable, trained
 from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import save_figure
 from ntk_inr.tasks.interface import Task
@@ -99,7 +99,7 @@ def fit_task(
         >>> found.run.status, sorted(found.scores)
         ('finished', ['psnr'])
     """
-    net = network
+    task, net = readable(task), network
     if isinstance(net, str):
         net = variant(net, features=features, depth=depth, out=task.channels)
     check_derivatives(task, net)

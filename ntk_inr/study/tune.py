@@ -31,7 +31,7 @@ from ntk_inr.study.candidate import (
     predict_infinite,
     stable_rate,
 )
-from ntk_inr.study.compare import check_derivatives, describe, describe_task
+from ntk_inr.study.compare import check_derivatives, describe, describe_task, readable
 from ntk_inr.study.environment import environment
 from ntk_inr.study.programs import free_programs_if_full
 from ntk_inr.study.space import Axis, between, spaces_of
@@ -145,6 +145,7 @@ def tune(
 
     Source: T10 of the theory; Jacot et al. 2018, arXiv 1806.07572.
     """
+    task = readable(task)
     _checks.check_choice(objective, OBJECTIVES, "objective")
     _checks.check_choice(optimizer, _DESCENTS, "optimizer")
     for name, value in {"steps": steps, "repeats": repeats}.items():
