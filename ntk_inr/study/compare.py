@@ -25,7 +25,7 @@ from ntk_inr.networks.variants import variant
 from ntk_inr.spectra.eigen import condition_number, eigenvalues, max_learning_rate
 from ntk_inr.spectra.moments import moments
 from ntk_inr.study import record
-from ntk_inr.study.candidate import kernel_in_float64
+from ntk_inr.study.candidate import check_room, kernel_in_float64
 from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import picture
 from ntk_inr.study.programs import free_programs_if_full
@@ -108,6 +108,7 @@ def compare(
         check_derivatives(task, net)
     for name, value in {"steps": steps, "seeds": seeds, "kernel_points": kernel_points}.items():
         _checks.check_positive(value, name, integer=True)
+    check_room(min(kernel_points, len(task.x)), "kernel_points")
     _checks.check_positive(learning_rate, "learning_rate")
     _checks.check_positive(seed, "seed", integer=True, least=0)
     settings = {
@@ -156,7 +157,7 @@ def _networks(variants: Any, features: int, depth: int, out: int) -> dict[str, n
             raise ValueError(f"variants names {', '.join(repeated)} more than once; name each once.")
         networks = {name: variant(name, features=features, depth=depth, out=out) for name in variants}
     if not networks:
-        raise ValueError("variants is empty; name at least one, such as 'relu' (ni.variants() lists them).")
+        raise ValueError("variants is empty; name at least one, such as 'relu'.")
     return networks
 
 
@@ -343,8 +344,8 @@ def check_derivatives(task: Task, net: nn.Module) -> None:
         if isinstance(part, Finer) and part.frozen_scale:
             raise ValueError(
                 f"{task.name} is about derivatives by the coordinates, and FINER's published gradient leaves out that "
-                "of its scale; take ni.CoordinateMLP(activation=ni.Finer(frozen_scale=False)), or a variant such as "
-                "siren."
+                "of its scale; take a variant such as siren, or in Python "
+                "ni.CoordinateMLP(activation=ni.Finer(frozen_scale=False))."
             )
         if isinstance(part, TopK) and part.mode == "soft":
             raise ValueError(

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ntk_inr import _checks
 from ntk_inr.kernels.adapters import init
 from ntk_inr.networks.variants import variant
 from ntk_inr.study import record
@@ -103,6 +104,11 @@ def fit_task(
     if isinstance(net, str):
         net = variant(net, features=features, depth=depth, out=task.channels)
     check_derivatives(task, net)
+    _checks.refuse_if(
+        optimizer == "lbfgs" and task.sampling is not None,
+        f"{task.name} has {len(task.x)} rows and is trained in batches of {task.sampling}, but optimizer='lbfgs' "
+        "compares losses of one and the same batch; take another, such as optimizer='adam', or a smaller task.",
+    )
     maker = make_optimizer(optimizer, learning_rate=learning_rate, schedule=schedule, steps=steps)
     start, shuffles = jax.random.split(jax.random.key(seed))
     with record.results_folder(out, overwrite=overwrite, resume=resume) as folder:

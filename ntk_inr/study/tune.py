@@ -24,6 +24,7 @@ from ntk_inr.study.candidate import (
     TIMES,
     Curves,
     Sample,
+    check_room,
     draw_sample,
     kernel_of,
     largest_eigenvalue,
@@ -157,7 +158,9 @@ def tune(
     if objective == "speed":
         _checks.refuse_if(target_psnr is None, 'objective="speed" counts steps to a target; give target_psnr=, in dB.')
         _checks.refuse_if(not math.isfinite(target_psnr or 0), f"target_psnr is {target_psnr}; expected dB.")
-    _checks.refuse_if(infinite and pilot, "a pilot run trains a finite network; leave out infinite or pilot.")
+    _checks.refuse_if(
+        infinite and pilot, f"infinite=True and pilot={pilot} exclude each other: a pilot run trains a finite network."
+    )
     _checks.refuse_if(pilot >= steps, f"pilot is {pilot} and steps is {steps}; a pilot run is shorter than training.")
     share = _HELD_OUT if objective == "heldout" else 0.0
     size = _checked_sample(task, sample, share)
@@ -200,6 +203,7 @@ def _checked_sample(task: Task, sample: int | None, share: float) -> int:
     rows, y = len(task.x), np.asarray(task.y)
     if sample is not None:
         _checks.check_positive(sample, "sample", integer=True, least=2)
+        check_room(sample, "sample")
         if sample > rows:
             raise ValueError(
                 f"sample is {sample}, but {task.name} has only {rows} rows to train on; choose up to that."
