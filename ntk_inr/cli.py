@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
+import jax
 import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from ntk_inr import terminal
+from ntk_inr._claims import claimed
+from ntk_inr.arguments import Command, OnATask, named, named_ranges
+from ntk_inr.messages import in_options, output, print_error, shown
 from ntk_inr.networks.settings import with_settings
 from ntk_inr.networks.variants import variant, variants
 from ntk_inr.study import compare as study_compare
@@ -21,73 +24,18 @@ from ntk_inr.study.figures import save_figure
 from ntk_inr.study.record import RESULTS, load
 from ntk_inr.study.report import write_report
 from ntk_inr.study.single import fit_task
-from ntk_inr.study.space import parse_values
 from ntk_inr.study.summary import check_target, summarize
 from ntk_inr.study.tune import tune
 from ntk_inr.study.tuning import Objective
 from ntk_inr.study.tuning import read as load_tuning
-from ntk_inr.tasks.interface import Task
-from ntk_inr.tasks.registry import TASKS, kind_of, load_task
+from ntk_inr.tasks.registry import TASKS
 
-_USER_MISTAKES = (ValueError, TypeError, FileNotFoundError, FileExistsError, PermissionError, ImportError)
-
-
-@dataclasses.dataclass
-class _OnATask:
-    """What the commands share that take a task."""
-
-    prefix: ClassVar[str] = ""
-    source: tyro.conf.Positional[tuple[str, ...]]
-    """[TASK] FILE: a file, or something bundled. The task is told by that or by the file's suffix, else it is an image.
-    `ntk-inr tasks` lists both."""
-    set: tuple[str, ...] = ()
-    """Settings of the task, such as size=128 holdout=0.5 or angles=90; `ntk-inr tasks` lists them."""
-    size: int | None = None
-    """Longer side of an image in pixels, after reduction; by default the task's own, 64 for images."""
-    features: int = 128
-    """Width of the hidden layers."""
-    depth: int = 3
-    """Number of hidden layers."""
-    seed: int = 0
-    """First random seed."""
-    out: Path | None = None
-    """Folder for the results; by default runs/NAME, or runs/TASK-NAME where NAME does not tell the task."""
-    overwrite: bool = False
-    """Replace results in the folder."""
-    resume: bool = False
-    """Go on from results in the folder."""
-
-    def task(self, **settings: object) -> Task:
-        """Return the task; ``settings`` are options of their own, left out where they are None."""
-        if not 1 <= len(self.source) <= 2:
-            raise ValueError(f"expected [TASK] FILE, got {' '.join(self.source) or 'nothing'}.")
-        source = self.source[-1]
-        kind = self.source[0] if len(self.source) == 2 else kind_of(source)
-        given = {name: value for name, value in settings.items() if value is not None}
-        given |= _named(self.set, "--set", "size=128")
-        if kind in TASKS and "seed" in TASKS[kind].settings:
-            given.setdefault("seed", self.seed)
-        task, name = load_task(kind, source, **given), Path(source).stem
-        self.out = self.out or Path("runs") / (self.prefix + (name if kind == kind_of(source) else f"{kind}-{name}"))
-        return task
-
-
-def _named(texts: Sequence[str], option: str, example: str) -> dict[str, Any]:
-    """Return what texts such as "name=value" say; what is no Python value is a text."""
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ValueError(f"{option} {text!r} is no setting; write name=value, such as {example}.")
-        try:
-            found[name.replace("-", "_")] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            found[name.replace("-", "_")] = value
-    return found
+_SAID = (ValueError, TypeError, OSError, ImportError, MemoryError, jax.errors.JaxRuntimeError)
+"""Errors whose message is for the user: mistakes, and what the machine lacks."""
 
 
 @dataclasses.dataclass
-class Compare(_OnATask):
+class Compare(OnATask):
     """Compare networks on a task: conditioning, predicted and measured training, reconstruction.
 
     Example: ntk-inr compare photo.png --variants relu pe siren --size 64 --out runs/photo
@@ -123,9 +71,10 @@ class Compare(_OnATask):
                 learning_rate=self.learning_rate, seed=self.seed, kernel_points=self.kernel_points, out=self.out,
                 overwrite=self.overwrite, resume=self.resume, progress=progress,
             )  # fmt: skip
-            page = write_report(study, self.out, target_psnr=self.target, progress=progress)
+            with claimed(self.out):
+                page = write_report(study, self.out, target_psnr=self.target, progress=progress)
         terminal.print_study(console, study, summarize(study, self.target))
-        console.print(f"\nReport: [bold]{escape(str(page))}[/]", soft_wrap=True)
+        console.print(f"\nReport: [bold]{shown(page)}[/]", soft_wrap=True)
         if all(result.diverged for result in study.variants):
             raise ValueError(
                 f"every network diverged at learning rate {self.learning_rate:g}; pass a smaller --learning-rate."
@@ -144,7 +93,7 @@ class Compare(_OnATask):
 
 
 @dataclasses.dataclass
-class Fit(_OnATask):
+class Fit(OnATask):
     """Train one network on a task; keep the reconstruction, its scores, the curve and checkpoints.
 
     Example: ntk-inr fit audio song.wav --variant siren --steps 2000 --out runs/song
@@ -174,7 +123,7 @@ class Fit(_OnATask):
         task = self.task(size=self.size)
         assert self.out is not None
         net = variant(self.variant, features=self.features, depth=self.depth, out=task.channels)
-        net = with_settings(net, _named(self.network, "--network", "omega=20"))
+        net = with_settings(net, named(self.network, "--network", "omega=20"))
         with terminal.progress(console) as progress:
             found = fit_task(
                 task, net, steps=self.steps, optimizer=self.optimizer, learning_rate=self.learning_rate,
@@ -187,7 +136,14 @@ class Fit(_OnATask):
         for name, value in found.scores.items():
             console.print(f"{name.replace('_', ' ')}: [bold]{value:.4g}[/]")
         for name, path in found.files.items():
-            console.print(f"{name}: {escape(str(path))}", soft_wrap=True)
+            console.print(f"{name}: {shown(path)}", soft_wrap=True)
+        if found.run.status == "ended above the start":
+            first, last = found.run.history["loss"][[0, -1]]
+            console.print(
+                f"{self.variant} did not learn: its loss ended above the start, {last:.3g} after {first:.3g}. "
+                "Pass a smaller --learning-rate, or more --steps.",
+                soft_wrap=True,
+            )
         if found.run.status == "diverged":
             raise ValueError(
                 f"{self.variant} diverged after {found.run.steps} steps; the reconstruction is of the last good one. "
@@ -203,7 +159,7 @@ class Fit(_OnATask):
 
 
 @dataclasses.dataclass
-class Tune(_OnATask):
+class Tune(OnATask):
     """Choose settings before training, by what the kernel at initialisation predicts.
 
     Example: ntk-inr tune photo.png --variant rff --over scale=0.25:32 --for heldout
@@ -245,7 +201,7 @@ class Tune(_OnATask):
         """Do it; return the exit status."""
         task = self.task(size=self.size)
         assert self.out is not None
-        given = _named_ranges(self.over)
+        given = named_ranges(self.over)
         with terminal.progress(console) as progress:
             found = tune(
                 task, self.variant, given or None, objective=self.objective, steps=self.steps, target_psnr=self.target,
@@ -254,24 +210,24 @@ class Tune(_OnATask):
                 infinite=self.infinite, seed=self.seed, out=self.out, overwrite=self.overwrite, resume=self.resume,
                 progress=progress,
             )  # fmt: skip
+        with claimed(self.out):
+            save_figure(found.plot(), self.out / "tune", "png")
         terminal.print_tuning(console, found)
-        save_figure(found.plot(), self.out / "tune", "png")
         settings = [f"size={self.size}"] * (self.size is not None) + list(self.set)
         words = [*self.source, *(["--set", *settings] if settings else [])]
         command = found.command(*words, *(["--seed", str(self.seed)] if self.seed else []))
         console.print(f"\nTrain it: [bold]{escape(command)}[/]", soft_wrap=True)
         console.print(f"In Python:\n{escape(found.snippet(self._expression(settings)))}", soft_wrap=True)
-        console.print(f"\nPicture: [bold]{escape(str(self.out / 'tune.png'))}[/]", soft_wrap=True)
+        console.print(f"\nPicture: [bold]{shown(self.out / 'tune.png')}[/]", soft_wrap=True)
         return 0
 
     def _expression(self, settings: Sequence[str]) -> str:
         """Return the Python that loads the task."""
-        kind = self.source[0] if len(self.source) == 2 else kind_of(self.source[-1])
-        named = _named(settings, "--set", "size=128")
-        if self.seed and "seed" in TASKS[kind].settings:
-            named.setdefault("seed", self.seed)
-        given = "".join(f", {name}={value!r}" for name, value in named.items())
-        return f'ni.load_task("{kind}", {self.source[-1]!r}{given})'
+        given = named(settings, "--set", "size=128")
+        if self.seed and "seed" in TASKS[self.kind].settings:
+            given.setdefault("seed", self.seed)
+        written = "".join(f", {name}={value!r}" for name, value in given.items())
+        return f'ni.load_task("{self.kind}", {self.source[-1]!r}{written})'
 
     def interrupted(self) -> str:
         """Return what to tell a user who pressed Ctrl-C."""
@@ -283,19 +239,8 @@ class Tune(_OnATask):
         )
 
 
-def _named_ranges(texts: Sequence[str]) -> Mapping[str, Any]:
-    """Return what texts such as "scale=0.25:32" say."""
-    found = {}
-    for text in texts:
-        name, equals, values = text.partition("=")
-        if not equals:
-            raise ValueError(f"--over {text!r} is no range; write name=low:high or name=a,b,c, such as scale=0.25:32.")
-        found[name] = parse_values(values)
-    return found
-
-
 @dataclasses.dataclass
-class Tasks:
+class Tasks(Command):
     """List the tasks, what they take and their settings.
 
     Example: ntk-inr tasks
@@ -309,13 +254,9 @@ class Tasks:
             console.print(f"    [dim]{escape(settings)}[/]", soft_wrap=True)
         return 0
 
-    def interrupted(self) -> str:
-        """Return what to tell a user who pressed Ctrl-C."""
-        return ""
-
 
 @dataclasses.dataclass
-class Variants:
+class Variants(Command):
     """List the networks that can be compared.
 
     Example: ntk-inr variants
@@ -329,13 +270,9 @@ class Variants:
         console.print(table)
         return 0
 
-    def interrupted(self) -> str:
-        """Return what to tell a user who pressed Ctrl-C."""
-        return ""
-
 
 @dataclasses.dataclass
-class Report:
+class Report(Command):
     """Rebuild the page, the table and the figures from results.json.
 
     Example: ntk-inr report runs/photo --target 25
@@ -349,10 +286,10 @@ class Report:
     def run(self, console: Console) -> int:
         """Do it; return the exit status."""
         study = load(self.folder)
-        with terminal.progress(console) as progress:
+        with terminal.progress(console) as progress, claimed(self.folder):
             page = write_report(study, self.folder, target_psnr=self.target, progress=progress)
         terminal.print_study(console, study, summarize(study, self.target))
-        console.print(f"\nReport: [bold]{escape(str(page))}[/]", soft_wrap=True)
+        console.print(f"\nReport: [bold]{shown(page)}[/]", soft_wrap=True)
         return 0
 
     def interrupted(self) -> str:
@@ -360,7 +297,7 @@ class Report:
         return "The results are untouched."
 
 
-_Command = (
+_Commands = (
     Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Fit, tyro.conf.subcommand("fit")]
     | Annotated[Tune, tyro.conf.subcommand("tune")]
@@ -371,11 +308,24 @@ _Command = (
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return 0, 2 for a user's mistake (one line on stderr), or 130 after Ctrl-C."""
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    """Run a command and return its exit status.
+
+    It is 0, 1 where what the command printed could not be written, 2 for what a user or the machine must mend (one line
+    on stderr), or 130 after Ctrl-C. A reader of the output that stops reading changes nothing.
+    """
+    with output() as printed:
+        status = _run(arguments)
+        printed.flush()
+        if printed.failure is None or isinstance(printed.failure, BrokenPipeError):
+            return status
+        print_error(f"could not print all ({printed.failure.strerror}); results in folders are whole.")
+        return status or 1
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         command = tyro.cli(
-            _Command,
+            _Commands,
             prog="ntk-inr",
             description="Which coordinate network will learn this signal, how fast, and why.",
             args=arguments,
@@ -384,9 +334,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     try:
         return command.run(terminal.make_console())
-    except _USER_MISTAKES as error:
-        errors.print(f"[bold red]ntk-inr: error:[/] {escape(str(error))}")
+    except _SAID as error:
+        print_error(in_options(str(error) or type(error).__name__, command.options()))
         return 2
     except KeyboardInterrupt:
-        errors.print(f"[bold]ntk-inr: stopped.[/] {escape(command.interrupted())}")
+        print_error(command.interrupted(), "stopped.")
         return 130

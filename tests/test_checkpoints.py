@@ -1,8 +1,11 @@
 """Checkpoints: a run stopped in any way and resumed ends with the bits of one never stopped."""
 
+import contextlib
+import functools
 import json
 import os
 import pathlib
+import pty
 import random
 import resource
 import signal
@@ -18,7 +21,9 @@ import optax
 import pytest
 
 import ntk_inr as ni
+from ntk_inr._claims import claimed
 from ntk_inr.training import loop, saver
+from ntk_inr.training.checkpoint import program_digest, tree_digest
 from tests.interrupted_worker import run as run_worker
 
 WORKER = pathlib.Path(__file__).with_name("interrupted_worker.py")
@@ -174,8 +179,42 @@ def test_seeds_resume_together(x, tmp_path):
         np.testing.assert_array_equal(one.losses, other.losses)
 
 
+def digests():
+    """Of a program with functions and sets in its text, and of a structure with a set."""
+    mesh = jax.make_mesh((1, 1, 1), ("a", "b", "c"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    spec = jax.sharding.PartitionSpec("a")
+    model = jax.shard_map(jax.nn.relu, mesh=mesh, in_specs=spec, out_specs=spec)
+    structure = jax.tree_util.Partial(functools.partial(jnp.sum, where=frozenset({"rows", "columns", "outputs"})))
+    return program_digest(model, jnp.ones((2, 2))) + tree_digest(structure)
+
+
+def test_digests_are_those_of_another_process_on_a_terminal():
+    """With colours, another width, and other hashes of strings."""
+    ours, theirs = pty.openpty()
+    code = "from tests.test_checkpoints import digests; print('digest', digests())"
+    environment = ENVIRONMENT | {"PYTHONHASHSEED": "7", "COLUMNS": "30", "FORCE_COLOR": "1", "TERM": "xterm"}
+    environment |= {"PYTHONUTF8": "0", "LC_ALL": "C", "JAX_PPRINT_USE_COLOR": "1"}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=theirs, cwd=ROOT):
+        os.close(theirs)
+        printed = b""
+        with contextlib.suppress(OSError):  # the terminal's end
+            while part := os.read(ours, 4096):
+                printed += part
+    os.close(ours)
+    assert printed.split() == [b"digest", digests().encode()]
+
+
 def finished(problem, folder, **options):
     return ni.fit(*problem, **{"optimizer": ADAM, "steps": 12, "checkpoint": folder, "checkpoint_every": 4, **options})
+
+
+def test_a_folder_of_checkpoints_has_one_writer(problem, tmp_path):
+    with claimed(tmp_path), pytest.raises(FileExistsError, match="is being written to by process"):
+        finished(problem, tmp_path)
+    assert finished(problem, tmp_path).status == "finished"
+    assert all(path.name.startswith("step_") for path in tmp_path.iterdir())
+    with pytest.raises(ValueError, match="is not UTF-8, as checkpoints need"):
+        finished(problem, tmp_path / os.fsdecode(b"caf\xe9"))
 
 
 def test_half_written_and_damaged_checkpoints_are_not_loaded(problem, tmp_path):
@@ -211,7 +250,7 @@ def test_other_runs_are_refused_and_left_as_they_are(problem, tmp_path):
             finished(**({"problem": problem, "folder": folder} | other))
     assert sorted(folder.rglob("*")) == content
     (tmp_path / "kernel.jsonl").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"kernel\.jsonl exists"):  # before anything is deleted
+    with pytest.raises(FileExistsError, match=r"kernel\.jsonl' exists"):  # before anything is deleted
         finished(problem, folder, overwrite=True, recorder=ni.Recorder(4, jsonl=tmp_path / "kernel.jsonl"))
     assert sorted(folder.rglob("*")) == content
     fresh = finished((apply, params, x, 2 * y), folder, overwrite=True)

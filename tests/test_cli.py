@@ -1,13 +1,25 @@
+import inspect
+import io
+import json
+import logging
+import os
 import pathlib
+import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
 
 import ntk_inr as ni
 from ntk_inr import __main__, cli, terminal
+from ntk_inr._claims import claimed
+from ntk_inr.kernels import memory
+from ntk_inr.messages import in_options, output
+from ntk_inr.study.record import Study
+from ntk_inr.study.summary import Summary
 from ntk_inr.tasks.registry import TASKS, kind_of
 
 FAST = ["--size", "8", "--features", "8", "--depth", "1", "--steps", "3", "--seeds", "1"]
@@ -65,14 +77,15 @@ def test_variants_are_a_line_each(capsys):
         (["compare", "text.png"], "can't be read as an image"),
         (["compare", "pixel.png"], "has 1 pixel"),
         (["compare", "photo.png", "--variants", "sirne"], "Did you mean 'siren'?"),
-        (["compare", "photo.png", "--steps", "0"], "steps is 0; expected at least 1"),
+        (["compare", "photo.png", "--steps", "0"], "error: --steps is 0; expected at least 1"),
         (["compare", "photo.png", "--holdout", "2"], "holdout is 2.0"),
         (["compare", "photo.png", "--out", "full"], "exists and is not empty"),
         (["compare", "photo.png", "--out", "photo.png"], "is a file"),
         (["compare", "photo.png", "--out", "/proc/nowhere"], "can't write to '/proc/nowhere'"),
-        (["compare", "photo.png", "--resume", "--overwrite"], "contradict"),
+        (["compare", "photo.png", "--resume", "--overwrite"], "--overwrite and --resume contradict each other"),
         (["compare", "nan.tiff"], "holds 64 NaN"),
-        (["compare", "photo.png", "--learning-rate", "-1"], "learning_rate is -1.0"),
+        (["compare", "photo.png", "--learning-rate", "-1"], "--learning-rate is -1.0"),
+        (["compare", "photo.png", "--kernel-points", "10000000", "--set", "size=4000"], "--kernel-points 64 asks"),
         pytest.param(
             ["compare", "photo.png", "--variants", "relu", "--learning-rate", "1e30"],
             "every network diverged",
@@ -87,20 +100,44 @@ def test_variants_are_a_line_each(capsys):
         (["compare", "a", "b", "c"], "expected [TASK] FILE, got a b c"),
         (["fit", "photo.png", "--variant", "sirne"], "Did you mean 'siren'?"),
         (["fit", "photo.png", "--optimizer", "adan_"], "unknown optimizer"),
-        (["fit", "photo.png", "--out", "full"], "exists and is not empty"),
+        (["fit", "photo.png", "--out", "full"], "continue it with --resume, replace it with --overwrite"),
+        (["fit", "photo.png", "--optimizer", "lbfgs", "--schedule", "cosine"], "give --learning-rate to go without"),
+        (["fit", "photo.png", "--steps", "0", "--schedule", "cosine"], "--steps is 0; expected at least 1"),
+        (["fit", "signal", "sines", "--set", "samples=70000", "--optimizer", "lbfgs"], "--optimizer lbfgs compares"),
+        (["fit", "signal", "chirp", "--set", "samples=8"], "got --set samples=8"),
+        (["compare", "photo.png", "--out", "taken"], "'taken' is being written to by process"),
+        (["fit", "photo.png", "--out", "taken"], "'taken' is being written to by process"),
+        (["tune", "photo.png", "--out", "taken"], "wait until that has ended, or choose another folder"),
+        (["tune", "photo.png", "--for", "speed"], "--for speed counts steps to a target; give --target, in dB"),
+        (["tune", "photo.png", "--for", "speed", "--target", "nan"], "--target is nan; expected dB"),
+        (["tune", "photo.png", "--sample", "100"], "--sample is 100, but photo.png has only 64 rows"),
+        (["tune", "photo.png", "--sample", "2"], "take --for fit, or a larger sample"),
+        (["tune", "photo.png", "--pilot", "5", "--infinite"], "--infinite and --pilot 5 exclude each other"),
+        (["tune", "photo.png", "--pilot", "500"], "--pilot is 500 and --steps is 500"),
+        (["tune", "photo.png", "--over", "scale=8:0.5"], "--over scale is (8, 0.5), which is reversed"),
         pytest.param(["fit", "photo.png", "--learning-rate", "1e30"], "siren diverged", marks=pytest.mark.slow),
         (["fit", "missing.obj"], "missing.obj"),
         (["report", "nowhere"], "no results.json in 'nowhere'"),
     ],
 )
-def test_a_users_mistake_is_one_line_and_status_2(capsys, tmp_path, arguments, message):
+def test_a_users_mistake_is_one_line_and_status_2(capsys, tmp_path, monkeypatch, arguments, message):
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     PIL.Image.fromarray(np.zeros((1, 1), np.uint8)).save("pixel.png")
     PIL.Image.fromarray(np.full((8, 8), np.nan, np.float32)).save("nan.tiff")
-    assert cli.run([*arguments, *(FAST if arguments[0] == "compare" and "--steps" not in arguments else [])]) == 2
+    (tmp_path / "taken").mkdir()
+    if "--kernel-points" in arguments:
+        monkeypatch.setattr(memory, "available_on_host", lambda: 3 * 8 * 64**2 - 1)
+    with claimed(tmp_path / "taken"):
+        assert cli.run([*arguments, *(FAST if arguments[0] == "compare" and "--steps" not in arguments else [])]) == 2
     error = capsys.readouterr().err
+    # What it names are the command's options, not the library's keywords.
+    keywords = {
+        name for call in (ni.compare, ni.fit_task, ni.tune, ni.fit) for name in inspect.signature(call).parameters
+    }
+    keywords |= {"target_psnr"}.union(*[kind.settings for kind in TASKS.values()])
+    assert not re.search(rf"(?<!--set )(?<!such as )\b({'|'.join(keywords)})=", error)
     assert error.startswith("ntk-inr: error: ")
     assert message in error
     assert error.count("\n") == 1
@@ -108,16 +145,24 @@ def test_a_users_mistake_is_one_line_and_status_2(capsys, tmp_path, arguments, m
 
 
 def test_fit_keeps_the_reconstruction_and_goes_on(capsys, tmp_path):
+    """Of a file whose name is neither UTF-8 nor one line, as old disks and zip files have them."""
     small = ["--features", "8", "--depth", "1", "--steps", "3"]
-    assert cli.run(["fit", "photo.png", *small]) == 0
+    name = os.fsdecode(b"caf\xe9\n.png")
+    os.rename("photo.png", name)
+    assert cli.run(["fit", name, *small]) == 0
     printed = capsys.readouterr().out
     assert "psnr: " in printed
-    assert "runs/fit-photo/reconstruction.png" in printed
-    with PIL.Image.open("runs/fit-photo/reconstruction.png") as picture:
+    assert "runs/fit-caf__/reconstruction.png" in printed
+    assert "above" not in printed
+    with PIL.Image.open("runs/fit-caf__/reconstruction.png") as picture:
         assert picture.size == (8, 8)
-    assert cli.run(["fit", "photo.png", *small, "--resume"]) == 0
-    assert cli.run(["fit", "signal", "chirp", *small, "--set", "samples=64", "--out", "chirp"]) == 0
+    assert json.loads(pathlib.Path("runs/fit-caf__/results.json").read_text())["task"]["name"] == "caf\ufffd\ufffd.png"
+    assert cli.run(["fit", name, *small, "--resume"]) == 0
+    asked = ["fit", "signal", "chirp", *small, "--set", "samples=64", "--out", "chirp", "--learning-rate", "10"]
+    assert cli.run(asked) == 0
     assert np.load("chirp/reconstruction.npy").shape == (64, 1)
+    assert "siren did not learn: its loss ended above the start" in capsys.readouterr().out
+    assert json.loads(pathlib.Path("chirp/results.json").read_text())["status"] == "ended above the start"
 
 
 def test_the_task_is_told_by_the_suffix_or_what_is_bundled():
@@ -154,6 +199,90 @@ def test_without_the_extra_it_says_what_to_install(capsys, monkeypatch):
     monkeypatch.delattr(ni, "cli")
     assert __main__.main() == 2
     assert 'pip install "ntk-inr[report]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "gbk", "latin-1", "utf-8"])
+def test_output_in_any_encoding(monkeypatch, encoding):
+    line = f"★ ± • {os.fsdecode(bytes([0xE9]))} 中"
+    summary = Summary(target_psnr=20.0, target_source="", columns=[], rows={}, correlations=[], conclusion=[line])
+    study = Study({}, {"seeds": 1}, {}, None, [])
+    printed = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", printed)
+    with output():
+        terminal.print_study(terminal.make_console(), study, summary)
+    assert line.encode(encoding, "replace") in printed.buffer.getvalue()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["compare", "--help"], ["variants"], ["tasks"], ["fit"], ["fitt"]])
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_reader_that_has_left_changes_nothing(monkeypatch, capsys, arguments, stream):
+    reader, writer = os.pipe()
+    os.close(reader)
+    expected = {"fit": 2, "fitt": 2}.get(arguments[0], 0)
+    with monkeypatch.context() as patched, os.fdopen(writer, "w") as closed:
+        patched.setattr(sys, stream, closed)
+        assert cli.run(arguments) == expected
+    said = capsys.readouterr()
+    assert stream == "stderr" or (said.err != "") == bool(expected)
+
+
+def test_output_to_a_full_disk_is_said_at_the_end(monkeypatch, capsys):
+    with monkeypatch.context() as patched, open("/dev/full", "w") as full:
+        patched.setattr(sys, "stdout", full)
+        assert cli.run(["tasks"]) == 1
+    assert "could not print all (No space left on device)" in capsys.readouterr().err
+
+
+def test_a_missing_device_and_a_broken_plugin_are_a_line_each(monkeypatch, capsys, caplog):
+    def devices():
+        try:
+            raise OSError("libcuda is missing")
+        except OSError:
+            logging.getLogger("jax._src.xla_bridge").exception("no plugin %s", "cuda")
+        raise RuntimeError("unable to initialize backend 'cuda'")
+
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert cli.run(["compare", "photo.png"]) == 2
+    error = capsys.readouterr().err
+    assert "no device that JAX_PLATFORMS=cuda asks for (unable to initialize backend 'cuda')" in error
+    assert error.count("\n") == 1
+    assert [(record.message, record.exc_info) for record in caplog.records] == [
+        ("no plugin cuda: libcuda is missing", None)
+    ]
+    assert cli.run(["variants"]) == 0  # which needs none
+
+
+def test_after_ctrl_c_nothing_is_taken_down(monkeypatch, capfd):
+    """XLA's threads may be at work, and crash where Python frees what they use."""
+    left = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    for stop in (lambda: 130, lambda: (_ for _ in ()).throw(KeyboardInterrupt)):
+        monkeypatch.setattr(cli, "run", stop)
+        __main__.main()
+    assert left == [130, 130]
+
+
+def test_messages_name_options():
+    options = {
+        "target_psnr": "--target",
+        "out": "--out",
+        "angles": "--set angles=",
+        "space": "--over",
+        "size": "--size",
+    }
+    for message, expected in {
+        "give target_psnr=, in dB.": "give --target, in dB.",
+        "target_psnr is nan": "--target is nan",
+        "pass size=32.": "pass --size 32.",
+        "size=2.5e-3, and out='a b'": "--size 2.5e-3, and --out a b",
+        "out=False is odd": "--no-out is odd",
+        "angles=[1] and angles='x' are": "--set angles=[1] and --set angles=x are",
+        "space['scale'] is 2": "--over scale is 2",
+        "the size is 2 and size is 3": "the size is 2 and --size is 3",
+        "pass out=np.memmap(...)": "pass out=np.memmap(...)",
+    }.items():
+        assert in_options(message, options) == expected
 
 
 def test_module_runs_as_a_command():

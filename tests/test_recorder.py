@@ -71,11 +71,23 @@ def test_lines_are_there_as_soon_as_they_are_known(problem, tmp_path):
 def test_a_file_that_exists_is_kept(problem, tmp_path):
     path = tmp_path / "h.jsonl"
     path.write_text("mine\n")
-    with pytest.raises(FileExistsError, match="give another jsonl="):
+    with pytest.raises(FileExistsError, match="choose another file"):
         ni.fit(*problem, optimizer=ADAM, steps=11, recorder=Recorder(points=5, jsonl=path))
     assert path.read_text() == "mine\n"
     ni.fit(*problem, optimizer=ADAM, steps=11, recorder=Recorder(points=5, jsonl=path, overwrite=True))
     assert lines(path)[0]["event"] == "start"
+
+
+def test_a_file_that_another_run_makes_meanwhile_is_kept(problem, tmp_path):
+    class Overtaken(Recorder):
+        def begin(self, *given):
+            super().begin(*given)
+            self.jsonl.write_text("theirs\n")
+
+    path = tmp_path / "h.jsonl"
+    with pytest.raises(FileExistsError, match=r"h\.jsonl"):
+        ni.fit(*problem, optimizer=ADAM, steps=11, recorder=Overtaken(points=5, jsonl=path))
+    assert path.read_text() == "theirs\n"
 
 
 def test_a_resumed_run_goes_on_in_its_file(problem, tmp_path):

@@ -171,7 +171,7 @@ def test_resume_refuses_other_settings(task, study, tmp_path):
 def test_results_are_never_overwritten_unasked(study, tmp_path):
     study.save(tmp_path / "run")
     before = (tmp_path / "run" / RESULTS).read_bytes()
-    with pytest.raises(FileExistsError, match="--resume"):
+    with pytest.raises(FileExistsError, match="continue it with resume=True"):
         study.save(tmp_path / "run")
     assert (tmp_path / "run" / RESULTS).read_bytes() == before
     study.save(tmp_path / "run", overwrite=True)
@@ -273,7 +273,7 @@ def test_one_network_on_a_task_keeps_everything(tmp_path):
     assert sorted(path.name for path in found.files.values()) == ["figure.png", "reconstruction.wav", RESULTS]
     assert all(path.stat().st_size > 100 for path in found.files.values())
     assert (tmp_path / "run" / "history.jsonl").read_text().count('"kernel"') == 5  # steps 0, 1, 2, 4, 6
-    with pytest.raises(FileExistsError, match="--resume"):
+    with pytest.raises(FileExistsError, match="continue it with resume=True"):
         ni.fit_task(task, "siren", **settings)
     again = ni.fit_task(task, "siren", **settings, resume=True)
     jax.tree.map(np.testing.assert_array_equal, again.run.params, found.run.params)
@@ -313,7 +313,7 @@ def test_one_variant_and_a_constant_image_still_conclude():
         ({"steps": 0}, "steps is 0"),
         ({"seeds": 0}, "seeds is 0"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
-        ({"resume": True}, "resume needs out="),
+        ({"resume": True}, "resume=True needs out="),
         ({"resume": True, "overwrite": True, "out": "nowhere"}, "contradict"),
     ],
 )

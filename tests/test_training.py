@@ -134,7 +134,8 @@ def test_a_good_start_that_gets_worse_is_no_divergence(x, x64):
     params = jnp.ones((2, 1))
     run = ni.fit(lambda p, x: x @ p, params, x.astype(float), x.astype(float) @ params + 1e-9, steps=5)
     assert run.history["loss"][1] > 1e4 * run.history["loss"][0]
-    assert run.status == "finished"
+    assert (run.status, run.steps) == ("ended above the start", 5)
+    assert ni.fit(lambda p, x: x @ p, params, x.astype(float), x.astype(float) @ params, steps=5).status == "finished"
 
 
 @pytest.mark.parametrize("rate", [1e3, 1e30])

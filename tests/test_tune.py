@@ -272,7 +272,7 @@ def test_an_interrupted_search_goes_on(chirp, found, tmp_path, monkeypatch, at):
     kept = ni.load_tuning(tmp_path)
     assert len(kept.candidates) == at
     assert not kept.complete
-    with pytest.raises(FileExistsError, match="--resume"):
+    with pytest.raises(FileExistsError, match="resume=True"):
         ni.tune(chirp, "rff", space, points=4, refine=2, out=tmp_path, **SMALL)
     with pytest.raises(ValueError, match="settings repeats=2, this one 3"):
         ni.tune(chirp, "rff", space, out=tmp_path, resume=True, **SMALL | {"repeats": 3})
@@ -360,9 +360,9 @@ def test_the_plot_shows_every_candidate_and_the_budget(found):
         ({"sample": 97}, "sample is 97, but chirp has only 96 rows to train on"),
         ({"sample": 2}, "2 rows are too few to hold any out"),
         ({"points": 1}, "points is 1"),
-        ({"infinite": True, "pilot": 5}, "leave out infinite or pilot"),
+        ({"infinite": True, "pilot": 5}, "infinite=True and pilot=5 exclude each other"),
         ({"pilot": 500}, "pilot is 500 and steps is 500"),
-        ({"resume": True}, "resume needs out="),
+        ({"resume": True}, "resume=True needs out="),
         ({"variant": []}, "variant is empty"),
         ({"variant": "rfff"}, "Did you mean 'rff'"),
     ],

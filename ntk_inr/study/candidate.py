@@ -16,6 +16,7 @@ from jax import Array
 
 from ntk_inr import _checks
 from ntk_inr.infinite.network import infinite_kernel
+from ntk_inr.kernels import memory
 from ntk_inr.kernels.api import ntk
 from ntk_inr.spectra.eigen import eigensystem, rounding_floor
 from ntk_inr.spectra.moments import moments
@@ -24,6 +25,7 @@ from ntk_inr.tasks.interface import IndirectTask, Task
 TIMES = np.logspace(0, 8, 65)
 """Times at which curves are taken: steps of gradient descent at half of its largest stable rate."""
 _SPREAD = 256
+_COPIES = 3  # the kernel, what a decomposition overwrites, and vectors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +131,16 @@ def _at_start(apply: Any, params: Any, x: Any, y: Any) -> tuple[Array, Array, Ar
 
 
 _kernel = jax.jit(ntk)
+
+
+def check_room(rows: int, name: str) -> None:
+    """Raise where memory has no room for a kernel in float64 and its spectrum on so many rows, the option ``name``."""
+    needed, left = _COPIES * 8 * rows**2, memory.available_on_host()
+    _checks.refuse_if(
+        needed > left,
+        f"{name}={rows} asks for kernels that need {memory.describe(needed)}, and {memory.describe(left)} are left; "
+        "choose less.",
+    )
 
 
 def kernel_in_float64(apply: Any, params: Any, x: Any) -> np.ndarray:

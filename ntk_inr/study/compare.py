@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from ntk_inr.networks.variants import variant
 from ntk_inr.spectra.eigen import condition_number, eigenvalues, max_learning_rate
 from ntk_inr.spectra.moments import moments
 from ntk_inr.study import record
-from ntk_inr.study.candidate import kernel_in_float64
+from ntk_inr.study.candidate import check_room, kernel_in_float64
 from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import picture
 from ntk_inr.study.programs import free_programs_if_full
@@ -91,7 +92,8 @@ def compare(
     Raises:
         ValueError: no or unknown or repeated variants, sizes below 1, a resumed study with other settings,
             a kernel that is not finite.
-        FileExistsError: ``out`` is not empty and neither ``overwrite`` nor ``resume`` was given.
+        FileExistsError: ``out`` is not empty and neither ``overwrite`` nor ``resume`` was given, or someone else is
+            writing to it.
 
     Example:
         >>> import numpy as np, ntk_inr as ni
@@ -100,32 +102,37 @@ def compare(
         >>> [result.name for result in study.variants]
         ['relu', 'pe']
     """
+    task = readable(task)
     networks = _networks(variants, features, depth, task.channels)
     for net in networks.values():
         check_derivatives(task, net)
     for name, value in {"steps": steps, "seeds": seeds, "kernel_points": kernel_points}.items():
         _checks.check_positive(value, name, integer=True)
+    check_room(min(kernel_points, len(task.x)), "kernel_points")
     _checks.check_positive(learning_rate, "learning_rate")
     _checks.check_positive(seed, "seed", integer=True, least=0)
-    _checks.refuse_if(resume and out is None, "resume needs out=, the folder of the study to go on from.")
     settings = {
         "features": features, "depth": depth, "steps": steps, "seeds": seeds, "learning_rate": learning_rate,
         "seed": seed, "kernel_points": kernel_points,
     }  # fmt: skip
     study = Study(describe_task(task), settings, environment(), _image(task), [])
-    folder = None
-    if out is not None:
-        folder = record.prepare_folder(out, overwrite=overwrite, resume=resume)
-        if resume and (folder / record.RESULTS).exists():
+    with record.results_folder(out, overwrite=overwrite, resume=resume) as folder:
+        if folder is not None and resume and (folder / record.RESULTS).exists():
             study.variants = _resumed(folder, study, networks)
-    report = progress or (lambda what, done, total: None)
+        _measure_all(study, networks, task, folder, progress or (lambda what, done, total: None))
+    return study
 
+
+def _measure_all(
+    study: Study, networks: Mapping[str, nn.Module], task: Task, folder: Path | None, report: Progress
+) -> None:
+    """Add the results of the variants that are missing, and write each to ``folder`` as it comes."""
     finished = {result.name for result in study.variants}
     for position, (name, net) in enumerate(networks.items()):
         report("variants", position, len(networks))
         if name in finished:
             continue
-        result = _measure(name, net, task, settings, report)
+        result = _measure(name, net, task, study.settings, report)
         study.variants.append(result)
         if folder is not None:
             record.save_arrays(folder, result)
@@ -137,7 +144,6 @@ def compare(
     if folder is not None:
         record.save_index(folder, study)
     report("variants", len(networks), len(networks))
-    return study
 
 
 def _networks(variants: Any, features: int, depth: int, out: int) -> dict[str, nn.Module]:
@@ -151,7 +157,7 @@ def _networks(variants: Any, features: int, depth: int, out: int) -> dict[str, n
             raise ValueError(f"variants names {', '.join(repeated)} more than once; name each once.")
         networks = {name: variant(name, features=features, depth=depth, out=out) for name in variants}
     if not networks:
-        raise ValueError("variants is empty; name at least one, such as 'relu' (ni.variants() lists them).")
+        raise ValueError("variants is empty; name at least one, such as 'relu'.")
     return networks
 
 
@@ -323,7 +329,8 @@ def describe(value: Any) -> str:
         'NeRFEncoding(bands=4, include_input=False)'
     """
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        return getattr(value, "__name__", None) or repr(value)
+        # Without the address, which is another in each process.
+        return getattr(value, "__name__", None) or re.sub(r" at 0x[0-9a-f]+", "", repr(value))
     hidden = ("parent", "name") if isinstance(value, nn.Module) else ()
     fields = [f"{f.name}={describe(getattr(value, f.name))}" for f in dataclasses.fields(value) if f.name not in hidden]
     return f"{type(value).__name__}({', '.join(fields)})"
@@ -337,14 +344,20 @@ def check_derivatives(task: Task, net: nn.Module) -> None:
         if isinstance(part, Finer) and part.frozen_scale:
             raise ValueError(
                 f"{task.name} is about derivatives by the coordinates, and FINER's published gradient leaves out that "
-                "of its scale; take ni.CoordinateMLP(activation=ni.Finer(frozen_scale=False)), or a variant such as "
-                "siren."
+                "of its scale; take a variant such as siren, or in Python "
+                "ni.CoordinateMLP(activation=ni.Finer(frozen_scale=False))."
             )
         if isinstance(part, TopK) and part.mode == "soft":
             raise ValueError(
                 f"{task.name} is about derivatives by the coordinates, and a soft TopK leaves out that of its "
                 "threshold; take another variant, such as siren."
             )
+
+
+def readable(task: Task) -> Task:
+    """Return the task under a name that every file can hold, since some have their file's name."""
+    name = record.printable(task.name)
+    return dataclasses.replace(task, name=name) if name != task.name and dataclasses.is_dataclass(task) else task
 
 
 def describe_task(task: Task) -> dict[str, Any]:

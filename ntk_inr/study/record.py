@@ -6,17 +6,21 @@ Both are written whole under another name and then renamed, so that a reader nev
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from ntk_inr import _checks
+from ntk_inr._claims import CLAIM, claimed
 from ntk_inr.training.curves import first_reaching
 
 SCHEMA = "ntk_inr.study"
@@ -107,41 +111,58 @@ class Study:
         Raises:
             FileExistsError: the folder holds results and ``overwrite`` is False.
         """
-        folder = prepare_folder(folder, overwrite=overwrite)
-        for result in self.variants:
-            save_arrays(folder, result)
-        return save_index(folder, self)
+        folder = Path(folder)
+        with results_folder(folder, overwrite=overwrite):
+            for result in self.variants:
+                save_arrays(folder, result)
+            return save_index(folder, self)
 
 
-def prepare_folder(folder: str | Path, *, overwrite: bool = False, resume: bool = False) -> Path:
-    """Make an output folder and check that it may be written to, before anything is computed.
+@contextlib.contextmanager
+def results_folder(
+    folder: str | Path | None, *, overwrite: bool = False, resume: bool = False
+) -> Iterator[Path | None]:
+    """Make an output folder, check that it may be written to, and keep others from it; None for no folder.
 
     ``overwrite`` removes an older ``results.json``, so that a run that is interrupted can't be taken for it.
 
     Raises:
-        FileExistsError: it is a file, or holds something and neither ``overwrite`` nor ``resume`` was given.
-        ValueError: both were given.
+        FileExistsError: it is a file, someone else is writing to it, or it holds something and neither ``overwrite``
+            nor ``resume`` was given.
+        ValueError: both were given, or ``resume`` without a folder.
         PermissionError: it can't be written to.
     """
     if overwrite and resume:
-        raise ValueError("overwrite and resume contradict each other; give one of them.")
+        raise ValueError("overwrite=True and resume=True contradict each other; give one of them.")
+    if folder is None:
+        _checks.refuse_if(resume, "resume=True needs out=, the folder of the results to go on from.")
+        yield None
+        return
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{str(folder)!r} is a file; choose a folder for the results.")
-    if folder.is_dir() and any(folder.iterdir()) and not (overwrite or resume):
-        raise FileExistsError(
-            f"{str(folder)!r} exists and is not empty; continue it with --resume (resume=True), replace it with "
-            "--overwrite (overwrite=True), or choose another folder."
-        )
+    if not (overwrite or resume):
+        _check_empty(folder)  # before a claim writes to what is not ours
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-        if overwrite:
-            (folder / RESULTS).unlink(missing_ok=True)
     except OSError as error:
         raise PermissionError(f"can't write to {str(folder)!r} ({error.strerror}); choose another folder.") from error
-    return folder
+    with claimed(folder):
+        if overwrite:
+            (folder / RESULTS).unlink(missing_ok=True)
+        elif not resume:
+            _check_empty(folder)  # once more, since another may have come first
+        yield folder
+
+
+def _check_empty(folder: Path) -> None:
+    if folder.is_dir() and any(path.name != CLAIM for path in folder.iterdir()):
+        raise FileExistsError(
+            f"{str(folder)!r} exists and is not empty; continue it with resume=True, replace it with overwrite=True, "
+            "or choose another folder."
+        )
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -160,7 +181,15 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write text in one move."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode(errors="replace")))
+
+
+def printable(text: str) -> str:
+    """Return text that came from outside, such as a file's name, as one line that every file and console can hold.
+
+    Bytes that are not UTF-8, which Python has as surrogates, and control characters become replacement characters.
+    """
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", "\ufffd", text)
 
 
 def write_json(path: Path, content: Any) -> None:

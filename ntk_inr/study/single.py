@@ -12,10 +12,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ntk_inr import _checks
 from ntk_inr.kernels.adapters import init
 from ntk_inr.networks.variants import variant
 from ntk_inr.study import record
-from ntk_inr.study.compare import check_derivatives, describe, describe_task, trained
+from ntk_inr.study.compare import check_derivatives, describe, describe_task, readable, trained
 from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import save_figure
 from ntk_inr.tasks.interface import Task
@@ -84,13 +85,14 @@ def fit_task(
         progress: called with (steps done, steps).
 
     Returns:
-        :class:`Fitted`. Its run's status is "diverged" or "interrupted" where it is not whole; an interrupted one
-        is not scored.
+        :class:`Fitted`. Its run's status is "diverged" or "interrupted" where it is not whole, and "ended above the
+        start" where it learned nothing; an interrupted one is not scored.
 
     Raises:
         ValueError: an unknown variant, optimizer or schedule, a task about derivatives that the network holds back,
             or ``resume`` of what is no fit.
-        FileExistsError: ``out`` is not empty and neither ``overwrite`` nor ``resume`` was given.
+        FileExistsError: ``out`` is not empty and neither ``overwrite`` nor ``resume`` was given, or someone else is
+            writing to it.
 
     Example:
         >>> import ntk_inr as ni
@@ -98,57 +100,65 @@ def fit_task(
         >>> found.run.status, sorted(found.scores)
         ('finished', ['psnr'])
     """
-    net = network
+    task, net = readable(task), network
     if isinstance(net, str):
         net = variant(net, features=features, depth=depth, out=task.channels)
     check_derivatives(task, net)
+    _checks.refuse_if(
+        optimizer == "lbfgs" and task.sampling is not None,
+        f"{task.name} has {len(task.x)} rows and is trained in batches of {task.sampling}, but optimizer='lbfgs' "
+        "compares losses of one and the same batch; take another, such as optimizer='adam', or a smaller task.",
+    )
     maker = make_optimizer(optimizer, learning_rate=learning_rate, schedule=schedule, steps=steps)
-    folder: Path | None = None
-    options: dict[str, Any] = {}
-    if out is not None:
-        folder = record.prepare_folder(out, overwrite=overwrite, resume=resume)
-        if (folder / record.RESULTS).exists():
-            record.read_results(folder, _SCHEMA, what="a fit", writer="ntk-inr fit")
-        options = {
-            "checkpoint": folder / "checkpoints", "overwrite": overwrite,
-            "recorder": Recorder(jsonl=folder / "history.jsonl", overwrite=overwrite),
-        }  # fmt: skip
     start, shuffles = jax.random.split(jax.random.key(seed))
-    x, y = jnp.asarray(task.x), jnp.asarray(task.y)
-    apply, params = init(net, start, x)
-    run = fit(
-        task.observe(apply), params, x, y, optimizer=maker, steps=steps, key=shuffles, loss=task.loss,
-        batch_size=task.sampling, data_range=task.data_range, progress=progress, resume=not overwrite, **options,
-    )  # fmt: skip
-    if run.status == "interrupted":
-        return Fitted(run, {}, None, {})
-    reconstruction = task.reconstruct(functools.partial(trained(apply, run), run.params))
-    scores = task.scores(reconstruction)
-    files = {} if folder is None else _write(folder, task, reconstruction)
-    if folder is not None:
-        files["result"] = folder / record.RESULTS
-        content = {
-            "schema": _SCHEMA,
-            "task": describe_task(task),
-            "network": describe(net),
-            "settings": {
-                "steps": steps, "optimizer": optimizer, "learning_rate": learning_rate, "schedule": schedule,
-                "seed": seed,
-            },
-            "environment": environment(),
-            "status": run.status,
-            "steps": run.steps,
-            "seconds": float(run.history["seconds"][-1]),
-            "scores": scores,
-            "files": {name: path.name for name, path in files.items()},
+    with record.results_folder(out, overwrite=overwrite, resume=resume) as folder:
+        options: dict[str, Any] = {}
+        if folder is not None:
+            if (folder / record.RESULTS).exists():
+                record.read_results(folder, _SCHEMA, what="a fit", writer="ntk-inr fit")
+            options = {
+                "checkpoint": folder / "checkpoints", "overwrite": overwrite,
+                "recorder": Recorder(jsonl=folder / "history.jsonl", overwrite=overwrite),
+            }  # fmt: skip
+        x, y = jnp.asarray(task.x), jnp.asarray(task.y)
+        apply, params = init(net, start, x)
+        run = fit(
+            task.observe(apply), params, x, y, optimizer=maker, steps=steps, key=shuffles, loss=task.loss,
+            batch_size=task.sampling, data_range=task.data_range, progress=progress, resume=not overwrite, **options,
+        )  # fmt: skip
+        if run.status == "interrupted":
+            return Fitted(run, {}, None, {})
+        reconstruction = task.reconstruct(functools.partial(trained(apply, run), run.params))
+        found = Fitted(run, task.scores(reconstruction), reconstruction, {})
+        if folder is None:
+            return found
+        settings = {
+            "steps": steps, "optimizer": optimizer, "learning_rate": learning_rate, "schedule": schedule, "seed": seed,
         }  # fmt: skip
-        record.write_json(files["result"], content)
-    return Fitted(run, scores, reconstruction, files)
+        return dataclasses.replace(found, files=_write(folder, task, net, settings, found))
 
 
-def _write(folder: Path, task: Task, reconstruction: Any) -> dict[str, Path]:
-    """Write the figure and the reconstruction."""
-    save_figure(task.figure(reconstruction), folder / "figure", "png")
+def _write(folder: Path, task: Task, net: nn.Module, settings: dict[str, Any], found: Fitted) -> dict[str, Path]:
+    """Write the figure, the reconstruction and the results."""
+    save_figure(task.figure(found.reconstruction), folder / "figure", "png")
     kind = TASKS.get(task.kind)
     saved = folder / f"reconstruction{'.png' if kind is None else kind.writes}"
-    return {"figure": folder / "figure.png", "reconstruction": task.save(reconstruction, saved, overwrite=True)}
+    files = {
+        "figure": folder / "figure.png",
+        "reconstruction": task.save(found.reconstruction, saved, overwrite=True),
+        "result": folder / record.RESULTS,
+    }
+    content = {
+        "schema": _SCHEMA,
+        "task": describe_task(task),
+        "network": describe(net),
+        "settings": settings,
+        "environment": environment(),
+        "status": found.run.status,
+        "steps": found.run.steps,
+        "seconds": float(found.run.history["seconds"][-1]),
+        "scores": found.scores,
+        "files": {name: path.name for name, path in files.items() if name != "result"},
+    }
+    record.write_json(files["result"], content)
+    return files

@@ -24,6 +24,7 @@ from ntk_inr.study.candidate import (
     TIMES,
     Curves,
     Sample,
+    check_room,
     draw_sample,
     kernel_of,
     largest_eigenvalue,
@@ -31,7 +32,7 @@ from ntk_inr.study.candidate import (
     predict_infinite,
     stable_rate,
 )
-from ntk_inr.study.compare import check_derivatives, describe, describe_task
+from ntk_inr.study.compare import check_derivatives, describe, describe_task, readable
 from ntk_inr.study.environment import environment
 from ntk_inr.study.programs import free_programs_if_full
 from ntk_inr.study.space import Axis, between, spaces_of
@@ -133,7 +134,8 @@ def tune(
             sample larger than the signal, a constant signal, an objective without its target, a resumed search with
             other settings, no candidate that works.
         TypeError: numbers of the wrong kind.
-        FileExistsError: ``out`` is not empty and neither ``overwrite`` nor ``resume`` was given.
+        FileExistsError: ``out`` is not empty and neither ``overwrite`` nor ``resume`` was given, or someone else is
+            writing to it.
 
     Example:
         >>> import ntk_inr as ni
@@ -144,6 +146,7 @@ def tune(
 
     Source: T10 of the theory; Jacot et al. 2018, arXiv 1806.07572.
     """
+    task = readable(task)
     _checks.check_choice(objective, OBJECTIVES, "objective")
     _checks.check_choice(optimizer, _DESCENTS, "optimizer")
     for name, value in {"steps": steps, "repeats": repeats}.items():
@@ -155,9 +158,10 @@ def tune(
     if objective == "speed":
         _checks.refuse_if(target_psnr is None, 'objective="speed" counts steps to a target; give target_psnr=, in dB.')
         _checks.refuse_if(not math.isfinite(target_psnr or 0), f"target_psnr is {target_psnr}; expected dB.")
-    _checks.refuse_if(infinite and pilot, "a pilot run trains a finite network; leave out infinite or pilot.")
+    _checks.refuse_if(
+        infinite and pilot, f"infinite=True and pilot={pilot} exclude each other: a pilot run trains a finite network."
+    )
     _checks.refuse_if(pilot >= steps, f"pilot is {pilot} and steps is {steps}; a pilot run is shorter than training.")
-    _checks.refuse_if(resume and out is None, "resume needs out=, the folder of the search to go on from.")
     share = _HELD_OUT if objective == "heldout" else 0.0
     size = _checked_sample(task, sample, share)
     networks = _networks(variant, features, depth, task.channels)
@@ -172,33 +176,15 @@ def tune(
         "networks": {name: describe(net) for name, net in networks.items()},
     }  # fmt: skip
     found = Tuning(describe_task(task), asked, environment(), [])
-    folder = None
-    if out is not None:
-        folder = record.prepare_folder(out, overwrite=overwrite, resume=resume)
-        if resume and (folder / record.RESULTS).exists():
+    with record.results_folder(out, overwrite=overwrite, resume=resume) as folder:
+        if folder is not None and resume and (folder / record.RESULTS).exists():
             found.candidates = _resumed(folder, found, spaces)
-    samples = [draw_sample(task, size, share, seed + repeat) for repeat in range(repeats)]
-    search = _Search(task, networks, samples, found, folder)
-    plan = [
-        (name, dict(zip([axis.name for axis in axes], values, strict=True)))
-        for name, axes in spaces.items()
-        for values in itertools.product(*[axis.grid for axis in axes])
-    ]
-    report = progress or (lambda what, done, total: None)
-    total = len(plan) + refine
-    for place, (name, values) in enumerate(plan):
-        report("candidates", place, total)
-        search.measure(name, values)
-    if found.best.failure:
-        raise ValueError(f"no candidate works; {found.best.label}: {found.best.failure}")
-    refined = _refined(found, spaces[found.best.variant], refine)
-    for place, values in enumerate(refined):
-        report("candidates", len(plan) + place, total)
-        search.measure(found.best.variant, values)
-    report("candidates", total, total)
-    found.complete = True
-    if folder is not None:
-        write(folder, found)
+        samples = [draw_sample(task, size, share, seed + repeat) for repeat in range(repeats)]
+        search = _Search(task, networks, samples, found, folder)
+        search.run(spaces, refine, progress or (lambda what, done, total: None))
+        found.complete = True
+        if folder is not None:
+            write(folder, found)
     return found
 
 
@@ -217,6 +203,7 @@ def _checked_sample(task: Task, sample: int | None, share: float) -> int:
     rows, y = len(task.x), np.asarray(task.y)
     if sample is not None:
         _checks.check_positive(sample, "sample", integer=True, least=2)
+        check_room(sample, "sample")
         if sample > rows:
             raise ValueError(
                 f"sample is {sample}, but {task.name} has only {rows} rows to train on; choose up to that."
@@ -268,6 +255,25 @@ class _Search:
     samples: list[Sample]
     found: Tuning
     folder: Path | None
+
+    def run(self, spaces: Mapping[str, list[Axis]], refine: int, report: Callable[[str, int, int], None]) -> None:
+        """Measure the grid of all axes, then ``refine`` candidates around the best."""
+        plan = [
+            (name, dict(zip([axis.name for axis in axes], values, strict=True)))
+            for name, axes in spaces.items()
+            for values in itertools.product(*[axis.grid for axis in axes])
+        ]
+        total = len(plan) + refine
+        for place, (name, values) in enumerate(plan):
+            report("candidates", place, total)
+            self.measure(name, values)
+        best = self.found.best
+        if best.failure:
+            raise ValueError(f"no candidate works; {best.label}: {best.failure}")
+        for place, values in enumerate(_refined(self.found, spaces[best.variant], refine)):
+            report("candidates", len(plan) + place, total)
+            self.measure(best.variant, values)
+        report("candidates", total, total)
 
     def measure(self, name: str, values: dict[str, Any]) -> None:
         """Predict for one candidate, unless it is known."""

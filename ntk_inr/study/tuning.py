@@ -308,7 +308,8 @@ class Tuning:
         Raises:
             FileExistsError: the folder holds something and ``overwrite`` is False.
         """
-        return write(record.prepare_folder(folder, overwrite=overwrite), self)
+        with record.results_folder(folder, overwrite=overwrite):
+            return write(Path(folder), self)
 
 
 def write(folder: Path, tuning: Tuning) -> Path:

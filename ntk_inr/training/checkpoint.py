@@ -49,7 +49,13 @@ class Store:
         self.keep, self.run = keep, run
         self._damaged: list[int] = []
         if self.folder.exists() and not self.folder.is_dir():
-            raise NotADirectoryError(f"checkpoint={str(folder)!r} is a file; expected a folder.")
+            raise NotADirectoryError(f"{str(folder)!r} is a file; expected a folder for checkpoints.")
+        try:
+            str(self.folder).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{str(self.folder)!r} is not UTF-8, as checkpoints need; choose another folder."
+            ) from error
 
     def steps(self) -> list[int]:
         """Return the steps that have a complete checkpoint, ascending."""
@@ -209,15 +215,21 @@ def tree_digest(tree: Any) -> str:
     """Return a digest of a pytree of arrays: its structure, and every byte."""
     leaves, structure = jax.tree.flatten(tree)
     content = {f"{i}": _on_host(jnp.asarray(leaf)) for i, leaf in enumerate(leaves)}
-    shape = re.sub(r"0x[0-9a-f]+", "", str(structure))  # functions print their address
-    return _digest(content).tobytes().hex() + hashlib.sha256(shape.encode()).hexdigest()[:16]
+    return _digest(content).tobytes().hex() + _text_digest(str(structure))
 
 
 def program_digest(function: Any, *arguments: Any) -> str:
     """Return a digest of what ``function`` computes as JAX traces it: of model, loss, optimizer and their settings."""
     closed = jax.make_jaxpr(function)(*arguments)
-    text = re.sub(r"0x[0-9a-f]+", "", str(closed))
-    return hashlib.sha256(text.encode()).hexdigest()[:16] + tree_digest(_constants(closed))
+    # Not str(closed), which has colours where it would be printed on a terminal.
+    return _text_digest(closed.pretty_print(use_color=False)) + tree_digest(_constants(closed))
+
+
+def _text_digest(text: str) -> str:
+    """Return a digest of what JAX prints, without what is another in each process."""
+    text = re.sub(r"0x[0-9a-f]+", "", text)  # addresses of functions
+    text = re.sub(r"\{([^{}:]*)\}", lambda found: ", ".join(sorted(found[1].split(", "))), text)  # the order of sets
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _constants(closed: Any) -> list[Any]:

@@ -89,7 +89,8 @@ def fit(
     Returns:
         :class:`FitResult`. A loss that is not finite, or above 1e4 times both the first one and that of an error
         of the whole data_range (log 2 for "bce"), ends the run with status "diverged" and the last good
-        parameters; it does not raise. For a function as ``loss`` only what is not finite counts.
+        parameters; it does not raise. For a function as ``loss`` only what is not finite counts. A run that took all
+        its steps to a higher loss than it began with has the status "ended above the start".
 
     Raises:
         TypeError: integer coordinates, or an optimizer that is not optax's.

@@ -182,6 +182,8 @@ def _result(
         status = "target reached"
     elif interrupted and bool(own.alive):
         status = "interrupted"
+    elif status == "finished" and rows[-1]["loss"][seed] > rows[0]["loss"][seed]:
+        status = "ended above the start"
     taken = int(own.steps)
     columns = {name: np.asarray([row[name][seed] for row in rows]) for name in rows[0] if name != "alive"}
     # A seed that diverged has reports that repeat its last good step; the first of them is enough.

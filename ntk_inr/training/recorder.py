@@ -95,25 +95,31 @@ class Recorder:
     ) -> None:  # fmt: skip
         """Take the first kernel, and what an earlier part of the run recorded; refuse files of others."""
         self._steps, self._loss = steps, loss
+        self._new = lines is None and not self.overwrite
         rows = subset(len(x), self.points)
         self._x, self._y = x[rows], y[rows]
         self._first = np.asarray(ntk(apply, params, self._x))
         if lines is None:
-            if self.jsonl is not None and self.jsonl.exists() and not self.overwrite:
+            if self._new and self.jsonl is not None and self.jsonl.exists():
                 raise FileExistsError(
-                    f"{self.jsonl} exists; give another jsonl=, or Recorder(..., overwrite=True) to replace it."
+                    f"{str(self.jsonl)!r} exists; choose another file for the records, or pass overwrite=True to "
+                    "replace it."
                 )
             lines = [{"event": "start", "run": uuid.uuid4().hex, "points": len(rows), "steps": steps}]
         elif self.jsonl is not None and self.jsonl.exists():
             written = _complete_lines(self.jsonl)
             if written and written[: len(lines)] != lines[: len(written)]:
-                raise FileExistsError(f"{self.jsonl} is of another run than the checkpoint; give another jsonl=.")
+                raise FileExistsError(
+                    f"{str(self.jsonl)!r} is of another run than the checkpoint; choose another file for the records."
+                )
         self._lines = list(lines)
 
     def open(self, done: int) -> None:
         """Open the files, cut back to what is known at step ``done``."""
         if self.jsonl is not None:
             self.jsonl.parent.mkdir(parents=True, exist_ok=True)
+            if self._new:
+                self.jsonl.touch(exist_ok=False)  # which fails where another run has made it since
             partial = self.jsonl.with_name(f"{self.jsonl.name}.{os.getpid()}.tmp")
             partial.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
             partial.replace(self.jsonl)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ntk_inr.training.curves import first_reaching, psnr
 
-Status = Literal["finished", "target reached", "diverged", "interrupted"]
+Status = Literal["finished", "target reached", "ended above the start", "diverged", "interrupted"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,8 @@ class FitResult:
         params: the parameters at the end; after divergence the last ones with a good loss.
         apply: the model to call with them: as handed in, or with the batch statistics and the step of schedules
             that training left.
-        status: "finished", "target reached", "diverged", or "interrupted" by a signal (with ``checkpoint`` only).
+        status: "finished", "target reached", "ended above the start" where the loss on all data did, "diverged", or
+            "interrupted" by a signal (with ``checkpoint`` only).
         steps: steps taken (after divergence, up to the last good one).
         history: columns of equal length, one entry a report: "step", "loss" and "psnr" on all training data,
             "seconds" of training so far without compilation; "validation_loss" and "validation_psnr", "ntk_mean",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from ntk_inr._claims import claimed
 from ntk_inr.training.checkpoint import Store, program_digest, restore, tree_digest
 from ntk_inr.training.steps import State, advance
 
@@ -27,6 +29,7 @@ class Saver:
     def __init__(self, run: Run) -> None:
         self._run, self._options, self._recorder = run, run.options, run.options.recorder
         self._store: Store | None = None
+        self._open = contextlib.ExitStack()
         self._by_steps = isinstance(self._options.checkpoint_every, int | np.integer)
         self._saved_step, self._saved_time = -1, time.monotonic()
         self._length = 1  # steps of the next fused call
@@ -35,8 +38,7 @@ class Saver:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._recorder is not None:
-            self._recorder.close()
+        self._open.close()
 
     def begin(self) -> tuple[State, int, float, list[Row]]:
         """Return state, steps done, seconds and rows of the history to go on from."""
@@ -45,6 +47,8 @@ class Saver:
         saved = None
         if options.checkpoint is not None:
             self._store = Store(options.checkpoint, options.keep, _identity(run))
+            self._store.folder.mkdir(parents=True, exist_ok=True)
+            self._open.enter_context(claimed(self._store.folder))
             saved = self._store.find(options.resume, options.overwrite)
         if saved is not None:
             state = restore(saved, run.start)
@@ -52,6 +56,7 @@ class Saver:
             rows = [{name: column[i] for name, column in saved.history.items()} for i in range(saved.meta["rows"])]
             self._saved_step = done
         if self._recorder is not None:
+            self._open.callback(self._recorder.close)
             first = run.start
             self._recorder.begin(run.model(first), first.params, run.x, run.y, run.program.loss, options.steps, lines)
         if self._store is not None:
