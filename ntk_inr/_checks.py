@@ -5,13 +5,18 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.tree_util import Partial
+
+Outputs = Literal["trace", "diagonal", "full"]
+Method = Literal["auto", "structured", "jacobian", "neural-tangents"]
+Precision = Literal["highest", "high", "default", "float32", "tensorfloat32", "bfloat16"]
+_WORDS = {"outputs": get_args(Outputs), "method": get_args(Method), "precision": get_args(Precision)}
 
 
 def as_coordinates(x: Any, name: str = "x") -> Array:
@@ -116,6 +121,15 @@ def check_positive(value: Any, name: str, *, integer: bool = False, least: float
         raise ValueError(f"{name} is {value!r}; expected at least {low}.")
     if low is None and not (value > 0 and np.isfinite(value)):
         raise ValueError(f"{name} is {value!r}; expected a finite number above 0.")
+
+
+def check_options(**options: Any) -> None:
+    """Check those options that functions of ``(apply, params, x)`` share: words, and whole numbers above 0 or None."""
+    for name, value in options.items():
+        if name in _WORDS:
+            check_choice(value, _WORDS[name], name)
+        elif value is not None:
+            check_positive(value, name, integer=True)
 
 
 def _as_real_matrix(array: Any, name: str, expected: str) -> Array:

@@ -12,8 +12,9 @@ import numpy as np
 from jax import Array
 
 from ntk_inr import _checks
+from ntk_inr._checks import Precision
 from ntk_inr.kernels import assembly, memory
-from ntk_inr.kernels.api import Precision, check_concrete, check_model
+from ntk_inr.kernels.api import check_concrete, check_model
 from ntk_inr.kernels.memory import Model
 from ntk_inr.spectra.moments import Moments
 
@@ -97,6 +98,7 @@ def streamed_moments(
         >>> bool(np.allclose(ni.streamed_moments(apply, params, x), exact, rtol=1e-4))
         True
     """
+    _checks.check_options(block=block, memory_limit=memory_limit, precision=precision)
     model = check_model(apply, params, x)
     check_concrete(model, "streamed_moments")
     return _reduced(model, params, model.x1, block, memory_limit, precision, progress).moments()
@@ -157,6 +159,7 @@ def sampled_moments(
         >>> abs(m.variance - exact.variance) < 5 * m.variance_stderr
         True
     """
+    _checks.check_options(block=block, memory_limit=memory_limit, precision=precision)
     _checks.check_positive(size, "size", integer=True, least=2)
     _checks.check_positive(rtol, "rtol")
     model = check_model(apply, params, x)

@@ -47,7 +47,8 @@ class Options:
         for field in dataclasses.fields(self):
             if isinstance(value := getattr(self, field.name), np.generic):  # which a checkpoint's JSON does not have
                 object.__setattr__(self, field.name, value.item())
-        for name in ("steps", "ntk_points", "microbatch", "keep"):
+        _checks.check_options(microbatch=self.microbatch)
+        for name in ("steps", "ntk_points", "keep"):
             if getattr(self, name) is not None:
                 _checks.check_positive(getattr(self, name), name, integer=True)
         _checks.check_positive(self.data_range, "data_range")

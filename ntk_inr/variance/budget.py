@@ -6,15 +6,16 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax import Array
 
 from ntk_inr import _checks
+from ntk_inr._checks import Precision
 from ntk_inr.kernels import memory
-from ntk_inr.kernels.api import Precision, check_concrete, check_model
+from ntk_inr.kernels.api import check_concrete, check_model
 from ntk_inr.variance import budget_report, sums
 from ntk_inr.variance.budget_change import BudgetChange, attributed
 from ntk_inr.variance.sums import Sums
@@ -236,10 +237,7 @@ def variance_budget(
 
     Source: T8 of the theory.
     """
-    _checks.check_choice(precision, get_args(Precision), "precision")
-    for name, value in (("block", block), ("memory_limit", memory_limit)):
-        if value is not None:
-            _checks.check_positive(value, name, integer=True)
+    _checks.check_options(block=block, memory_limit=memory_limit, precision=precision)
     model = check_model(apply, params, x)
     check_concrete(model, "variance_budget")
     n = len(model.x1)
