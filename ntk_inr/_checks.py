@@ -13,6 +13,8 @@ import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
+from ntk_inr._dtypes import accumulation_dtype
+
 Outputs = Literal["trace", "diagonal", "full"]
 Method = Literal["auto", "structured", "jacobian", "neural-tangents"]
 Precision = Literal["highest", "high", "default", "float32", "tensorfloat32", "bfloat16"]
@@ -43,7 +45,7 @@ def as_values(y: Any, n: int, name: str = "y") -> Array:
 
 
 def as_kernel(kernel: Any, name: str = "K") -> Any:
-    """Return a square (n, n) kernel as it came (JAX or NumPy), or say what is wrong with it."""
+    """Return a square (n, n) kernel (JAX or NumPy), at least in float32, or say what is wrong with it."""
     if not hasattr(kernel, "shape"):
         kernel = np.asarray(kernel)
     if not hasattr(kernel, "ndim"):
@@ -56,7 +58,16 @@ def as_kernel(kernel: Any, name: str = "K") -> Any:
             f"{name} has shape {tuple(kernel.shape)}; expected a square kernel (n, n). "
             'Compute it with ni.ntk(apply, params, x), which traces over outputs ("trace").'
         )
-    return kernel
+    if not kernel.shape[0]:
+        raise ValueError(f"{name} has shape (0, 0), so it is empty; expected a kernel of at least one coordinate.")
+    return as_floating(kernel, name)
+
+
+def as_floating(array: Any, name: str) -> Any:
+    """Return ``array`` (JAX or NumPy) in the dtype that sums over it are taken in, or say that it holds no reals."""
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in (np.floating, np.integer, np.bool_)):
+        raise TypeError(f"{name} has dtype {array.dtype}; expected real numbers.")
+    return array.astype(accumulation_dtype(array), copy=False)
 
 
 def check_finite_tree(tree: Any, name: str) -> None:
