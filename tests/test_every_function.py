@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 import ntk_inr as ni
+from ntk_inr.variance.assumptions import check_assumptions
 from tests.conftest import small
 
 X = jnp.linspace(-1, 1, 12)[:, None]
@@ -101,3 +103,37 @@ def test_figures_depend_neither_on_the_kernels_unit_nor_on_its_dtype(name):
         np.testing.assert_allclose(
             found(kernel), right, rtol=2e-3, atol=2e-5, err_msg=f"{kernel.dtype}, {kernel.max()}"
         )
+
+
+def _budget(*model):
+    budget = ni.variance_budget(*model)
+    return budget.cv, budget.shares, budget.correlations, budget.tau, budget.forward_tau, budget.overlap
+
+
+def _assumptions(*model):
+    report = check_assumptions(*model)
+    return report.off_diagonal, [(f.measured, f.error_percent, f.share) for f in report.findings]
+
+
+FIGURES_OF_A_MODEL = {
+    "streamed_moments": lambda *model: ni.streamed_moments(*model, block=7)[2:],
+    "sampled_moments": lambda *model: ni.sampled_moments(*model, key=KEY, size=5, submatrices=2)[2:4],
+    "operator": lambda *model: _stochastic("probes")(ni.NTKOperator(*model)),
+    "variance_budget": _budget,
+    "check_assumptions": _assumptions,
+}
+
+
+@pytest.mark.parametrize("name", FIGURES_OF_A_MODEL)
+def test_figures_depend_not_on_a_networks_unit(name):
+    rng = np.random.default_rng(0)
+    params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in (("w", (2, 8)), ("out", (8, 2)))}
+    x = rng.normal(size=(12, 2)).astype(np.float32)
+
+    def found(size):
+        network = Partial(lambda size, p, x: size * (jnp.tanh(x @ p["w"]) @ p["out"]), jnp.float32(size))
+        return np.hstack([np.ravel(part) for part in jax.tree.leaves(FIGURES_OF_A_MODEL[name](network, params, x))])
+
+    right = found(1.0)
+    for size in (2e-17, 1e12):
+        np.testing.assert_allclose(found(size), right, rtol=2e-3, atol=1e-5)
