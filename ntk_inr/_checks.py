@@ -76,20 +76,21 @@ def check_finite_tree(tree: Any, name: str) -> None:
     seen = {path: leaf for path, leaf in leaves if not isinstance(leaf, jax.core.Tracer)}
     # Eager inside a transformation too, where parameters that the function closes over are values.
     with jax.ensure_compile_time_eval():
-        if not seen or _all_finite(list(seen.values())):
+        if not seen or _are_finite(list(seen.values())):
             return
     for path, leaf in seen.items():
         _check_finite(jnp.asarray(leaf), f"{name}{jax.tree_util.keystr(path)}")
 
 
-def _all_finite(leaves: list[Any]) -> bool:
+def _are_finite(leaves: list[Any]) -> bool:
     if jax.default_backend() == "cpu" and all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves):
         return all(np.isfinite(np.asarray(leaf)).all() for leaf in leaves)  # where they lie, without a program
-    return bool(_all_finite_there(leaves))
+    return bool(all_finite(leaves))
 
 
 @jax.jit
-def _all_finite_there(leaves: list[Any]) -> Array:
+def all_finite(leaves: list[Any]) -> Array:
+    """Return whether every number is finite, without leaving the device."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
@@ -162,7 +163,7 @@ def _check_finite(array: Array, name: str) -> None:
     if isinstance(array, jax.core.Tracer) or not jnp.issubdtype(array.dtype, jnp.inexact):
         return
     with jax.ensure_compile_time_eval():
-        if _all_finite([array]):
+        if _are_finite([array]):
             return
         bad = int(array.size - jnp.isfinite(array).sum())
     raise ValueError(f"{name} holds {bad} NaN or infinite values of {array.size}; remove or replace them.")
