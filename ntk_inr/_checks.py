@@ -13,6 +13,8 @@ import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
+from ntk_inr._dtypes import accumulation_dtype
+
 Outputs = Literal["trace", "diagonal", "full"]
 Method = Literal["auto", "structured", "jacobian", "neural-tangents"]
 Precision = Literal["highest", "high", "default", "float32", "tensorfloat32", "bfloat16"]
@@ -43,7 +45,7 @@ def as_values(y: Any, n: int, name: str = "y") -> Array:
 
 
 def as_kernel(kernel: Any, name: str = "K") -> Any:
-    """Return a square (n, n) kernel as it came (JAX or NumPy), or say what is wrong with it."""
+    """Return a square (n, n) kernel (JAX or NumPy), at least in float32, or say what is wrong with it."""
     unmasked(kernel, name)
     kernel = native(kernel if hasattr(kernel, "shape") else np.asarray(kernel))
     if not hasattr(kernel, "ndim"):
@@ -56,7 +58,16 @@ def as_kernel(kernel: Any, name: str = "K") -> Any:
             f"{name} has shape {tuple(kernel.shape)}; expected a square kernel (n, n). "
             'Compute it with ni.ntk(apply, params, x), which traces over outputs ("trace").'
         )
-    return kernel
+    if not kernel.shape[0]:
+        raise ValueError(f"{name} has shape (0, 0), so it is empty; expected a kernel of at least one coordinate.")
+    return as_floating(kernel, name)
+
+
+def as_floating(array: Any, name: str) -> Any:
+    """Return ``array`` (JAX or NumPy) in the dtype that sums over it are taken in, or say that it holds no reals."""
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in (np.floating, np.integer, np.bool_)):
+        raise TypeError(f"{name} has dtype {array.dtype}; expected real numbers.")
+    return array.astype(accumulation_dtype(array), copy=False)
 
 
 def as_numpy(source: Any, name: str) -> np.ndarray | None:
@@ -103,20 +114,21 @@ def check_finite_tree(tree: Any, name: str) -> None:
     seen = {path: leaf for path, leaf in leaves if not isinstance(leaf, jax.core.Tracer)}
     # Eager inside a transformation too, where parameters that the function closes over are values.
     with jax.ensure_compile_time_eval():
-        if not seen or _all_finite(list(seen.values())):
+        if not seen or _are_finite(list(seen.values())):
             return
     for path, leaf in seen.items():
         _check_finite(jnp.asarray(leaf), f"{name}{jax.tree_util.keystr(path)}")
 
 
-def _all_finite(leaves: list[Any]) -> bool:
+def _are_finite(leaves: list[Any]) -> bool:
     if jax.default_backend() == "cpu" and all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves):
         return all(np.isfinite(np.asarray(leaf)).all() for leaf in leaves)  # where they lie, without a program
-    return bool(_all_finite_there(leaves))
+    return bool(all_finite(leaves))
 
 
 @jax.jit
-def _all_finite_there(leaves: list[Any]) -> Array:
+def all_finite(leaves: list[Any]) -> Array:
+    """Return whether every number is finite, without leaving the device."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
@@ -189,7 +201,7 @@ def _check_finite(array: Array, name: str) -> None:
     if isinstance(array, jax.core.Tracer) or not jnp.issubdtype(array.dtype, jnp.inexact):
         return
     with jax.ensure_compile_time_eval():
-        if _all_finite([array]):
+        if _are_finite([array]):
             return
         bad = int(array.size - jnp.isfinite(array).sum())
     raise ValueError(f"{name} holds {bad} NaN or infinite values of {array.size}; remove or replace them.")

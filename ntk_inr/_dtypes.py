@@ -1,4 +1,4 @@
-"""The dtypes that figures are computed in, whatever the dtype of what they are computed of."""
+"""The dtype and the unit that figures are computed in, whatever those of the numbers that they are of."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 
 def accumulation_dtype(*of: Any) -> np.dtype:
@@ -20,6 +21,19 @@ def accumulation_dtype(*of: Any) -> np.dtype:
 def eps(dtype: Any) -> float:
     """Return the spacing of the numbers at 1 in a floating point ``dtype``, those of half precision among them."""
     return float(jnp.finfo(dtype).eps)
+
+
+def unit_of(array: Any) -> Any:
+    """Return a power of two near the largest size in ``array``, 1 for zeros, in its library (JAX or NumPy) and dtype.
+
+    Dividing by it rounds nothing, and squares of what is left neither overflow nor vanish beside the largest.
+    """
+    xp = np if isinstance(array, np.ndarray) else jnp
+    array = array if xp is np else lax.stop_gradient(array)
+    range_ = jnp.finfo(array.dtype)
+    # At the ends of the range its inverse would leave it.
+    exponent = xp.clip(xp.frexp(xp.maximum(array.max(), -array.min()))[1], range_.minexp + 1, range_.maxexp - 1)
+    return xp.ldexp(xp.ones((), array.dtype), exponent)
 
 
 def _floating(of: Any) -> np.dtype:

@@ -12,6 +12,7 @@ import ntk_inr as ni
 from ntk_inr.variance import assumptions
 from ntk_inr.variance.assumptions import check_assumptions
 from tests import kernel_models
+from tests.conftest import small
 
 
 def two_layer(d, width, readout=None):
@@ -183,6 +184,21 @@ def test_corrections_add_up_where_terms_are_no_product_of_two(x, name):
     rng = np.random.default_rng(0)
     params = {leaf: rng.normal(size=shape).astype(np.float32) / 4 for leaf, shape in SHAPES[name].items()}
     assert "H" in {f.assumption[-1] for f in explained((getattr(kernel_models, name), params), x).findings}
+
+
+@pytest.mark.parametrize("name", ["pe", "one-dimensional", "weights used twice"])
+def test_layers_are_the_terms_of_the_budget(x, key, name):
+    """With the readout's bias in the product of its weights, and the weights of one coordinate apart."""
+    x = x[:, :1] if name == "one-dimensional" else x
+    model = small("relu" if name == "one-dimensional" else "pe", key, x)
+    if name == "weights used twice":
+        params = {leaf: np.ones(shape, np.float32) * np.arange(shape[-1]) for leaf, shape in SHAPES["tied"].items()}
+        model = kernel_models.tied, jax.tree.map(lambda leaf: leaf / WIDTH, params)
+    budget = ni.variance_budget(*model, x)
+    shares = {f.layer: f.share for f in check_assumptions(*model, x).findings if f.layer != "kernel"}
+    assert tuple(shares) == budget.names
+    own = np.diagonal(budget.matrix)
+    np.testing.assert_allclose(list(shares.values()), own / own.sum(), rtol=1e-4)
 
 
 def test_proxy_and_factors_are_those_of_the_definition():

@@ -10,7 +10,7 @@ import pytest
 from jax.tree_util import Partial
 
 import ntk_inr as ni
-from ntk_inr.kernels.model import check_model, trace_of
+from ntk_inr.kernels.model import check_model
 from ntk_inr.variance import sums
 from ntk_inr.variance.budget import variance_budget
 from tests.conftest import in_float64, quick, small
@@ -184,8 +184,7 @@ def test_any_block(key, x, x64):
 
 def test_memory(x):
     apply, params = network("relu")
-    trace = trace_of(check_model(apply, params, x), params, "terms")
-    terms = sums.terms_of(trace, params)
+    trace, terms = sums.plan(check_model(apply, params, x), params)
     for limit in (10**4, 10**6):
         cut = sums.cut_for(trace, terms, 16384, limit=limit, block=None)
         assert cut.bytes <= limit

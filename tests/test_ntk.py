@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import ntk_inr as ni
 from ntk_inr._checks import native
-from ntk_inr.kernels import assembly
+from ntk_inr.kernels import assembly, memory
 from ntk_inr.kernels.memory import Cut
 from ntk_inr.kernels.model import check_model
 from tests.conftest import in_float64, quick, small
@@ -531,3 +531,42 @@ def test_a_parameter_that_is_a_number(x):
 
     np.testing.assert_allclose(ni.ntk(slope, 2.0, x, method="jacobian"), ni.ntk(slope, 2.0, x), rtol=1e-6)
     assert "1" in str(ni.explain(slope, 2.0, x))
+
+
+V2 = {"memory.max": "5000", "memory.current": "3000", "memory.stat": "anon 2000\ninactive_file 600\n"}
+V1 = {
+    "memory.limit_in_bytes": "5000",
+    "memory.usage_in_bytes": "3000",
+    "memory.stat": "inactive_file 1\ntotal_inactive_file 600\n",
+}
+MOUNT_2 = "32 31 0:29 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw"
+MOUNT_1 = "35 31 0:32 {} /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory"
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "mounts", "files", "left"),
+    [
+        ("0::/a/b", [MOUNT_2], {"a/b": V2}, 2600),
+        ("0::/a/b", [MOUNT_2], {"a/b": V2 | {"memory.max": "max"}, "a": V2 | {"memory.current": "4900"}}, 700),
+        ("0::/a/b", [MOUNT_2], {"a/b": V2 | {"memory.max": "2000", "memory.current": "2900"}}, 0),
+        ("0::/", [MOUNT_2], {"": V2}, 2600),  # a container that sees itself as the root
+        ("0::/../host", [MOUNT_2], {"": V2}, 2600),
+        ("0::/a", [MOUNT_2], {"a": V2 | {"memory.max": "max"}}, None),
+        ("4:memory:/a/b\n1:cpu:/c\n0::/d", [MOUNT_1.format("/")], {"memory/a": V1}, 2600),
+        ("4:cpu,memory:/docker/id/a", [MOUNT_1.format("/docker/id")], {"memory/a": V1}, 2600),
+        ("4:memory:/docker/id", [MOUNT_1.format("/other")], {"memory": V1}, 2600),
+        ("4:memory:/a", [MOUNT_1.format("/")], {"memory/a": V1 | {"memory.limit_in_bytes": str(2**63 - 4096)}}, None),
+        ("1:cpu:/a", [MOUNT_2], {"a": V2}, None),  # memory is not controlled
+        (None, [], {}, None),  # not Linux
+    ],
+)
+def test_memory_left_is_what_the_container_leaves(tmp_path, cgroup, mounts, files, left):
+    if cgroup is not None:
+        files = {f"sys/fs/cgroup/{folder}": names for folder, names in files.items()}
+        files["proc/self"] = {"cgroup": cgroup, "mountinfo": "\n".join(mounts)}
+    for folder, names in files.items():
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        for name, text in names.items():
+            (tmp_path / folder / name).write_text(text)
+    found = memory.available_on_host(tmp_path)
+    assert found == left if left is not None else found > 10**6

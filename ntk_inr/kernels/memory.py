@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 import jax
 import numpy as np
@@ -27,18 +29,64 @@ class Cut:
 
 
 def available() -> int:
-    """Return the bytes that the default device has left (for the CPU, what the system calls available)."""
+    """Return the bytes that the default device has left (for the CPU, what the host has)."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
     return available_on_host()
 
 
-def available_on_host() -> int:
-    """Return the bytes that the system calls available."""
+def available_on_host(root: Path = Path("/")) -> int:
+    """Return the bytes that this process can still take: what the system has, and its control groups allow.
+
+    ``root`` is where the file systems of Linux, /proc and /sys, are found.
+    """
     import psutil  # which accelerators seldom need
 
-    return int(psutil.virtual_memory().available)
+    left = [_left_in(group) for group in _control_groups(root)]
+    return int(min([psutil.virtual_memory().available, *(each for each in left if each is not None)]))
+
+
+def _control_groups(root: Path) -> Iterator[Path]:
+    """Yield the folders of the memory control groups that limit this process: its own, and those around them."""
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+        mounts = (root / "proc/self/mountinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    own = {controllers: path for _, controllers, path in (line.split(":", 2) for line in groups)}
+    own = {name: path for controllers, path in own.items() for name in controllers.split(",")}
+    for mount in mounts:
+        shown, point = mount.split()[3:5]
+        kind, _, options = mount.partition(" - ")[2].split(" ", 2)
+        # Version 2 has one tree, without a name; version 1 one for each resource.
+        name = {"cgroup2": "", "cgroup": "memory"}.get(kind)
+        if name not in own or (name and name not in options.split(",")):
+            continue
+        path = PurePosixPath(own[name])
+        inner = path.relative_to(shown if path.is_relative_to(shown) else "/")
+        top = root / point.lstrip("/")
+        yield top
+        if ".." not in inner.parts:  # else the group is outside of what this container sees
+            yield from (top / part for part in [inner, *inner.parents][:-1])
+
+
+def _left_in(group: Path) -> int | None:
+    """Return the bytes that a control group leaves, None where it has no limit or isn't there."""
+    for limit, usage, reclaimable in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            most, used = ((group / name).read_text().strip() for name in (limit, usage))
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        except OSError:
+            continue
+        if most == "max":
+            return None
+        # The kernel gives up cached files before it refuses memory.
+        return max(0, int(most) - int(used) + int(stat.get(reclaimable, 0)))
+    return None
 
 
 def describe(size: float) -> str:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ntk_inr import _checks
-from ntk_inr.spectra.stochastic import BLOCK, as_operator, unit_vectors
+from ntk_inr._dtypes import eps, unit_of
+from ntk_inr.spectra.stochastic import BLOCK, as_operator, unit_vectors, working_dtype
 
 _STEPS = 32
 
@@ -63,7 +64,8 @@ class SpectralDensity(NamedTuple):
     def moment(self, j: int) -> Moment:
         """Return the mean of ``eigenvalue**j``, unbiased for j below twice the steps, and its standard error."""
         each = (self.weights * self.nodes**j).sum(axis=1)
-        return Moment(each.mean(), each.std(ddof=1) / math.sqrt(len(each)))
+        unit = unit_of(each)
+        return Moment(each.mean(), (each / unit).std(ddof=1) * unit / math.sqrt(len(each)))
 
     def _atoms(self, ndim: int) -> tuple[Array, Array]:
         """Return all nodes and their shares in one axis, after ``ndim`` axes of length 1."""
@@ -92,7 +94,7 @@ def spectral_density(A: Any, *, key: Array, probes: int = 16, steps: int | None 
         steps: Lanczos steps from each, at most n; None is 32, or n where that is less.
 
     Returns:
-        :class:`SpectralDensity`, in A's dtype.
+        :class:`SpectralDensity`, in A's dtype, float32 for half precision.
 
     Raises:
         TypeError: A can't be multiplied with, or is no pytree; probes or steps is no integer.
@@ -113,7 +115,7 @@ def spectral_density(A: Any, *, key: Array, probes: int = 16, steps: int | None 
     if steps > n:
         raise ValueError(f"steps is {steps}; a Krylov space of the operator has at most {n} dimensions.")
     parts = [
-        _quadrature(A, unit_vectors(jax.random.fold_in(key, i), n, min(BLOCK, probes - i), A.dtype), steps)
+        _quadrature(A, unit_vectors(jax.random.fold_in(key, i), n, min(BLOCK, probes - i), working_dtype(A)), steps)
         for i in range(0, probes, BLOCK)
     ]
     return SpectralDensity(*(jnp.concatenate(part) for part in zip(*parts, strict=True)))
@@ -123,12 +125,13 @@ def spectral_density(A: Any, *, key: Array, probes: int = 16, steps: int | None 
 def _quadrature(A: Any, vectors: Array, steps: int) -> tuple[Array, Array]:
     """Return nodes and weights (probes, steps) of Lanczos from each of the unit columns ``vectors`` (n, probes)."""
     probes = vectors.shape[1]
-    eps = jnp.finfo(vectors.dtype).eps
 
     def step(j: Any, state: tuple[Array, ...]) -> tuple[Array, ...]:
-        basis, diagonal, off_diagonal, vector = state
+        basis, diagonal, off_diagonal, vector, unit = state
         basis = basis.at[j].set(vector)
-        image = A @ vector
+        image = (A @ vector).astype(vector.dtype)
+        unit = jnp.where(j == 0, unit_of(image), unit)
+        image = image / unit
         quotient = (vector * image).sum(axis=0)
         rest = image
         for _ in range(2):  # Twice is enough for orthogonality to rounding.
@@ -136,19 +139,19 @@ def _quadrature(A: Any, vectors: Array, steps: int) -> tuple[Array, Array]:
         norm = jnp.linalg.norm(rest, axis=0)
         scale = jnp.maximum(jnp.abs(diagonal), off_diagonal).max(axis=0)
         # What rounding left of an exhausted Krylov space is no direction: T is cut off there.
-        going = norm > 10 * eps * jnp.maximum(scale, jnp.linalg.norm(image, axis=0))
+        going = norm > 10 * eps(norm.dtype) * jnp.maximum(scale, jnp.linalg.norm(image, axis=0))
         alive = (vector != 0).any(axis=0)
         diagonal = diagonal.at[j].set(jnp.where(alive, quotient, diagonal[0]))
         off_diagonal = off_diagonal.at[j].set(jnp.where(going, norm, 0))
         following = jnp.where(going[None, :], rest / jnp.where(going, norm, 1)[None, :], 0)
-        return basis, diagonal, off_diagonal, following
+        return basis, diagonal, off_diagonal, following, unit
 
     zeros = jnp.zeros((steps, probes), vectors.dtype)
     with jax.default_matmul_precision("highest"):
-        state = (jnp.zeros((steps, *vectors.shape), vectors.dtype), zeros, zeros, vectors)
-        _, diagonal, off_diagonal, _ = lax.fori_loop(0, steps, step, state)
+        state = (jnp.zeros((steps, *vectors.shape), vectors.dtype), zeros, zeros, vectors, jnp.ones((), zeros.dtype))
+        _, diagonal, off_diagonal, _, unit = lax.fori_loop(0, steps, step, state)
     small = jax.vmap(lambda main, side: jnp.diag(main) + jnp.diag(side, 1) + jnp.diag(side, -1))(
         diagonal.T, off_diagonal[:-1].T
     )
     nodes, mix = jnp.linalg.eigh(small)
-    return nodes, mix[:, 0] ** 2
+    return nodes * unit, mix[:, 0] ** 2

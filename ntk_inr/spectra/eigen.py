@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk_inr import _checks
+from ntk_inr._dtypes import eps, unit_of
 
 
 class Eigensystem(NamedTuple):
@@ -54,7 +55,8 @@ def eigenvalues(K: Any, *, host: bool = False) -> Any:
         host: copy K to the host, gathered there where it is sharded, and decompose it in float64.
 
     Returns:
-        Eigenvalues (n,), in the library (JAX or NumPy) and dtype of K; NumPy float64 with ``host``.
+        Eigenvalues (n,), in the library (JAX or NumPy) and dtype of K (float32 for half precision, a float for
+        integers); NumPy float64 with ``host``.
 
     Raises:
         ValueError: K is not square.
@@ -66,7 +68,7 @@ def eigenvalues(K: Any, *, host: bool = False) -> Any:
     """
     import scipy.linalg
 
-    K = _solvable(_checks.as_kernel(K))
+    K = _checks.as_kernel(K)
     if host:
         K = np.asarray(K, np.float64)
     if isinstance(K, np.ndarray):
@@ -97,17 +99,12 @@ def eigensystem(K: Any) -> Eigensystem:
     """
     import scipy.linalg
 
-    K = _solvable(_checks.as_kernel(K))
+    K = _checks.as_kernel(K)
     if isinstance(K, np.ndarray):
         values, vectors = scipy.linalg.eigh(K, driver="evd", check_finite=False)
     else:
         values, vectors = jnp.linalg.eigh(K, symmetrize_input=False)
     return Eigensystem(values[::-1], vectors[:, ::-1])
-
-
-def _solvable(K: Any) -> Any:
-    # There are no eigensolvers of half precision.
-    return K.astype(np.float32) if K.dtype.itemsize < 4 else K
 
 
 def rounding_floor(K: Any, *, dtype: Any = None, host: bool = False) -> Any:
@@ -161,6 +158,7 @@ def condition_number(K: Any, *, dtype: Any = None, host: bool = False) -> Condit
     """
     values, floor = _spectrum_and_floor(K, dtype, host)
     xp = np if isinstance(values, np.ndarray) else jnp
+    values = values / unit_of(values)  # the floor of small ones may be below their dtype's range
     largest, smallest = values.max(), values.min()
     resolved = smallest > floor * largest
     return Condition(xp.where(resolved, largest / xp.where(resolved, smallest, 1), 1 / floor), resolved)
@@ -191,7 +189,8 @@ def max_learning_rate(K: Any, outputs: int = 1) -> Any:
         1.0
     """
     values = spectrum(K)
-    return 2 * values.shape[0] * outputs / values.max()
+    with np.errstate(divide="ignore"):  # a kernel of zeros leaves every step stable
+        return 2 * values.shape[0] * outputs / values.max()
 
 
 def alignment(K: Any, y: Any) -> Alignment:
@@ -219,11 +218,11 @@ def alignment(K: Any, y: Any) -> Alignment:
     """
     system = as_eigensystem(K)
     y = _checks.as_values(y, system.values.shape[0])
-    projected = np.asarray(y) if isinstance(system.vectors, np.ndarray) else y
-    energy = ((system.vectors.T @ projected) ** 2).sum(axis=1)
-    total = energy.sum()
-    _checks.refuse_if(total == 0, "y is zero everywhere, so it has no energy to share; expected a target that varies.")
-    return Alignment(system.values, energy / total)
+    y = np.asarray(y) if isinstance(system.vectors, np.ndarray) else y
+    nothing = "y is zero everywhere, so it has no energy to share; expected a target that varies."
+    _checks.refuse_if((y == 0).all(), nothing)
+    energy = energy_shares(system.vectors, y)
+    return Alignment(system.values, energy / energy.sum())
 
 
 def as_eigensystem(K: Any) -> Eigensystem:
@@ -231,11 +230,19 @@ def as_eigensystem(K: Any) -> Eigensystem:
     return K if isinstance(K, Eigensystem) else eigensystem(K)
 
 
+def energy_shares(vectors: Any, target: Any) -> Any:
+    """Return the shares (k,) of the energy of ``target`` (n, c) along ``vectors`` (n, k); 0 where it has none."""
+    target = _checks.as_floating(target, "y")
+    target = target / unit_of(target)
+    total = (target**2).sum()
+    return ((vectors.T @ target) ** 2).sum(axis=1) / (total + (total == 0))
+
+
 def spectrum(K: Any, host: bool = False) -> Any:
     """Return eigenvalues (n,) from a kernel, an eigensystem, or eigenvalues."""
     if isinstance(K, Eigensystem):
         return K.values
-    return K if getattr(K, "ndim", 2) == 1 else eigenvalues(K, host=host)
+    return _checks.as_floating(K, "K") if getattr(K, "ndim", 2) == 1 else eigenvalues(K, host=host)
 
 
 def _spectrum_and_floor(K: Any, dtype: Any, host: bool) -> tuple[Any, float]:
@@ -243,4 +250,4 @@ def _spectrum_and_floor(K: Any, dtype: Any, host: bool) -> tuple[Any, float]:
     values = spectrum(K, host)
     given = getattr(K, "dtype", values.dtype)
     dtype = dtype or (given if jnp.issubdtype(given, jnp.floating) else values.dtype)
-    return values, float(jnp.finfo(dtype).eps) * values.shape[0]
+    return values, eps(dtype) * values.shape[0]

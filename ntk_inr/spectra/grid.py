@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
 from ntk_inr import _checks
-from ntk_inr.spectra.moments import Moments
+from ntk_inr._dtypes import eps, unit_of
+from ntk_inr.spectra.moments import Moments, from_units
 
 # Points of a row that are evaluated at a time.
 _CHUNK = 2**15
@@ -78,17 +80,16 @@ def grid_moments(kernel: Callable[[Any, Any], Any], axes: Sequence[Any]) -> Mome
     shape = profile.values.shape[1:]
     n = math.prod(shape)
     origin: Any = (slice(None), *[0] * len(shape))
-    mean = float(profile.values[origin][0])
-    total = profile.values**2
+    unit = unit_of(profile.values)
+    mean = profile.values[origin][0] / unit
+    total = (profile.values / unit) ** 2
     total[origin] = 0
     for length in reversed(shape):
         pairs = length - np.arange(length, dtype=float)
         if length > 1:
             pairs[0] /= 2  # these offsets are in the rows of both signs
         total = total @ pairs
-    variance = 2 * float(total.sum()) / n
-    cv = math.sqrt(variance) / mean if mean else math.nan
-    return Moments(mean, variance, cv, n / (1 + cv**2))
+    return from_units(n, mean, 2 * total.sum() / n, unit)
 
 
 def grid_eigenvalues(kernel: Callable[[Any, Any], Any], axes: Sequence[Any]) -> np.ndarray:
@@ -157,7 +158,8 @@ def _profile(kernel: Any, axes: Sequence[Any]) -> _Profile:
     if not np.isfinite(values).all():
         raise ValueError(f"kernel gives {np.isnan(values).sum()} NaN and {np.isinf(values).sum()} infinite values.")
     # arccos near 1, in the dual of every ReLU, loses half the digits.
-    tolerance = 8 * math.sqrt(np.finfo(entries.dtype).eps) * float(np.abs(values).max())
+    rounding = eps(entries.dtype) if jnp.issubdtype(entries.dtype, jnp.floating) else 0.0  # integers have none
+    tolerance = 8 * math.sqrt(rounding) * float(np.abs(values).max())
     profile = _Profile(values, signs, tolerance)
     _check_stationary(profile, looked_at, entries.astype(float))
     return profile
@@ -168,7 +170,7 @@ def _regular(axis: Any, name: str) -> np.ndarray:
     axis = np.asarray(axis)
     if axis.ndim != 1 or not len(axis):
         raise ValueError(f"{name} has shape {axis.shape}; expected (N,), the coordinates along one axis of the grid.")
-    if not np.issubdtype(axis.dtype, np.floating):
+    if not jnp.issubdtype(axis.dtype, jnp.floating):
         raise TypeError(f"{name} has dtype {axis.dtype}; coordinates are floating point. Pass it with .astype(float).")
     line = axis.astype(float)
     if not np.isfinite(line).all():
@@ -178,7 +180,7 @@ def _regular(axis: Any, name: str) -> np.ndarray:
     steps = np.diff(line)
     step = (line[-1] - line[0]) / (len(line) - 1)
     off = np.abs(steps - step).max()
-    if step == 0 or off > 8 * np.finfo(axis.dtype).eps * np.abs(line).max():
+    if step == 0 or off > 8 * eps(axis.dtype) * np.abs(line).max():
         raise ValueError(
             f"{name} is not regularly spaced: its steps run from {steps.min():.6g} to {steps.max():.6g}. Expected "
             "equal steps, as np.linspace gives; use ni.sampled_moments for scattered points."

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ntk_inr import _checks
-from ntk_inr.spectra.stochastic import BLOCK, as_operator, unit_vectors
+from ntk_inr._dtypes import eps, unit_of
+from ntk_inr.spectra.stochastic import BLOCK, as_operator, unit_vectors, working_dtype
 
 # Vectors iterated beside the k asked for: they speed up the last ones, and catch multiple eigenvalues.
 _EXTRA = 4
@@ -71,7 +72,7 @@ def top_eigenpairs(
         throw: raise where an eigenpair hasn't converged, rather than say so in ``converged``.
 
     Returns:
-        :class:`Eigenpairs`, in A's dtype.
+        :class:`Eigenpairs`, in A's dtype, float32 for half precision.
 
     Raises:
         TypeError: A can't be multiplied with, or is no pytree; k or iterations is no integer.
@@ -93,57 +94,62 @@ def top_eigenpairs(
         raise ValueError(f"k is {k}; the operator has only {n} eigenpairs.")
     iterations = _ITERATIONS if iterations is None else iterations
     _checks.check_positive(iterations, "iterations", integer=True)
-    tolerance = 10 * float(jnp.finfo(A.dtype).eps) * math.sqrt(n) if tolerance is None else tolerance
+    dtype = working_dtype(A)
+    tolerance = 10 * eps(dtype) * math.sqrt(n) if tolerance is None else tolerance
     _checks.check_positive(tolerance, "tolerance")
     if (_DEPTH + 1) * (k + _EXTRA) >= n:
         block, depth = n, 0
-        vectors = jnp.eye(n, dtype=A.dtype)
+        vectors = jnp.eye(n, dtype=dtype)
     else:
         block, depth = k + _EXTRA, _DEPTH
-        vectors = unit_vectors(jax.random.fold_in(key, 0), n, block, A.dtype)
-    vectors, products = _started(A, vectors)
+        vectors = unit_vectors(jax.random.fold_in(key, 0), n, block, dtype)
+    vectors, products, unit = _started(A, vectors)
     ahead, used, finished = products, 1, False
     while not finished:
         depth = min(depth, iterations - used)
         vectors, products, ahead, values, residuals = _round(
-            A, vectors, products, ahead, jax.random.fold_in(key, used), depth
+            A, unit, vectors, products, ahead, jax.random.fold_in(key, used), depth
         )
         used += depth
         finished = used >= iterations or depth == 0 or bool((residuals[:k] <= tolerance * values[0]).all())
     vectors, values = vectors[:, :k], values[:k]
     # The products in hand came through the restarts; what is reported is measured.
-    residuals = _residuals(A, vectors, values)
+    residuals = _residuals(A, unit, vectors, values)
     converged = residuals <= tolerance * values[0]
     if throw and not bool(converged.all()):
         raise RuntimeError(
             f"{int(converged.sum())} of {k} eigenpairs converged in {used} iterations: the largest residual is "
-            f"{float(residuals.max()):.1e}, and {tolerance:.1e} times the largest eigenvalue is "
-            f"{tolerance * float(values[0]):.1e}. Raise iterations or tolerance, or pass throw=False."
+            f"{float(residuals.max() * unit):.1e}, and {tolerance:.1e} times the largest eigenvalue is "
+            f"{tolerance * float(values[0] * unit):.1e}. Raise iterations or tolerance, or pass throw=False."
         )
-    return Eigenpairs(values, vectors, residuals, converged, used * block + k)
+    return Eigenpairs(values * unit, vectors, residuals * unit, converged, used * block + k)
 
 
 def _multiply(A: Any, vectors: Array) -> Array:
     """Return A @ vectors; an operator, whose memory grows with their number, gets a block at a time."""
     n, count = vectors.shape
     if isinstance(A, Array) or count <= BLOCK:
-        return A @ vectors
+        return (A @ vectors).astype(vectors.dtype)
     whole = count // BLOCK * BLOCK
     blocks = vectors[:, :whole].reshape(n, -1, BLOCK).swapaxes(0, 1)
     product = lax.map(lambda block: A @ block, blocks).swapaxes(0, 1).reshape(n, whole)
-    return product if whole == count else jnp.concatenate([product, A @ vectors[:, whole:]], axis=1)
+    product = product if whole == count else jnp.concatenate([product, A @ vectors[:, whole:]], axis=1)
+    return product.astype(vectors.dtype)
 
 
 @jax.jit
-def _started(A: Any, vectors: Array) -> tuple[Array, Array]:
+def _started(A: Any, vectors: Array) -> tuple[Array, Array, Array]:
+    """Return orthonormal vectors, A times them in units of their size, and that unit, which all else is in."""
     with jax.default_matmul_precision("highest"):
         vectors = jnp.linalg.qr(vectors)[0]
-        return vectors, _multiply(A, vectors)
+        products = _multiply(A, vectors)
+    unit = unit_of(products)
+    return vectors, products / unit, unit
 
 
 @jax.jit(static_argnames="depth")
 def _round(
-    A: Any, vectors: Array, products: Array, ahead: Array, key: Array, depth: int
+    A: Any, unit: Array, vectors: Array, products: Array, ahead: Array, key: Array, depth: int
 ) -> tuple[Array, Array, Array, Array, Array]:
     """Add ``depth`` blocks to the basis ``vectors``, first the directions ``ahead``; keep the best Ritz pairs.
 
@@ -157,7 +163,7 @@ def _round(
         def extend(i: Any, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             basis, images, ahead = state
             new = _orthonormal(ahead, basis, jax.random.fold_in(key, i))
-            image = _multiply(A, new)
+            image = _multiply(A, new) / unit
             place = (0, (i + 1) * block)
             return (
                 lax.dynamic_update_slice(basis, new, place),
@@ -167,8 +173,7 @@ def _round(
 
         basis, images, _ = lax.fori_loop(0, depth, extend, (jnp.pad(vectors, empty), jnp.pad(products, empty), ahead))
         small = basis.T @ images
-        small = small.astype(jnp.promote_types(small.dtype, jnp.float32))  # no solver of half precision
-        values, mix = (part.astype(basis.dtype) for part in jnp.linalg.eigh((small + small.T) / 2))
+        values, mix = jnp.linalg.eigh((small + small.T) / 2)
         values, mix = values[::-1][:block], mix[:, ::-1][:, :block]
         vectors, products = basis @ mix, images @ mix
     ahead = products - values[None, :] * vectors
@@ -182,12 +187,12 @@ def _orthonormal(vectors: Array, basis: Array, key: Array) -> Array:
     spare = jax.random.normal(key, vectors.shape, vectors.dtype) / math.sqrt(len(vectors))
     for _ in range(2):  # Twice is enough for orthogonality to rounding.
         vectors, triangle = jnp.linalg.qr(vectors - basis @ (basis.T @ vectors))
-        lost = jnp.abs(jnp.diagonal(triangle)) <= 100 * jnp.finfo(vectors.dtype).eps
+        lost = jnp.abs(jnp.diagonal(triangle)) <= 100 * eps(vectors.dtype)
         vectors = jnp.where(lost[None, :], spare, vectors)
     return vectors
 
 
 @jax.jit
-def _residuals(A: Any, vectors: Array, values: Array) -> Array:
+def _residuals(A: Any, unit: Array, vectors: Array, values: Array) -> Array:
     with jax.default_matmul_precision("highest"):
-        return jnp.linalg.norm(_multiply(A, vectors) - values[None, :] * vectors, axis=0)
+        return jnp.linalg.norm(_multiply(A, vectors) / unit - values[None, :] * vectors, axis=0)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk_inr import _checks
+from ntk_inr._dtypes import unit_of
 
 
 class Moments(NamedTuple):
@@ -36,16 +37,19 @@ def moments(K: Any) -> Moments:
         v = \tfrac1n \sum_{i \ne j} K_{ij}^2 + \operatorname{Var}_i(K_{ii}), \qquad
         r = \frac{n}{1 + v/\mu^2}
 
-    This form of v never cancels, unlike ``norm(K)**2 / n - mean**2``. Works under jit, vmap and grad;
-    a NumPy kernel is reduced by NumPy in its own dtype.
+    This form of v never cancels, unlike ``norm(K)**2 / n - mean**2``. Squares are taken in units of the largest entry,
+    so that cv and r are right for kernels of any scale, where v itself may leave the range of its dtype. Works under
+    jit, vmap and grad; a NumPy kernel is reduced by NumPy. Sums are in K's dtype, float32 for half precision; integers
+    count as floats.
 
     Args:
         K: symmetric kernel (n, n), in JAX or NumPy.
 
     Returns:
-        :class:`Moments` of scalars.
+        :class:`Moments` of scalars; cv and r are NaN for a kernel of zeros.
 
     Raises:
+        TypeError: K holds no real numbers.
         ValueError: K is not square.
 
     Example:
@@ -58,16 +62,30 @@ def moments(K: Any) -> Moments:
     return _moments(K, np) if isinstance(K, np.ndarray) else _compiled(K)
 
 
+def from_units(n: int, mean: float, variance: float, unit: float) -> Moments:
+    """Return the moments, in Python floats, of a kernel whose quotient by ``unit`` has this mean and variance."""
+    return Moments(*map(float, _from_units(n, np.float64(mean), np.float64(variance), unit, unit, np)))
+
+
+def _from_units(n: int, mean: Any, variance: Any, mean_unit: Any, unit: Any, xp: Any) -> Moments:
+    with np.errstate(all="ignore"):
+        cv = xp.sqrt(variance) / mean * (unit / mean_unit)
+        return Moments(mean * mean_unit, variance * unit * unit, cv, n / (1 + cv**2))
+
+
 def _moments(K: Any, xp: Any) -> Moments:
     n = K.shape[0]
     diagonal = xp.diagonal(K)
-    mean = diagonal.mean()
+    mean_unit = unit_of(diagonal)
+    mean = (diagonal / mean_unit).mean()
     # The diagonal is left out, not subtracted, which would cancel. Rows first, then their sums: two
     # short sums round less than one of n**2 terms.
     off_diagonal = xp.where(xp.eye(n, dtype=bool), 0, K)
-    variance = (off_diagonal**2).sum(axis=1).sum() / n + ((diagonal - mean) ** 2).mean()
-    cv = xp.sqrt(variance) / mean
-    return Moments(mean, variance, cv, n / (1 + cv**2))
+    spread = diagonal - mean * mean_unit
+    unit = xp.maximum(unit_of(off_diagonal), unit_of(spread))
+    off_diagonal = off_diagonal / unit
+    variance = (off_diagonal**2).sum(axis=1).sum() / n + ((spread / unit) ** 2).mean()
+    return _from_units(n, mean, variance, mean_unit, unit, xp)
 
 
 # One program: no (n, n) mask is stored or sent, and where K is sharded devices exchange only sums and diagonals.

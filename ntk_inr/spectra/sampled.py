@@ -13,9 +13,10 @@ from jax import Array
 
 from ntk_inr import _checks
 from ntk_inr._checks import Precision
+from ntk_inr._dtypes import unit_of
 from ntk_inr.kernels import assembly, memory
 from ntk_inr.kernels.model import Model, check_concrete, check_model, trace_of
-from ntk_inr.spectra.moments import Moments
+from ntk_inr.spectra.moments import Moments, from_units
 
 _LEAST_SUBMATRICES = 8
 _MOST_SUBMATRICES = 64
@@ -46,15 +47,21 @@ class SampledMoments(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """The sum of squares off the diagonal and the diagonal itself, of one kernel."""
+    """The sum of squares off the diagonal and the diagonal itself, of one kernel divided by ``unit``."""
 
     off_diagonal: float
     diagonal: np.ndarray
+    unit: float
 
     def moments(self) -> Moments:
         """Return the moments of that kernel, exact."""
         n = len(self.diagonal)
-        return _moments(n, self.diagonal.mean(), self.off_diagonal / n + self.diagonal.var())
+        return from_units(n, self.diagonal.mean(), self.off_diagonal / n + self.diagonal.var(), self.unit)
+
+    def per(self, unit: float) -> _Sums:
+        """Return the sums of the kernel divided by ``unit``."""
+        factor = self.unit / unit
+        return _Sums(self.off_diagonal * factor**2, self.diagonal * factor, unit)
 
 
 def streamed_moments(
@@ -182,7 +189,8 @@ def sampled_moments(
     order = np.asarray(jax.random.permutation(key, n)[: most * size]).reshape(most, size)
     found: list[_Sums] = []
     for done, subset in enumerate(order, 1):
-        found.append(_reduced(model, params, points[subset], block, memory_limit, precision, None))
+        drawn = _reduced(model, params, points[subset], block, memory_limit, precision, None)
+        found.append(drawn.per(found[0].unit) if found else drawn)
         if progress:
             progress(done, most)
         if done >= (submatrices or _LEAST_SUBMATRICES):
@@ -204,21 +212,27 @@ def _reduced(model: Model, params: Any, x: Any, block: Any, memory_limit: Any, p
         (rows, columns, _squares(tile, rows.stop - rows.start, columns.stop - columns.start, rows == columns))
         for rows, columns, tile in parts
     )
-    total, diagonal = 0.0, np.zeros(n)
-    for rows, columns, (squares, own) in assembly.held_back(started):
+    totals, units, diagonal = [], [], np.zeros(n)
+    for rows, columns, (squares, unit, own) in assembly.held_back(started):
         once = float(np.asarray(squares, np.float64).sum())
-        total += once if rows == columns else 2 * once
+        totals.append(once if rows == columns else 2 * once)
+        units.append(float(unit))
         if rows == columns:
             diagonal[rows] = np.asarray(own)[: rows.stop - rows.start]
-    return _Sums(total, diagonal)
+    unit = max(max(units), float(unit_of(diagonal)))
+    total = sum(each * (own / unit) ** 2 for each, own in zip(totals, units, strict=True))
+    return _Sums(total, diagonal / unit, unit)
 
 
 @jax.jit
-def _squares(tile: Array, rows: Any, columns: Any, on_diagonal: Any) -> tuple[Array, Array]:
+def _squares(tile: Array, rows: Any, columns: Any, on_diagonal: Any) -> tuple[Array, Array, Array]:
+    """Return the sums of squares of the rows of a tile, in a unit of its own, that unit, and the diagonal."""
     # Rows first, then their sums: two short sums round less than a long one.
     i, j = jnp.arange(tile.shape[0])[:, None], jnp.arange(tile.shape[1])[None]
     left_out = (i >= rows) | (j >= columns) | (on_diagonal & (i == j))
-    return (jnp.where(left_out, 0, tile) ** 2).sum(axis=1), jnp.diagonal(tile)
+    kept = jnp.where(left_out, 0, tile)
+    unit = unit_of(kept)
+    return ((kept / unit) ** 2).sum(axis=1), unit, jnp.diagonal(tile)
 
 
 def _estimate(n: int, size: int, found: list[_Sums]) -> SampledMoments:
@@ -241,9 +255,6 @@ def _estimate(n: int, size: int, found: list[_Sums]) -> SampledMoments:
     mean, variance = moments(every)
     # Drawing without replacement knows the mean once all are drawn; pairs across subsets stay unseen.
     mean_stderr *= math.sqrt(1 - count * size / n)
-    return SampledMoments(*_moments(n, mean, variance), float(mean_stderr), float(variance_stderr), count, size)
-
-
-def _moments(n: int, mean: float, variance: float) -> Moments:
-    cv = math.sqrt(variance) / float(mean) if mean else math.nan
-    return Moments(float(mean), float(variance), cv, n / (1 + cv**2))
+    unit = found[0].unit
+    errors = float(mean_stderr * unit), float(variance_stderr * unit * unit)
+    return SampledMoments(*from_units(n, mean, variance, unit), *errors, count, size)

@@ -11,6 +11,8 @@ import numpy as np
 from jax import Array
 
 from ntk_inr import _checks
+from ntk_inr._dtypes import accumulation_dtype, eps, unit_of
+from ntk_inr.spectra.moments import from_units
 
 Method = Literal["auto", "probes", "deflated"]
 
@@ -36,6 +38,8 @@ class StochasticMoments(NamedTuple):
         reason: why that method, with the numbers.
         matvecs: products with single vectors spent.
         size: the dimension n.
+        cv: ``sqrt(variance) / mean``, and 0 where noise took the variance below 0.
+        effective_rank: ``n / (1 + cv**2)``, between 1 and n.
     """
 
     mean: float
@@ -46,16 +50,8 @@ class StochasticMoments(NamedTuple):
     reason: str
     matvecs: int
     size: int
-
-    @property
-    def cv(self) -> float:
-        """``sqrt(variance) / mean``, and 0 where noise took the variance below 0."""
-        return math.sqrt(max(self.variance, 0.0)) / self.mean if self.mean else math.nan
-
-    @property
-    def effective_rank(self) -> float:
-        """``n / (1 + cv**2)``, between 1 and n."""
-        return self.size / (1 + self.cv**2)
+    cv: float
+    effective_rank: float
 
 
 class _Forms(NamedTuple):
@@ -63,11 +59,32 @@ class _Forms(NamedTuple):
 
     Attributes:
         quotients: ``u.B u``, (k,), for B the operator less its centre.
-        spreads: ``norm(B u - (u.B u) u)**2``, (k,): taken on the device, where the difference doesn't cancel.
+        norms: ``norm(B u - (u.B u) u)``, (k,): taken on the device, where the difference doesn't cancel.
     """
 
     quotients: np.ndarray
-    spreads: np.ndarray
+    norms: np.ndarray
+
+    def per(self, unit: float) -> _Forms:
+        """Return the forms of the operator divided by ``unit``."""
+        return _Forms(self.quotients / unit, self.norms / unit)
+
+
+class _Estimate(NamedTuple):
+    """The moments of the operator divided by ``unit``, and their standard errors."""
+
+    mean: float
+    variance: float
+    mean_stderr: float
+    variance_stderr: float
+    unit: float
+
+    def result(self, n: int, method: str, reason: str, matvecs: int) -> StochasticMoments:
+        """Return the moments of the operator itself."""
+        cv, rank = from_units(n, self.mean, max(self.variance, 0.0), self.unit)[2:]
+        mean, mean_stderr = self.mean * self.unit, self.mean_stderr * self.unit
+        variance, variance_stderr = (v * self.unit * self.unit for v in (self.variance, self.variance_stderr))
+        return StochasticMoments(mean, variance, mean_stderr, variance_stderr, method, reason, matvecs, n, cv, rank)
 
 
 class _Problem(NamedTuple):
@@ -136,11 +153,13 @@ def stochastic_moments(A: Any, *, key: Array, probes: int = 64, method: Method =
     _checks.check_choice(method, ("auto", "probes", "deflated"), "method")
     _checks.check_positive(probes, "probes", integer=True, least=4 if method == "deflated" else 2)
     known = callable(getattr(A, "diagonal", None))
-    problem = _Problem(A, _diagonal(A) if known else jnp.zeros(n, A.dtype), known)
+    dtype = working_dtype(A)
+    problem = _Problem(A, _diagonal(A).astype(dtype) if known else jnp.zeros(n, dtype), known)
     pilot_key, sketch_key, probe_key = jax.random.split(key, 3)
     if method != "probes" and probes >= n:
         reason = f"{probes} products cover all {n} dimensions, so the moments are exact"
-        return _summary(problem, _accounted(problem, jnp.eye(n, dtype=A.dtype)), None, "deflated", reason, n)
+        exact = _estimate(problem, _accounted(problem, jnp.eye(n, dtype=problem.centre.dtype)), None)
+        return exact.result(n, "deflated", reason, n)
     if method == "auto" and probes < _LEAST_FOR_PILOT:
         method, reason = "probes", f"{probes} probes are too few to choose by: a pilot needs {_LEAST_FOR_PILOT}"
     else:
@@ -152,20 +171,28 @@ def stochastic_moments(A: Any, *, key: Array, probes: int = 64, method: Method =
         method, reason = _chosen(problem, forms, probes - pilot)
     if method == "probes":
         forms, _ = _sampled(problem, probe_key, probes - pilot)
-        return _summary(problem, None, forms, method, reason, probes)
+        return _estimate(problem, None, forms).result(n, method, reason, probes)
     rank = 3 * probes // 8
     columns += _sampled(problem, sketch_key, rank - pilot, keep=True)[1]
     basis = _orthonormal(jnp.concatenate(columns, axis=1))
     inside = _accounted(problem, basis)
     outside, _ = _sampled(problem, probe_key, probes - 2 * rank, basis=basis)
-    return _summary(problem, inside, outside, method, f"{reason}: {rank} directions taken out", probes)
+    found = _estimate(problem, inside, outside)
+    return found.result(n, method, f"{reason}: {rank} directions taken out", probes)
 
 
 def as_operator(A: Any, name: str = "A") -> tuple[Any, int]:
     """Return a dense kernel as a floating JAX array, an operator as it came, and the dimension n."""
     if isinstance(A, np.ndarray | Array) or not hasattr(A, "shape"):
-        A = jnp.asarray(_checks.as_kernel(A, name))
-        return (A if jnp.issubdtype(A.dtype, jnp.floating) else A.astype(float)), A.shape[0]
+        kernel = _checks.as_kernel(A, name)
+        if isinstance(kernel, np.ndarray):
+            size, range_ = unit_of(kernel), jnp.finfo(working_dtype(kernel))
+            if not range_.tiny <= size <= range_.max:
+                raise ValueError(
+                    f"{name} has entries of about {size:.0e}, which are out of the range of {range_.dtype} that JAX "
+                    "computes in; divide it by that, or turn on jax_enable_x64."
+                )
+        return jnp.asarray(kernel), kernel.shape[0]
     if not hasattr(A, "__matmul__") or jax.tree_util.all_leaves([A]):
         raise TypeError(
             f"{name} is {type(A).__name__}; expected a dense kernel, or an operator with A @ v that is registered as "
@@ -176,38 +203,42 @@ def as_operator(A: Any, name: str = "A") -> tuple[Any, int]:
     return A, A.shape[0]
 
 
+def working_dtype(A: Any) -> np.dtype:
+    """Return the dtype of the vectors that an operator is multiplied with: at least float32."""
+    return jax.dtypes.canonicalize_dtype(accumulation_dtype(A.dtype))
+
+
 def _chosen(problem: _Problem, pilot: _Forms, probes: int) -> tuple[Literal["probes", "deflated"], str]:
     """Return the method that the pilot suggests for ``probes`` further vectors, and why."""
-    found = _summary(problem, None, pilot, "probes", "", 0)
-    if found.variance <= (np.finfo(problem.centre.dtype).eps * found.mean) ** 2:
-        return "probes", f"a pilot of {len(pilot.spreads)} found eigenvalues that are equal to rounding"
-    reached = found.variance_stderr / found.variance * math.sqrt(len(pilot.spreads) / probes)
-    said = f"a pilot of {len(pilot.spreads)} puts the relative standard error of {probes} probes at {reached:.1%}"
+    found = _estimate(problem, None, pilot)
+    if found.variance <= (eps(problem.centre.dtype) * found.mean) ** 2:
+        return "probes", f"a pilot of {len(pilot.norms)} found eigenvalues that are equal to rounding"
+    reached = found.variance_stderr / found.variance * math.sqrt(len(pilot.norms) / probes)
+    said = f"a pilot of {len(pilot.norms)} puts the relative standard error of {probes} probes at {reached:.1%}"
     if reached > _SPIKY:
         return "deflated", f"{said}, above {_SPIKY:.0%}"
     return "probes", f"{said}, within {_SPIKY:.0%}"
 
 
-def _summary(
-    problem: _Problem, inside: _Forms | None, outside: _Forms | None, method: str, reason: str, matvecs: int
-) -> StochasticMoments:
+def _estimate(problem: _Problem, inside: _Forms | None, outside: _Forms | None) -> _Estimate:
     """Put together the directions accounted for exactly and the sampled ones, for B = A - centre."""
     centre = np.asarray(problem.centre, np.float64)
     n = len(centre)
     none = _Forms(np.zeros(0), np.zeros(0))
-    inside, outside = inside or none, outside or none
-    count, rest = len(outside.spreads), n - len(inside.spreads)
+    unit = unit_of(np.concatenate([centre, *(inside or none), *(outside or none)]))
+    centre, inside, outside = centre / unit, (inside or none).per(unit), (outside or none).per(unit)
+    count, rest = len(outside.norms), n - len(inside.norms)
     # (9.2) is the same for A and A - shift, and doesn't cancel near the right shift.
     shift = 0.0 if problem.diagonal_known else float(np.mean(np.concatenate([inside.quotients, outside.quotients])))
     trace_in = float((inside.quotients - shift).sum())
-    square_in = float((inside.spreads + (inside.quotients - shift) ** 2).sum())
+    square_in = float((inside.norms**2 + (inside.quotients - shift) ** 2).sum())
     trace_out = rest * (outside.quotients - shift)
-    square_out = rest * (outside.spreads + (outside.quotients - shift) ** 2)
+    square_out = rest * (outside.norms**2 + (outside.quotients - shift) ** 2)
     mean, mean_stderr = float(centre.mean()) + shift, 0.0
     if not count:
         off = 0.0 if problem.diagonal_known else trace_in / n
         variance = float(centre.var()) + square_in / n - off**2
-        return StochasticMoments(mean + off, variance, 0.0, 0.0, method, reason, matvecs, n)
+        return _Estimate(mean + off, variance, 0.0, 0.0, unit)
     if problem.diagonal_known:
         # tr B = 0, so the complement's trace is -trace_in.
         square_out = _controlled(square_out, trace_out + trace_in)
@@ -222,9 +253,7 @@ def _summary(
         # The jackknife's terms to first order: those of v about the estimated mean.
         terms = square_out - 2 * trace.mean() / n * trace
     variance_stderr = terms.std(ddof=1) / (n * math.sqrt(count))
-    return StochasticMoments(
-        float(mean), float(variance), float(mean_stderr), float(variance_stderr), method, reason, matvecs, n
-    )
+    return _Estimate(float(mean), float(variance), float(mean_stderr), float(variance_stderr), float(unit))
 
 
 def _controlled(values: np.ndarray, control: np.ndarray) -> np.ndarray:
@@ -274,12 +303,14 @@ def _diagonal(A: Any) -> Array:
 
 @jax.jit
 def _rayleigh(A: Any, centre: Array, vectors: Array) -> tuple[Array, Array, Array]:
-    """Return A u, u.B u and norm(B u - (u.B u) u)**2 for unit columns u (n, k)."""
+    """Return A u, u.B u and norm(B u - (u.B u) u) for unit columns u (n, k)."""
     with jax.default_matmul_precision("highest"):
-        product = A @ vectors
+        product = (A @ vectors).astype(vectors.dtype)
     centred = product - centre[:, None] * vectors
     quotients = (vectors * centred).sum(axis=0)
-    return product, quotients, ((centred - quotients[None, :] * vectors) ** 2).sum(axis=0)
+    spread = centred - quotients[None, :] * vectors
+    unit = unit_of(spread)
+    return product, quotients, unit * jnp.linalg.norm(spread / unit, axis=0)
 
 
 @jax.jit(static_argnames=("n", "count", "dtype"))
@@ -296,4 +327,4 @@ def unit_vectors(key: Array, n: int, count: int, dtype: Any, basis: Array | None
 @jax.jit
 def _orthonormal(vectors: Array) -> Array:
     with jax.default_matmul_precision("highest"):
-        return jnp.linalg.qr(vectors)[0]
+        return jnp.linalg.qr(vectors / unit_of(vectors))[0]

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array, lax
 
 from ntk_inr import _checks
+from ntk_inr._dtypes import unit_of
 from ntk_inr.spectra.eigen import Eigensystem, eigensystem
 from ntk_inr.training.curves import first_reaching, psnr
 
@@ -23,7 +24,7 @@ class Prediction:
     """Gradient descent as the kernel predicts it, step by step.
 
     Attributes:
-        loss: (steps + 1,) loss ``sum(residual**2) / (2 n c)`` before the first step and after each.
+        loss: (steps + 1,) loss ``sum(residual**2) / (2 n c)`` before the first step and after each, in float64.
         residual: (n, c) residual f - y after the last step.
         learning_rate: the step size.
         data_range: span of the values, for PSNR.
@@ -81,22 +82,33 @@ def predict_training(K: Any, residual: Any, *, learning_rate: float, steps: int,
     if len(shape) == 4:
         if shape != (n, n, c, c):
             raise ValueError(f'K has shape {shape}; the "full" kernel of a residual {(n, c)} has {(n, n, c, c)}.')
-        K, start = jnp.moveaxis(jnp.asarray(K), 2, 1).reshape(n * c, n * c), residual.reshape(-1, 1)
+        K = _checks.as_floating(jnp.moveaxis(jnp.asarray(K), 2, 1).reshape(n * c, n * c), "K")
+        start = residual.reshape(-1, 1)
     else:
         K, start = K if isinstance(K, Eigensystem) else _checks.as_kernel(K), residual
     rate = learning_rate / (n * c)
     if not isinstance(K, Eigensystem) and steps > _STEPS_PER_POINT * K.shape[0]:
         K = eigensystem(K)
-    square, last = _by_modes(K, start, rate, steps) if isinstance(K, Eigensystem) else _by_steps(K, start, rate, steps)
-    return Prediction(np.asarray(square) / (2 * n * c), np.asarray(last).reshape(n, c), learning_rate, data_range)
+    start = _checks.as_floating(start, "residual")
+    unit = unit_of(start)
+    follow = _by_modes if isinstance(K, Eigensystem) else _by_steps
+    square, last = follow(K, start / unit, rate, steps)
+    loss = np.asarray(square, float) / (2 * n * c) * float(unit) * float(unit)
+    return Prediction(loss, np.asarray(last * unit).reshape(n, c), learning_rate, data_range)
 
 
 def _by_modes(system: Eigensystem, start: Array, rate: float, steps: int) -> tuple[Array, Array]:
     projected = jnp.asarray(system.vectors).T @ start
     energy = (projected**2).sum(axis=1)
     factor = 1 - rate * jnp.asarray(system.values)
-    square = lax.map(lambda t: (factor ** (2 * t) * energy).sum(), jnp.arange(steps + 1))
-    return square, jnp.asarray(system.vectors) @ (factor[:, None] ** steps * projected)
+
+    def remaining(t: Array) -> Array:
+        # Where there is nothing, an unstable step makes nothing of it.
+        return jnp.where(energy > 0, factor ** (2 * t) * energy, 0).sum()
+
+    square = lax.map(remaining, jnp.arange(steps + 1))
+    last = jnp.where(projected != 0, factor[:, None] ** steps * projected, 0)
+    return square, jnp.asarray(system.vectors) @ last
 
 
 @jax.jit(static_argnames="steps")

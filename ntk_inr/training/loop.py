@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
@@ -95,8 +96,8 @@ def prepare(apply: Any, params: Any, x: Any, y: Any, options: Options, seeds: in
         raise ValueError("recorder= follows one network; record one seed with fit, or pass ntk_points= to fit_seeds.")
     apply = _checks.as_partial(apply)
     dtype = check_params(params)
-    x = _checks.as_coordinates(x).astype(dtype)
-    y = _checks.as_values(y, len(x)).astype(dtype)
+    x = _widened(_checks.as_coordinates(x), dtype)
+    y = _widened(_checks.as_values(y, len(x)), dtype)
     loss, one = options.example_loss, (apply, params)
     if seeds:
         one = jax.tree.map(lambda leaf: leaf[0], one)
@@ -106,8 +107,8 @@ def prepare(apply: Any, params: Any, x: Any, y: Any, options: Options, seeds: in
     rows = options.batch_size or len(x)
     mesh = checks.check_mesh(options.mesh, rows, options.microbatch)
     if options.validation is not None:
-        x_valid = _checks.as_coordinates(options.validation[0], "validation x").astype(dtype)
-        y_valid = _checks.as_values(options.validation[1], len(x_valid), "validation y").astype(dtype)
+        x_valid = _widened(_checks.as_coordinates(options.validation[0], "validation x"), dtype)
+        y_valid = _widened(_checks.as_values(options.validation[1], len(x_valid), "validation y"), dtype)
         check_loss(loss, outputs, x_valid, y_valid, "validation y")
         options = dataclasses.replace(options, validation=(x_valid, y_valid))
 
@@ -125,6 +126,11 @@ def prepare(apply: Any, params: Any, x: Any, y: Any, options: Options, seeds: in
     state = begin(params, apply if stateful else None, last, steps=options.steps, program=program)
     limit = loss.limit(first.loss, options.data_range)
     return Run(apply, x, y, keys, limit, options, program, seeds, state)
+
+
+def _widened(data: Array, dtype: Any) -> Array:
+    """Return data in the parameters' dtype, but never rounded to a narrower one."""
+    return data.astype(jnp.promote_types(data.dtype, dtype))
 
 
 def report(run: Run, state: State, done: int, seconds: float) -> dict[str, np.ndarray]:
@@ -154,7 +160,7 @@ def report_steps(steps: int) -> list[int]:
 def _scores(run: Run, model: Partial, params: Any, x: Array, y: Array) -> dict[str, np.ndarray]:
     found = evaluate(model, params, x, y, program=run.program)
     row = {"loss": np.atleast_1d(found.loss)}
-    if run.program.loss.on_values:
+    if found.mse is not None:
         row["psnr"] = psnr(np.atleast_1d(found.mse), run.options.data_range)
     return row
 

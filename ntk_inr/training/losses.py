@@ -60,7 +60,7 @@ class ExampleLoss:
         is not finite counts then.
         """
         if self.function is not None:
-            return jnp.full_like(first, jnp.inf)
+            return jnp.full_like(first, jnp.finfo(first.dtype).max)
         delta = _HUBER_DELTA * data_range
         whole = {"mse": data_range**2 / 2, "l1": data_range, "huber": delta * (data_range - delta / 2)}
         return _BLOW_UP * jnp.maximum(first, whole.get(self.name, math.log(2)))

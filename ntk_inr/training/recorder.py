@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from ntk_inr import _checks
+from ntk_inr._dtypes import unit_of
 from ntk_inr._optional import require
 from ntk_inr.kernels.api import ntk
+from ntk_inr.spectra.eigen import energy_shares
 from ntk_inr.spectra.lanczos import top_eigenpairs
 from ntk_inr.spectra.moments import moments
 from ntk_inr.training.losses import ExampleLoss
@@ -82,7 +83,9 @@ class Recorder:
         """Columns, an entry a record: "step", "ntk_mean", "eigenvalues" (records, top), "drift" and so on."""
         rows = [line for line in self._lines if line["event"] == "kernel"]
         names = [name for name in rows[0] if name != "event"] if rows else []
-        return {name: np.array([row[name] for row in rows]) for name in names}
+        columns = {name: np.array([row[name] for row in rows]) for name in names}
+        # What is not finite was written as None.
+        return {name: column.astype(float) if column.dtype == object else column for name, column in columns.items()}
 
     @property
     def settings(self) -> list[Any]:
@@ -154,13 +157,15 @@ class Recorder:
         top = top_eigenpairs(kernel, min(self.top, len(self._x)), key=jax.random.key(0))
         shares = _shares(apply, params, self._x, self._y, top.vectors, loss=self._loss)
         found = moments(kernel)
-        host = np.asarray(kernel)
+        unit = unit_of(self._first)
+        first = self._first / unit
+        change = np.linalg.norm(np.asarray(kernel) / unit - first)
         row: dict[str, Any] = {f"ntk_{name}": float(value) for name, value in found._asdict().items()}
         row |= {
             "eigenvalues": np.asarray(top.values).tolist(),
             "residual_alignment": np.asarray(shares[0]).tolist(),
             "target_alignment": np.asarray(shares[1]).tolist(),
-            "drift": float(np.linalg.norm(host - self._first) / np.linalg.norm(self._first)),
+            "drift": float(change / (np.linalg.norm(first) or np.nan)),
         }
         self._write({"event": "kernel", "step": step, **row})
 
@@ -190,12 +195,7 @@ def _shares(apply: Any, params: Any, x: Array, y: Array, vectors: Array, *, loss
     """Return the shares (k,) of energy along ``vectors`` (n, k), of the loss's gradient at the outputs and of y."""
     residual = jax.grad(lambda f: loss(f, y).sum())(apply(params, x))
 
-    def shares(target: Array) -> Array:
-        total = jnp.square(target).sum()
-        # Nothing has no share of anything, rather than NaN.
-        return jnp.square(vectors.T @ target).sum(axis=1) / jnp.where(total > 0, total, 1)
-
-    return shares(residual), shares(y)
+    return energy_shares(vectors, residual), energy_shares(vectors, y)
 
 
 def _complete_lines(path: Path) -> list[dict[str, Any]]:

@@ -13,6 +13,8 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
+from ntk_inr._checks import all_finite
+from ntk_inr._dtypes import accumulation_dtype
 from ntk_inr.kernels.adapters import training_call
 from ntk_inr.training import sampling
 from ntk_inr.training.losses import ExampleLoss
@@ -22,8 +24,9 @@ from ntk_inr.training.optimizers import line_search
 class State(NamedTuple):
     """All that changes in a run; with several seeds each leaf has a leading axis of them.
 
-    ``model`` is the ``apply`` of models whose statistics or schedules change in training, else None; ``last`` holds
-    the last known losses (n,) of all rows where those draw the batches, else None.
+    ``losses`` are known up to ``steps``, the steps taken, and 0 after. ``model`` is the ``apply`` of models whose
+    statistics or schedules change in training, else None; ``last`` holds the last known losses (n,) of all rows where
+    those draw the batches, else None.
     """
 
     params: Any
@@ -36,10 +39,10 @@ class State(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Loss on all of the data, mean square error (NaN unless the loss is on values), and losses (n,) of the rows."""
+    """Loss on all of the data, mean square error (None unless the loss is on values), and losses (n,) of the rows."""
 
     loss: Array
-    mse: Array
+    mse: Array | None
     each: Array
 
 
@@ -62,6 +65,10 @@ class Program:
         rows = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
         return tuple(lax.with_sharding_constraint(array, rows) for array in arrays)
 
+    def losses(self, prediction: Array, y: Array) -> Array:
+        """Return the losses (n,) of a prediction, in a dtype that sums over many rows can be taken in."""
+        return self.loss(_wide(prediction), _wide(y))
+
     def replicated(self, tree: Any) -> Any:
         """Put ``tree`` whole on every device of the mesh."""
         if self.mesh is None:
@@ -69,25 +76,29 @@ class Program:
         return lax.with_sharding_constraint(tree, NamedSharding(self.mesh, PartitionSpec()))
 
 
+def _wide(array: Array) -> Array:
+    return array.astype(accumulation_dtype(array))
+
+
 @functools.partial(jax.jit, static_argnames="program")
 def evaluate(apply: Partial, params: Any, x: Array, y: Array, *, program: Program) -> Evaluation:
     """Return the losses on ``(x, y)``, ``microbatch`` rows at a time, of each seed where there are several."""
     size = program.microbatch
 
-    def part(apply: Partial, params: Any, rows: tuple[Array, Array]) -> tuple[Array, Array]:
+    def part(apply: Partial, params: Any, rows: tuple[Array, Array]) -> tuple[Array, Array | None]:
         x, y = program.shared(*rows)
-        prediction = apply(params, x)
-        square = jnp.square(prediction - y).mean(axis=1) if program.loss.on_values else jnp.full(len(x), jnp.nan)
-        return program.loss(prediction, y), square
+        prediction = _wide(apply(params, x))
+        square = jnp.square(prediction - y).mean(axis=1) if program.loss.on_values else None
+        return program.losses(prediction, y), square
 
     def single(apply: Partial, params: Any) -> Evaluation:
         if size is None or size >= len(x):
             each, square = part(apply, params, (x, y))
         else:
             padded = [_chunks(array, size, jnp.broadcast_to(array[:1], (size, array.shape[1]))) for array in (x, y)]
-            each, square = lax.map(lambda rows: part(apply, params, rows), tuple(padded))
-            each, square = each.reshape(-1)[: len(x)], square.reshape(-1)[: len(x)]
-        return Evaluation(each.mean(), square.mean(), each)
+            parts = lax.map(lambda rows: part(apply, params, rows), tuple(padded))
+            each, square = jax.tree.map(lambda rows: rows.reshape(-1)[: len(x)], parts)
+        return Evaluation(each.mean(), None if square is None else square.mean(), each)
 
     return program.replicated((jax.vmap(single) if program.seeds else single)(apply, params))
 
@@ -100,11 +111,10 @@ def begin(params: Any, model: Partial | None, last: Array | None, *, steps: int,
     """
 
     def single(params: Any, model: Partial | None, last: Array | None) -> State:
-        dtype = jnp.result_type(*jax.tree.leaves(params))
-        losses = jnp.full(steps, jnp.nan, dtype)
-        return State(
-            params, program.optimizer.init(params), model, last, jnp.array(True), jnp.zeros((), jnp.int32), losses
-        )
+        losses = jnp.zeros(steps, accumulation_dtype(*jax.tree.leaves(params)))
+        # Where optax has infinity for "not yet", the largest number does as well, and nobody's jax_debug_infs stops it.
+        opt_state = jax.tree.map(jnp.nan_to_num, program.optimizer.init(params))
+        return State(params, opt_state, model, last, jnp.array(True), jnp.zeros((), jnp.int32), losses)
 
     state = (jax.vmap(single) if program.seeds else single)(params, model, last)
     return program.replicated(jax.tree.map(jnp.copy, state))
@@ -136,7 +146,7 @@ def advance(
             else:
                 extra = {}
             updates, opt_state = program.optimizer.update(gradient, state.opt_state, state.params, **extra)
-            alive = state.alive & jnp.isfinite(loss) & (loss <= limit) & jnp.isfinite(optax.tree.norm(updates))
+            alive = state.alive & jnp.isfinite(loss) & (loss <= limit) & all_finite(jax.tree.leaves(updates))
 
             def keep(new: Any, old: Any) -> Any:
                 return jax.tree.map(lambda a, b: jnp.where(alive, a, b), new, old)
@@ -148,7 +158,7 @@ def advance(
                 None if state.last is None else keep(state.last.at[rows].set(each), state.last),
                 alive,
                 state.steps + alive,
-                state.losses.at[t].set(jnp.where(alive, loss, jnp.nan).astype(state.losses.dtype)),
+                state.losses.at[t].set(jnp.where(alive, loss, 0).astype(state.losses.dtype)),
             )
             return state, order
 
@@ -175,7 +185,7 @@ def _gradient(
     def share(params: Any, model: Any, x: Array, y: Array, weights: Array | None) -> tuple[Array, tuple[Any, Array]]:
         x, y = program.shared(x, y)
         prediction, model = (apply(params, x), None) if call is None else call(model, params, x, t)
-        each = program.loss(prediction, y)
+        each = program.losses(prediction, y)
         return (each if weights is None else weights * each).sum() / m, (model, each)
 
     differentiated = jax.value_and_grad(share, has_aux=True)
@@ -187,10 +197,12 @@ def _gradient(
         def accumulate(carry: Any, chunk: tuple[Array, Array]) -> tuple[Any, Array]:
             loss, gradient, model = carry
             (value, (model, each)), part = differentiated(state.params, model, x[chunk[0]], y[chunk[0]], chunk[1])
-            return (loss + value.astype(loss.dtype), optax.tree.add(gradient, part), model), each
+            return (loss + value.astype(loss.dtype), jax.tree.map(jnp.add, gradient, part), model), each
 
-        zero = jnp.zeros((), state.losses.dtype), optax.tree.zeros_like(state.params), state.model
+        nothing = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, accumulation_dtype(leaf)), state.params)
+        zero = jnp.zeros((), state.losses.dtype), nothing, state.model
         (loss, gradient, model), each = lax.scan(accumulate, zero, (rows, weights))
+        gradient = jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), gradient, state.params)
         return loss, gradient, model, each.reshape(-1)[:m], None
 
     batch = (x, y) if rows is None else (x[rows], y[rows])
@@ -211,7 +223,7 @@ def _gradient(
             (loss, _), gradient = fresh()
             return loss.astype(found.value.dtype), gradient
 
-        loss, gradient = lax.cond(jnp.isfinite(found.value), known, computed)
+        loss, gradient = lax.cond((state.steps > 0) & jnp.isfinite(found.value), known, computed)
         return loss, gradient, None, jnp.zeros(0), whole
     (loss, (model, each)), gradient = fresh()
     return loss, gradient, model, each, whole

@@ -13,8 +13,8 @@ import numpy as np
 from jax import Array
 
 from ntk_inr import _checks
-from ntk_inr.kernels import assembly, structured
-from ntk_inr.kernels.model import Model, check_model, trace_of
+from ntk_inr.kernels import structured
+from ntk_inr.kernels.model import Model, check_model
 from ntk_inr.kernels.structured import Factor
 from ntk_inr.variance import assumptions_report as report
 from ntk_inr.variance import sums
@@ -84,9 +84,9 @@ def check_assumptions(
     - "independent factors": :math:`\overline{\tau_F \tau_B}/(\bar\tau_F \bar\tau_B)`, within ``1 + tolerance`` of 1.
     - "independent layers": v over the sum of the layers' own, which leaves out the cross terms of (8.3); likewise.
 
-    Where a term is no product of two factors (a bias alone, the readout of one output, weights used twice), H stands
-    in place of F and B. Units that don't depend on the parameters (coordinates, encodings, the sensitivity of a
-    readout) don't fluctuate, and have no third and fourth finding.
+    The layers are the terms of :func:`ntk_inr.variance_budget`, under the same names. Where one is no product of two
+    factors (a bias alone, weights used twice), H stands in place of F and B. Units that don't depend on the parameters
+    (coordinates, encodings, the sensitivity of a readout) don't fluctuate, and have no third and fourth finding.
 
     Args:
         apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``; examples must not mix.
@@ -154,15 +154,10 @@ def check_assumptions(
 
 def _layers(model: Model, params: Any, points: np.ndarray) -> list[tuple[str, list[_Side]]]:
     """Return each term of the kernel, in the order of the forward pass: its name and sides."""
-    terms = sums.terms_of(trace_of(model, params, "trace"), params)
+    _, terms = sums.plan(model, params)
 
     def factors(params: Any) -> list[Factor]:
-        found = assembly.factors(model.apply, params, points, c=model.c, outputs="trace", precision="highest")
-        if terms.widths:
-            own = found.pop()
-            parts = np.split(np.asarray(own.delta), np.cumsum(terms.widths)[:-1], axis=-1)
-            found += [own._replace(delta=part) for part in parts]
-        return [found[term] for term in terms.order]
+        return sums.factors(model.apply, params, points, c=model.c, terms=terms, precision="highest")
 
     # Whether units depend on the parameters shows at others of the same scale.
     pairs = zip(terms.names, factors(params), factors(_redrawn(params)), strict=True)
@@ -182,7 +177,7 @@ def _redrawn(params: Any) -> Any:
 
 def _sides(factor: Factor, redrawn: Factor) -> list[_Side]:
     """Return F and B of a term, or H; its units are random where they differ from the ``redrawn`` ones."""
-    if factor.delta.shape[2:4] != (1, 1):
+    if factor.h is not None and not sums.is_factored(factor):
         with jax.default_matmul_precision("highest"):
             return [_Side("H", np.asarray(_tile([factor], [factor], "trace"), float))]
 

@@ -14,7 +14,8 @@ from jax import Array
 
 from ntk_inr import _checks
 from ntk_inr._checks import Precision
-from ntk_inr.kernels.model import check_concrete, check_model, trace_of
+from ntk_inr._dtypes import accumulation_dtype
+from ntk_inr.kernels.model import check_concrete, check_model
 from ntk_inr.variance import budget_report, sums
 from ntk_inr.variance.budget_change import BudgetChange, attributed
 from ntk_inr.variance.sums import Sums
@@ -244,12 +245,12 @@ def variance_budget(
         raise ValueError("x has 1 coordinate, whose kernel has one eigenvalue and no variance; expected at least 2.")
     count, size = _plan(n, key, size, submatrices, matrices)
 
-    trace = trace_of(model, params, "terms")
-    terms = sums.terms_of(trace, params)
+    trace, terms = sums.plan(model, params)
     cut = sums.cut_for(trace, terms, size, limit=memory_limit, block=block)
     points = np.asarray(model.x1)
     if key is None or count == 1:
-        grams = np.empty((2, len(terms.names), n, n), points.dtype) if matrices else None
+        dtype = accumulation_dtype(trace.dtype)
+        grams = np.empty((2, len(terms.names), n, n), dtype) if matrices else None
         whole = sums.reduced(model, params, points, terms, cut, precision=precision, progress=progress, grams=grams)
         return _budget(terms.names, n, [whole], None if grams is None else _matrices(grams, whole))
     order = np.asarray(jax.random.permutation(key, n)[: count * size]).reshape(count, size)

@@ -13,9 +13,10 @@ import numpy as np
 from jax import Array, lax
 from jax.tree_util import Partial
 
+from ntk_inr._dtypes import unit_of
 from ntk_inr.kernels import assembly, memory, structured
 from ntk_inr.kernels.memory import Cut
-from ntk_inr.kernels.model import Model
+from ntk_inr.kernels.model import Model, trace_of
 from ntk_inr.kernels.structured import Factor, Trace
 
 
@@ -52,8 +53,29 @@ class _Chunk(NamedTuple):
     diagonals: Array
 
 
-def terms_of(trace: Trace, params: Any) -> Terms:
-    """Return the terms of a traced kernel, named by the paths of their parameters."""
+def plan(model: Model, params: Any) -> tuple[Trace, Terms]:
+    """Return how the kernel is taken apart: the trace, and its terms, named by the paths of their parameters."""
+    trace = trace_of(model, params, "terms")
+    return trace, _terms(trace, params)
+
+
+@functools.partial(jax.jit, static_argnames=("c", "terms", "precision"))
+def factors(apply: Partial, params: Any, x: Any, *, c: int, terms: Terms, precision: str) -> list[Factor]:
+    """Return the factors of each of the ``terms`` at coordinates ``x``."""
+    found = assembly.factors(apply, params, x, c=c, outputs="terms", precision=precision)
+    if terms.widths:
+        whole = found.pop()
+        spans = itertools.pairwise(np.cumsum((0, *terms.widths)))
+        found += [whole._replace(delta=whole.delta[..., first:last]) for first, last in spans]
+    return [found[term] for term in terms.order]
+
+
+def is_factored(factor: Factor) -> bool:
+    """Return whether the term is one product F * B, with nothing summed over tokens or a batch (8.5)."""
+    return factor.h is not None and factor.delta.shape[2:4] == (1, 1)
+
+
+def _terms(trace: Trace, params: Any) -> Terms:
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     leaves = [jax.tree_util.keystr(path, simple=True, separator="/") or "params" for path in paths]
 
@@ -114,9 +136,12 @@ def reduced(
     points = np.asarray(x)
     n, count = len(points), len(terms.names)
     blocks = -(-n // cut.block)
+    factored = np.zeros(count, bool)
 
     def chunk(part: np.ndarray) -> _Chunk:
-        return _chunk(model.apply, params, part, c=model.c, terms=terms, precision=precision)
+        made = _chunk(model.apply, params, part, c=model.c, terms=terms, precision=precision)
+        factored[:] = [is_factored(factor) for factor in made.factors]
+        return made
 
     def started() -> Iterator[tuple[slice, slice, Any, Any, Any]]:
         for rows, columns, above, beside in assembly.pairs(points, None, cut, chunk):
@@ -128,9 +153,10 @@ def reduced(
     pairs, similarities = np.zeros((count, count)), np.zeros((3, count))
     diagonals = np.zeros((n, 3, count))
     tiles = assembly.reported(assembly.held_back(started()), blocks * (blocks + 1) // 2, progress)
-    for rows, columns, (products, overlaps), diagonal, pictures in tiles:
+    for rows, columns, (products, units, overlaps), diagonal, pictures in tiles:
         weight = 1 if rows == columns else 2
-        pairs += weight * np.asarray(products, np.float64).sum(0)
+        units = np.asarray(units, np.float64)
+        pairs += weight * np.outer(units, units) * np.asarray(products, np.float64).sum(0)
         similarities += weight * np.asarray(overlaps, np.float64).sum(-1)
         if diagonal is not None:
             diagonals[rows] = np.moveaxis(np.asarray(diagonal)[..., : rows.stop - rows.start], -1, 0)
@@ -138,31 +164,24 @@ def reduced(
             tile = np.asarray(pictures)[..., : rows.stop - rows.start, : columns.stop - columns.start]
             grams[..., rows, columns] = tile
             grams[..., columns, rows] = tile.swapaxes(-1, -2)
+    similarities[:2, ~factored] = diagonals[:, :2, ~factored] = np.nan
+    if grams is not None:
+        grams[:, ~factored] = np.nan
     return Sums((pairs + pairs.T) / 2, similarities, diagonals)
 
 
 @functools.partial(jax.jit, static_argnames=("c", "terms", "precision"))
 def _chunk(apply: Partial, params: Any, x: Array, *, c: int, terms: Terms, precision: str) -> _Chunk:
-    found = assembly.factors(apply, params, x, c=c, outputs="terms", precision=precision)
-    if terms.widths:
-        whole = found.pop()
-        spans = itertools.pairwise(np.cumsum((0, *terms.widths)))
-        found += [whole._replace(delta=whole.delta[..., first:last]) for first, last in spans]
-    found = [found[term] for term in terms.order]
+    found = factors(apply, params, x, c=c, terms=terms, precision=precision)
     with jax.default_matmul_precision(precision):
         return _Chunk(found, jnp.stack([_diagonals(factor) for factor in found], axis=1))
 
 
-def _is_factored(factor: Factor) -> bool:
-    """Return whether the term is one product F * B, with nothing summed over tokens or a batch (8.5)."""
-    return factor.h is not None and factor.delta.shape[2:4] == (1, 1)
-
-
 def _diagonals(factor: Factor) -> Array:
-    """Return the diagonals of F, B and H, (3, block)."""
-    if factor.h is None or not _is_factored(factor):
+    """Return the diagonals of F, B and H, (3, block); zeros in place of F and B that don't exist."""
+    if factor.h is None or not is_factored(factor):
         own = structured.diagonal([factor], "trace")
-        return jnp.stack([jnp.full_like(own, jnp.nan)] * 2 + [own])
+        return jnp.stack([jnp.zeros_like(own)] * 2 + [own])
     forward = (factor.h**2).sum((1, 2, 3)) + factor.offset
     backward = (factor.delta**2).sum((1, 2, 3, 4)) / factor.delta.shape[1]
     return jnp.stack([forward, backward, forward * backward])
@@ -170,7 +189,7 @@ def _diagonals(factor: Factor) -> Array:
 
 def _parts(a: Factor, b: Factor) -> tuple[Array | None, Array | None, Array]:
     """Return F, B and H between two chunks; F and B are None where H is not their product."""
-    if _is_factored(a):
+    if is_factored(a):
         forward, backward = structured.grams(a, b, "trace")
         if forward is not None:
             return forward, backward, forward * backward
@@ -178,10 +197,13 @@ def _parts(a: Factor, b: Factor) -> tuple[Array | None, Array | None, Array]:
 
 
 @functools.partial(jax.jit, static_argnames="precision")
-def _tile(rows: _Chunk, columns: _Chunk, extent: Any, on_diagonal: Any, *, precision: str) -> tuple[Array, Array]:
+def _tile(
+    rows: _Chunk, columns: _Chunk, extent: Any, on_diagonal: Any, *, precision: str
+) -> tuple[Array, Array, Array]:
     """Return one tile's products of terms, (block, L, L), and squared similarities, (3, L, block), summed over an axis.
 
-    Summed in float64 afterwards; in the kernel's own precision, long sums would round.
+    The products are of terms divided by their units (L,), which stand between the two. Summed in float64 afterwards;
+    in the kernel's own precision, long sums would round.
     """
     block = len(rows.factors[0].delta)
     i, j = jnp.arange(block)[:, None], jnp.arange(block)[None]
@@ -197,22 +219,23 @@ def _tile(rows: _Chunk, columns: _Chunk, extent: Any, on_diagonal: Any, *, preci
             parts = _parts(a, b)
         for part, w, v in zip(parts, left[:, index], right[:, index], strict=True):
             if part is None:
-                overlaps.append(jnp.full(block, jnp.nan, left.dtype))
+                overlaps.append(jnp.zeros(block, left.dtype))
             else:
                 overlaps.append(jnp.where(kept, (part * w[:, None] * v[None]) ** 2, 0).sum(1))
         terms.append(parts[2])
     stacked = jnp.where(kept, jnp.stack(terms), 0)
+    units = jax.vmap(unit_of)(stacked)
+    stacked = stacked / units[:, None, None]
     products = jnp.einsum("lij,mij->ilm", stacked, stacked, precision=lax.Precision.HIGHEST)
-    return products, jnp.stack(overlaps).reshape(len(terms), 3, block).swapaxes(0, 1)
+    return products, units, jnp.stack(overlaps).reshape(len(terms), 3, block).swapaxes(0, 1)
 
 
 @functools.partial(jax.jit, static_argnames="precision")
 def _grams(rows: list[Factor], columns: list[Factor], *, precision: str) -> Array:
-    """Return the tile's F and B of each term, (2, L, block, block)."""
+    """Return the tile's F and B of each term, (2, L, block, block); zeros in place of those that don't exist."""
     found = []
     with jax.default_matmul_precision(precision):
         for a, b in zip(rows, columns, strict=True):
             forward, backward, own = _parts(a, b)
-            nothing = jnp.full_like(own, jnp.nan)
-            found.append([nothing if part is None else part for part in (forward, backward)])
+            found.append([jnp.zeros_like(own) if part is None else part for part in (forward, backward)])
     return jnp.stack([jnp.stack(parts) for parts in zip(*found, strict=True)])
