@@ -184,7 +184,7 @@ def test_any_block(key, x, x64):
 
 def test_memory(x):
     apply, params = network("relu")
-    trace, terms = sums.plan(check_model(apply, params, x), params)
+    trace, terms = sums.plan(check_model(apply, params, x))
     for limit in (10**4, 10**6):
         cut = sums.cut_for(trace, terms, 16384, limit=limit, block=None)
         assert cut.bytes <= limit

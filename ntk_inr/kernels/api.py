@@ -107,7 +107,7 @@ def ntk(
         raise ValueError(f"coupled=True takes the whole batch as one function; method {method!r} takes each example.")
     method = "jacobian" if coupled else "structured" if method == "auto" else method
     model = check_model(apply, params, x1, x2, coupled=coupled)
-    apply, x1, x2, c, dtype, traced = model
+    apply, params, x1, x2, c, dtype, traced = model
     shape = (len(x1), len(x1 if x2 is None else x2)) + {"trace": (), "diagonal": (c,), "full": (c, c)}[outputs]
     _check_out(out, shape, dtype)
     on_device = isinstance(out, str) and out == "device"
@@ -135,7 +135,7 @@ def ntk(
         )
         stored = 0
     if method == "structured":
-        trace = trace_of(model, params, outputs)
+        trace = trace_of(model, outputs)
         cut = memory.cut(trace, shape[0], shape[1], outputs, stored=stored, limit=memory_limit, block=block)
         parts = assembly.tiles(
             apply, params, x1, x2, c=c, outputs=outputs, precision=precision, cut=cut, progress=progress

@@ -18,13 +18,14 @@ from ntk_inr.kernels.structured import Trace
 
 
 class Model(NamedTuple):
-    """What a kernel is taken of: ``apply`` as a pytree, coordinates, and the number of outputs c.
+    """What a kernel is taken of: ``apply`` as a pytree, parameters, coordinates, and the number of outputs c.
 
     ``dtype`` is the kernel's, at least float32; ``traced`` says that some of it is a value of a transformation under
     way.
     """
 
     apply: Partial
+    params: Any
     x1: Array
     x2: Array | None
     c: int
@@ -35,7 +36,7 @@ class Model(NamedTuple):
 def check_model(apply: Any, params: Any, x1: Any, x2: Any = None, *, coupled: bool = False) -> Model:
     """Return the checked model that a kernel is taken of, or say what is wrong with it."""
     apply = _checks.as_partial(apply)
-    dtype = accumulation_dtype(check_params(params))
+    params = check_params(params)
     x1 = _checks.as_coordinates(x1, "x1")
     if x2 is not None:
         x2 = _checks.as_coordinates(x2, "x2")
@@ -44,12 +45,13 @@ def check_model(apply: Any, params: Any, x1: Any, x2: Any = None, *, coupled: bo
                 f"x2 has {x2.shape[1]} coordinates a row but x1 has {x1.shape[1]}; both come from one domain."
             )
     c = check_apply(apply, params, x1)
+    dtype = accumulation_dtype(*map(jnp.result_type, jax.tree.leaves(params)))
     if coupled:
         # The function may take this batch and no other, so that it is only traced.
         closed = jax.make_jaxpr(apply)(params, x1)
-        return Model(apply, x1, x2, c, dtype, _is_traced(apply, params, x1, x2, closed.consts))
+        return Model(apply, params, x1, x2, c, dtype, _is_traced(apply, params, x1, x2, closed.consts))
     traced = _is_traced(apply, params, x1, x2) or _is_traced(mixing.check(apply, params, x1, x2))
-    return Model(apply, x1, x2, c, dtype, traced)
+    return Model(apply, params, x1, x2, c, dtype, traced)
 
 
 def _is_traced(*trees: Any) -> bool:
@@ -62,8 +64,9 @@ def check_concrete(model: Model, name: str) -> None:
         raise ValueError(f"{name} drives tiles from the host, so it can't be used inside jit, vmap or grad.")
 
 
-def check_params(params: Any) -> jnp.dtype:
-    """Return the dtype of a pytree of parameters, or say which leaf can't be one."""
+def check_params(params: Any) -> Any:
+    """Return a pytree of parameters in the machine's byte order, or say which leaf can't be one."""
+    params = _checks.native(_checks.unmasked(params, "params"))
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not leaves:
         raise ValueError("params holds no arrays; pass the parameters, the second result of ni.init(net, key, x).")
@@ -80,7 +83,7 @@ def check_params(params: Any) -> jnp.dtype:
                 "Close over arrays that are not trained instead."
             )
     _checks.check_finite_tree(params, "params")
-    return jnp.dtype(jnp.result_type(*[leaf for _, leaf in leaves]))
+    return params
 
 
 def check_apply(apply: Partial, params: Any, x: Array) -> int:
@@ -100,9 +103,9 @@ def check_apply(apply: Partial, params: Any, x: Array) -> int:
     return shape[1]
 
 
-def trace_of(model: Model, params: Any, outputs: str) -> Trace:
+def trace_of(model: Model, outputs: str) -> Trace:
     """Return the trace of one example, remembered for functions and shapes met before."""
-    arguments = (*mixing.signature(model.apply, params, model.x1), model.c, outputs)
+    arguments = (*mixing.signature(model.apply, model.params, model.x1), model.c, outputs)
     # A function may close over values of a transformation under way, which must not be kept.
     return _trace.__wrapped__(*arguments, True) if model.traced else _trace(*arguments, False)
 

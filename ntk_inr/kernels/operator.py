@@ -83,14 +83,14 @@ class NTKOperator:
         _checks.check_options(microbatch=microbatch, precision=precision)
         model = check_model(apply, params, x)
         self.apply, self.x, self.c, self.dtype = model.apply, model.x1, model.c, model.dtype
-        self.params = params
+        self.params = model.params
         self.outputs = outputs
         self.precision = precision
         n = len(self.x)
-        if not model.traced and mixing.has_custom_rule(mixing.traced(model.apply, params, model.x1)):
-            _check_linear(model, params)
+        if not model.traced and mixing.has_custom_rule(mixing.traced(model.apply, model.params, model.x1)):
+            _check_linear(model)
         if microbatch is None:
-            trace = trace_of(model, params, outputs)
+            trace = trace_of(model, outputs)
             microbatch = max(1, _MICROBATCH_BYTES // max(1, trace.floats * self.dtype.itemsize))
         batches = -(-n // microbatch)
         # Evenly, so that little is filled up.
@@ -163,11 +163,11 @@ class NTKOperator:
         return self._batched(array, "constant")
 
 
-def _check_linear(model: Model, params: Any) -> None:
+def _check_linear(model: Model) -> None:
     """Refuse a function whose backward pass, by a rule of the user's own, is not linear in the cotangent."""
     with jax.debug_nans(False):
-        errors = np.asarray(_nonlinearity(model.apply, params, model.x1[:_LOOKED_AT]), np.float64)
-    if not (errors <= eps(jnp.result_type(*jax.tree.leaves(params))) ** 0.5).all():
+        errors = np.asarray(_nonlinearity(model.apply, model.params, model.x1[:_LOOKED_AT]), np.float64)
+    if not (errors <= eps(jnp.result_type(*jax.tree.leaves(model.params))) ** 0.5).all():
         raise ValueError(
             "the backward rule of a custom_vjp in apply is not linear in the cotangent, so J (J^T v) is no product "
             "with a kernel. Use ni.ntk, which takes each output's gradient as the rule gives it, or leave the rule out."

@@ -135,11 +135,11 @@ def explain(
     _checks.check_options(outputs=outputs, block=block, memory_limit=memory_limit)
     model = check_model(apply, params, x1, x2)
     c, n1, n2 = model.c, len(model.x1), len(model.x1 if model.x2 is None else model.x2)
-    trace = trace_of(model, params, outputs)
+    trace = trace_of(model, outputs)
     itemsize = trace.dtype.itemsize
     stored = n1 * n2 * memory.entries(c, outputs) * itemsize
     cut = memory.cut(trace, n1, n2, outputs, stored=stored, limit=memory_limit, block=block)
-    leaves = jax.tree_util.tree_leaves_with_path(params)
+    leaves = jax.tree_util.tree_leaves_with_path(model.params)
     names = [jax.tree_util.keystr(path) or "params" for path, _ in leaves]
     plans = []
     for (_, leaf), name, how in zip(leaves, names, trace.sites.handling, strict=True):

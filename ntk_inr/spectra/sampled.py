@@ -107,7 +107,7 @@ def streamed_moments(
     _checks.check_options(block=block, memory_limit=memory_limit, precision=precision)
     model = check_model(apply, params, x)
     check_concrete(model, "streamed_moments")
-    return _reduced(model, params, model.x1, block, memory_limit, precision, progress).moments()
+    return _reduced(model, model.x1, block, memory_limit, precision, progress).moments()
 
 
 def sampled_moments(
@@ -183,13 +183,13 @@ def sampled_moments(
     elif fit < _LEAST_SUBMATRICES and n > size:
         size, fit = n // _LEAST_SUBMATRICES, _LEAST_SUBMATRICES
     if n <= size or size < 2:
-        whole = _reduced(model, params, points, block, memory_limit, precision, None)
+        whole = _reduced(model, points, block, memory_limit, precision, None)
         return SampledMoments(*whole.moments(), mean_stderr=0.0, variance_stderr=0.0, submatrices=1, size=n)
     most = submatrices or min(_MOST_SUBMATRICES, fit)
     order = np.asarray(jax.random.permutation(key, n)[: most * size]).reshape(most, size)
     found: list[_Sums] = []
     for done, subset in enumerate(order, 1):
-        drawn = _reduced(model, params, points[subset], block, memory_limit, precision, None)
+        drawn = _reduced(model, points[subset], block, memory_limit, precision, None)
         found.append(drawn.per(found[0].unit) if found else drawn)
         if progress:
             progress(done, most)
@@ -201,12 +201,12 @@ def sampled_moments(
     return estimate
 
 
-def _reduced(model: Model, params: Any, x: Any, block: Any, memory_limit: Any, precision: str, progress: Any) -> _Sums:
-    trace = trace_of(model, params, "trace")
+def _reduced(model: Model, x: Any, block: Any, memory_limit: Any, precision: str, progress: Any) -> _Sums:
+    trace = trace_of(model, "trace")
     n = len(x)
     cut = memory.cut(trace, n, n, "trace", stored=0, limit=memory_limit, block=block)
     parts = assembly.tiles(
-        model.apply, params, x, None, c=model.c, outputs="trace", precision=precision, cut=cut, progress=progress
+        model.apply, model.params, x, None, c=model.c, outputs="trace", precision=precision, cut=cut, progress=progress
     )
     started = (
         (rows, columns, _squares(tile, rows.stop - rows.start, columns.stop - columns.start, rows == columns))

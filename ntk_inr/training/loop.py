@@ -95,7 +95,8 @@ def prepare(apply: Any, params: Any, x: Any, y: Any, options: Options, seeds: in
     if seeds and options.recorder is not None:
         raise ValueError("recorder= follows one network; record one seed with fit, or pass ntk_points= to fit_seeds.")
     apply = _checks.as_partial(apply)
-    dtype = check_params(params)
+    params = check_params(params)
+    dtype = jnp.result_type(*jax.tree.leaves(params))
     x = _widened(_checks.as_coordinates(x), dtype)
     y = _widened(_checks.as_values(y, len(x)), dtype)
     loss, one = options.example_loss, (apply, params)

@@ -132,7 +132,7 @@ def check_assumptions(
 
     K = np.zeros((len(points), len(points)))
     layers = []
-    for name, sides in _layers(model, params, points):
+    for name, sides in _layers(model, points):
         layers.append(_layer(name, sides, n, tolerance))
         K += _product(sides)
     total = _Sums(*np.sum([found for found, _ in layers], axis=0).tolist())
@@ -152,15 +152,15 @@ def check_assumptions(
     )
 
 
-def _layers(model: Model, params: Any, points: np.ndarray) -> list[tuple[str, list[_Side]]]:
+def _layers(model: Model, points: np.ndarray) -> list[tuple[str, list[_Side]]]:
     """Return each term of the kernel, in the order of the forward pass: its name and sides."""
-    _, terms = sums.plan(model, params)
+    _, terms = sums.plan(model)
 
     def factors(params: Any) -> list[Factor]:
         return sums.factors(model.apply, params, points, c=model.c, terms=terms, precision="highest")
 
     # Whether units depend on the parameters shows at others of the same scale.
-    pairs = zip(terms.names, factors(params), factors(_redrawn(params)), strict=True)
+    pairs = zip(terms.names, factors(model.params), factors(_redrawn(model.params)), strict=True)
     return [(name, _sides(factor, redrawn)) for name, factor, redrawn in pairs]
 
 

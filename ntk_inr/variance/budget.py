@@ -245,18 +245,18 @@ def variance_budget(
         raise ValueError("x has 1 coordinate, whose kernel has one eigenvalue and no variance; expected at least 2.")
     count, size = _plan(n, key, size, submatrices, matrices)
 
-    trace, terms = sums.plan(model, params)
+    trace, terms = sums.plan(model)
     cut = sums.cut_for(trace, terms, size, limit=memory_limit, block=block)
     points = np.asarray(model.x1)
     if key is None or count == 1:
         dtype = accumulation_dtype(trace.dtype)
         grams = np.empty((2, len(terms.names), n, n), dtype) if matrices else None
-        whole = sums.reduced(model, params, points, terms, cut, precision=precision, progress=progress, grams=grams)
+        whole = sums.reduced(model, points, terms, cut, precision=precision, progress=progress, grams=grams)
         return _budget(terms.names, n, [whole], None if grams is None else _matrices(grams, whole))
     order = np.asarray(jax.random.permutation(key, n)[: count * size]).reshape(count, size)
     found = []
     for done, subset in enumerate(order, 1):
-        found.append(sums.reduced(model, params, points[subset], terms, cut, precision=precision, progress=None))
+        found.append(sums.reduced(model, points[subset], terms, cut, precision=precision, progress=None))
         if progress:
             progress(done, count)
     return _budget(terms.names, n, found, None)

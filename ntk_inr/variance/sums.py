@@ -53,10 +53,10 @@ class _Chunk(NamedTuple):
     diagonals: Array
 
 
-def plan(model: Model, params: Any) -> tuple[Trace, Terms]:
+def plan(model: Model) -> tuple[Trace, Terms]:
     """Return how the kernel is taken apart: the trace, and its terms, named by the paths of their parameters."""
-    trace = trace_of(model, params, "terms")
-    return trace, _terms(trace, params)
+    trace = trace_of(model, "terms")
+    return trace, _terms(trace, model.params)
 
 
 @functools.partial(jax.jit, static_argnames=("c", "terms", "precision"))
@@ -123,7 +123,6 @@ def cut_for(trace: Trace, terms: Terms, n: int, *, limit: int | None, block: int
 
 def reduced(
     model: Model,
-    params: Any,
     x: Any,
     terms: Terms,
     cut: Cut,
@@ -139,7 +138,7 @@ def reduced(
     factored = np.zeros(count, bool)
 
     def chunk(part: np.ndarray) -> _Chunk:
-        made = _chunk(model.apply, params, part, c=model.c, terms=terms, precision=precision)
+        made = _chunk(model.apply, model.params, part, c=model.c, terms=terms, precision=precision)
         factored[:] = [is_factored(factor) for factor in made.factors]
         return made
 
