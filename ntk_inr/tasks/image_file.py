@@ -13,6 +13,8 @@ from ntk_inr.tasks.files import existing_file
 
 BUNDLED = ("camera", "astronaut", "coffee", "chelsea")
 """Images that scikit-image carries."""
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+"""Suffixes of the images of a folder."""
 
 
 def load_prepared(source: Any, *, size: int | None, grey: bool) -> tuple[str, np.ndarray]:
@@ -38,6 +40,23 @@ def load_image(source: Any) -> tuple[str, np.ndarray]:
         return str(source), to_unit(getattr(data, str(source))(), str(source))
     path = existing_file(source, "image", BUNDLED)
     return path.name, load_frame(path, 0)
+
+
+def has_eight_bits(source: Any) -> bool:
+    """Return whether an image or a stack of them, a source that can be loaded, holds integers of at most 8 bits."""
+    if not isinstance(source, str | Path):
+        array = np.asarray(source)
+        wide = array.dtype.itemsize > 2 and array.dtype.kind in "iu" and array.size
+        return array.dtype.kind in "biu" and (array.dtype.itemsize == 1 or bool(wide and array.max() <= 255))
+    path = Path(source)
+    if str(source) in BUNDLED or not path.exists():
+        return str(source) in BUNDLED
+    if path.is_dir():
+        return all(has_eight_bits(file) for file in path.iterdir() if file.suffix.lower() in PICTURES)
+    if path.suffix.lower() == ".npy":
+        return has_eight_bits(np.load(path, mmap_mode="r"))
+    with require("PIL.Image").open(path) as opened:
+        return not opened.mode.startswith(("I", "F"))
 
 
 def load_frame(path: Path, frame: int, *, scale: bool = True) -> np.ndarray:

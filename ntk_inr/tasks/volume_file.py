@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from ntk_inr.tasks.files import existing_file, load_npy, nan_message
-from ntk_inr.tasks.image_file import count_frames, load_frame
+from ntk_inr.tasks.image_file import PICTURES, count_frames, load_frame
 
 BUNDLED = ("orbits",)
 _SLAB_BYTES = 2**24
-_PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 _MANY_FRAMES = (".tif", ".tiff", ".gif")
 
 
@@ -100,9 +99,9 @@ def _of_array(name: str, array: np.ndarray) -> Stack:
 
 
 def _of_folder(folder: Path) -> Stack:
-    files = [path for path in folder.iterdir() if path.suffix.lower() in _PICTURES]
+    files = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES]
     if not files:
-        raise ValueError(f"{str(folder)!r} holds no images ({', '.join(_PICTURES)}); expected one a frame.")
+        raise ValueError(f"{str(folder)!r} holds no images ({', '.join(PICTURES)}); expected one a frame.")
     files.sort(key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)])
     return _of_images(folder.name, [(path, 0) for path in files])
 
