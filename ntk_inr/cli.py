@@ -184,8 +184,8 @@ class Fit(_OnATask):
             )  # fmt: skip
         if found.run.status == "interrupted":
             raise KeyboardInterrupt
-        for name, value in found.scores.items():
-            console.print(f"{name.replace('_', ' ')}: [bold]{value:.4g}[/]")
+        for label, text in found.score_lines(task):
+            console.print(f"{label}: [bold]{text}[/]")
         for name, path in found.files.items():
             console.print(f"{name}: {escape(str(path))}", soft_wrap=True)
         if found.run.status == "diverged":

@@ -15,10 +15,21 @@ import jax.numpy as jnp
 from ntk_inr.kernels.adapters import init
 from ntk_inr.networks.variants import variant
 from ntk_inr.study import record
-from ntk_inr.study.compare import check_derivatives, describe, describe_task, trained
+from ntk_inr.study.compare import trained
+from ntk_inr.study.derivatives import check_derivatives
+from ntk_inr.study.description import (
+    baselines_of,
+    describe,
+    describe_task,
+    eight_bits,
+    numbers_of,
+    own_scores,
+    training_settings,
+)
 from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import save_figure
 from ntk_inr.tasks.interface import Task
+from ntk_inr.tasks.metrics import score_lines
 from ntk_inr.tasks.registry import TASKS
 from ntk_inr.training.fit import fit
 from ntk_inr.training.optimizers import optimizer as make_optimizer
@@ -37,12 +48,24 @@ class Fitted:
         scores: of the reconstruction, by the task's own metrics.
         reconstruction: what the task makes of the network.
         files: what was written, by what it is; empty without a folder.
+        baselines: what simpler methods reach, a dict each with "name", "kind" ("baseline") and "scores".
     """
 
     run: FitResult
     scores: dict[str, float]
     reconstruction: Any
     files: dict[str, Path]
+    baselines: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def score_lines(self, task: Task) -> list[tuple[str, str]]:
+        """Return scores as a label and a number each, by the task's metric first; those of baselines are last."""
+        shown = functools.partial(score_lines, metric=task.metric, eight_bit=eight_bits(task)["eight_bit"])
+        others = [
+            (f"baseline, {other['name']}: {label}", text)
+            for other in self.baselines
+            for label, text in shown(other["scores"])
+        ]
+        return shown(self.scores) + others
 
 
 def fit_task(
@@ -101,7 +124,8 @@ def fit_task(
     net = network
     if isinstance(net, str):
         net = variant(net, features=features, depth=depth, out=task.channels)
-    check_derivatives(task, net)
+    name = network if isinstance(network, str) else type(net).__name__
+    warned, numbers = check_derivatives(task, {name: net}), numbers_of(net)
     maker = make_optimizer(optimizer, learning_rate=learning_rate, schedule=schedule, steps=steps)
     folder: Path | None = None
     options: dict[str, Any] = {}
@@ -123,7 +147,7 @@ def fit_task(
     if run.status == "interrupted":
         return Fitted(run, {}, None, {})
     reconstruction = task.reconstruct(functools.partial(trained(apply, run), run.params))
-    scores = task.scores(reconstruction)
+    scores, baselines = own_scores(task, reconstruction), baselines_of(task)
     files = {} if folder is None else _write(folder, task, reconstruction)
     if folder is not None:
         files["result"] = folder / record.RESULTS
@@ -131,19 +155,22 @@ def fit_task(
             "schema": _SCHEMA,
             "task": describe_task(task),
             "network": describe(net),
+            "numbers": numbers,
             "settings": {
-                "steps": steps, "optimizer": optimizer, "learning_rate": learning_rate, "schedule": schedule,
-                "seed": seed,
+                "features": numbers["features"], "depth": numbers["depth"], "steps": steps,
+                **training_settings(task, optimizer, learning_rate, schedule), "seed": seed,
             },
+            "warnings": warned,
             "environment": environment(),
             "status": run.status,
             "steps": run.steps,
             "seconds": float(run.history["seconds"][-1]),
             "scores": scores,
+            "baselines": baselines,
             "files": {name: path.name for name, path in files.items()},
         }  # fmt: skip
         record.write_json(files["result"], content)
-    return Fitted(run, scores, reconstruction, files)
+    return Fitted(run, scores, reconstruction, files, baselines)
 
 
 def _write(folder: Path, task: Task, reconstruction: Any) -> dict[str, Path]:
