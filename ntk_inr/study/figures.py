@@ -115,7 +115,7 @@ def convergence_figure(study: Study, summary: Summary) -> Any:
         if "gd" in axes and study.task["eight_bit_curves"]:
             end_at_exact(axes["gd"])
         for axis in axes.values():
-            _cv_axis(axis)
+            _cv_axis(axis, [row["cv"].mean for row in summary.rows.values()])
         figure.legend(*axes[goal.key].get_legend_handles_labels(), loc="outside right center")
     return figure
 
@@ -158,10 +158,10 @@ def _axis_title(column: Any) -> str:
     return f"{column.title} [{column.unit}]" if column.unit else column.title
 
 
-def _cv_axis(axis: Any) -> None:
-    axis.set(xscale="log")
+def _cv_axis(axis: Any, found: list[float]) -> None:
+    low, high = min(found) / 1.2, max(found) * 1.2
+    axis.set(xscale="log", xlim=(low, high))
     axis.xaxis.set_minor_formatter("")
-    low, high = axis.get_xlim()
     ticks = [tick for tick in (1, 2, 3, 5, 10, 20, 30, 50, 100, 200) if low <= tick <= high]
     axis.set_xticks(ticks if len(ticks) > 1 else np.linspace(low, high, 5)[1:-1].round(1))
     axis.xaxis.set_major_formatter("{x:g}")
