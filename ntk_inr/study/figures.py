@@ -72,8 +72,9 @@ def end_at_exact(axis: Any) -> None:
     if high >= EXACT_DB:
         axis.axhline(EXACT_DB, color=style.NEUTRAL, linestyle=":", linewidth=1)
         axis.text(
-            0.02, EXACT_DB, EXACT, transform=axis.get_yaxis_transform(), va="bottom", fontsize=7, color=style.NEUTRAL
-        )
+            0.99, EXACT_DB, EXACT, transform=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize=7,
+            color=style.NEUTRAL,
+        )  # fmt: skip
         axis.set_ylim(low, EXACT_DB + 0.07 * (EXACT_DB - low))
 
 
