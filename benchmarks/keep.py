@@ -23,6 +23,7 @@ from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import save_figure
 from ntk_inr.study.programs import free_programs_if_full
 from ntk_inr.study.record import write_json
+from ntk_inr.tasks.metrics import EXACT, EXACT_DB, counted_psnr
 
 RESULTS = Path(__file__).parent / "results"
 # What an interrupted run has computed; to be deleted after a change of what it computes.
@@ -51,6 +52,23 @@ class Measure(NamedTuple):
 def mean(values: Any) -> Measure:
     """Return the mean over seeds."""
     return Measure(float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values))))
+
+
+def up_to_exact(values: Any) -> np.ndarray:
+    """Return PSNR of an image of 8 bits as it counts."""
+    return counted_psnr(values, eight_bit=True)
+
+
+def decibels_of(values: Sequence[float], *, error: bool = False, unit: str = "") -> str:
+    """Return PSNR of an image of 8 bits over seeds: the mean and the standard deviation, or the standard error."""
+    if min(values) > EXACT_DB:
+        return EXACT
+    own = up_to_exact(values)
+    if np.isnan(own).any():
+        return "–"
+    if len(own) < 2:
+        return f"{own.mean():.1f}{unit}"
+    return f"{own.mean():.1f} ± {mean(own).error if error else np.std(own, ddof=1):.2g}{unit}"
 
 
 def verdict(cases: Sequence[bool]) -> Verdict:

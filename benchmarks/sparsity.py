@@ -21,8 +21,21 @@ import numpy as np
 import optax
 
 import ntk_inr as ni
-from benchmarks.keep import ERRORS, Claim, Measure, Picture, Profile, chosen_profile, mean, publish, verdict
+from benchmarks.keep import (
+    ERRORS,
+    Claim,
+    Measure,
+    Picture,
+    Profile,
+    chosen_profile,
+    decibels_of,
+    mean,
+    publish,
+    up_to_exact,
+    verdict,
+)
 from ntk_inr.study.candidate import kernel_in_float64
+from ntk_inr.study.figures import end_at_exact
 from ntk_inr.style import MARKERS, MEASURED, PALETTE, figure_style, pyplot
 
 GATES: dict[str, dict[str, Any]] = {
@@ -274,20 +287,21 @@ def closed_forms_agree(found: dict[str, Any], settings: Settings) -> Claim:
 def slope_of_psnr(found: dict[str, Any], gate: str) -> Measure:
     """Return dB gained by halving k."""
     runs = [run for run in found["training"] if run["gate"] == gate]
-    return mean(-np.polyfit(np.log2([run["k"] for run in runs]), [run["psnr"] for run in runs], 1)[0])
+    return mean(-np.polyfit(np.log2([run["k"] for run in runs]), up_to_exact([run["psnr"] for run in runs]), 1)[0])
 
 
 def training_helps(found: dict[str, Any], settings: Settings) -> Claim:
     """Judge whether sparser gates, whose kernels vary less, train to better fits."""
     slopes = {gate: slope_of_psnr(found, gate) for gate in settings.gates}
-    dense, _ = mean(found["dense_psnr"])
-    best = max(found["training"], key=lambda run: np.mean(run["psnr"]))
+    dense = decibels_of(found["dense_psnr"], error=True, unit=" dB")
+    best = max(found["training"], key=lambda run: up_to_exact(run["psnr"]).mean())
+    reached = decibels_of(best["psnr"], error=True, unit=" dB")
     return Claim(
         "Less variance by fewer units means better fits",
         verdict([gain - ERRORS * error > 0 for gain, error in slopes.values()]),
         "dB for each halving of k: "
         + ", ".join(f"{gate} {gain:+.2f} ± {error:.2f}" for gate, (gain, error) in slopes.items())
-        + f"; best {best['gate']} with k = {best['k']}, {np.mean(best['psnr']):.1f} dB, without a gate {dense:.1f} dB "
+        + f"; best {best['gate']} with k = {best['k']}, {reached}, without a gate {dense} "
         f"({settings.steps} steps of Adam, {title(*settings.networks[-1])})",
         "Adam rescales gradients, so the kernel's scale counts for less; fewer units also leave fewer to fit with.",
     )
@@ -300,8 +314,8 @@ def keeps_the_signal(found: dict[str, Any], settings: Settings) -> Claim:
         cv, error = mean(way["cv"])
         most = float(np.sqrt(way["rows"] - 1))
         seeing.append(cv < SEEING * most)
-        reached = "{:.1f} ± {:.1f}".format(*mean(way["psnr"]))
-        said.append(f"{name}: cv {cv:.3g} ± {error:.1g} of at most {most:.3g}, {reached} dB")
+        reached = decibels_of(way["psnr"], error=True, unit=" dB")
+        said.append(f"{name}: cv {cv:.3g} ± {error:.1g} of at most {most:.3g}, {reached}")
     depth, width = settings.networks[-1]
     return Claim(
         f"Soft-TopK with few units (k/m = 1/{settings.shares[0]}) keeps the signal in a deep network",
@@ -388,6 +402,7 @@ def label_shares(axis: Any, settings: Settings) -> None:
 def training_picture(found: dict[str, Any], settings: Settings) -> Picture:
     """Draw PSNR over k, and over the cv of the kernel at initialisation."""
     runs = found["training"]
+    runs = [run | {"psnr": up_to_exact(run["psnr"]).tolist()} for run in runs]
     cv, reached = (np.array([np.mean(run[name]) for run in runs]) for name in ("cv", "psnr"))
     rho = float(np.corrcoef(cv.argsort().argsort(), reached.argsort().argsort())[0, 1])
     gains = {gate: slope_of_psnr(found, gate).value for gate in settings.gates}
@@ -400,13 +415,14 @@ def training_picture(found: dict[str, Any], settings: Settings) -> Picture:
             over_k(left, own, "psnr", color, marker, gate, "-")
             values, errors = np.transpose([mean(run["psnr"]) for run in own])
             right.errorbar([np.mean(run["cv"]) for run in own], values, errors, color=color, marker=marker, ls="none")
-        dense, error = mean(found["dense_psnr"])
+        dense, error = mean(up_to_exact(found["dense_psnr"]))
         left.axhline(dense, color=MEASURED, ls="--", label="no gate")
         left.axhspan(dense - error, dense + error, color=MEASURED, alpha=0.15, lw=0)
         label_shares(left, settings)
         left.set_title(f"Camera, {title(*settings.networks[-1])}, Adam")
         left.set_ylabel(f"PSNR after {settings.steps} steps, dB")
         left.legend()
+        end_at_exact(left)
         right.set(xlabel="cv of eigenvalues at initialisation", title=f"Rank correlation of cv and PSNR: {rho:+.2f}")
     return Picture(figure, f"{finding}; rank correlation of PSNR with cv {rho:+.2f}.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -133,8 +134,8 @@ class Fit(OnATask):
             )  # fmt: skip
         if found.run.status == "interrupted":
             raise KeyboardInterrupt
-        for name, value in found.scores.items():
-            console.print(f"{name.replace('_', ' ')}: [bold]{value:.4g}[/]")
+        for label, text in found.score_lines(task):
+            console.print(f"{label}: [bold]{text}[/]")
         for name, path in found.files.items():
             console.print(f"{name}: {shown(path)}", soft_wrap=True)
         if found.run.status == "ended above the start":
@@ -333,7 +334,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     try:
-        return command.run(terminal.make_console())
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print_error(str(message), "note:")
+            return command.run(terminal.make_console())
     except _SAID as error:
         print_error(in_options(str(error) or type(error).__name__, command.options()))
         return 2

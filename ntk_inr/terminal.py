@@ -69,12 +69,12 @@ def print_study(console: Console, study: Study, summary: Summary) -> None:
         columns = [column for column in summary.columns if column.group == group]
         for column in columns:
             table.add_column(column.title, justify="right", min_width=8)
-        for name, row in summary.rows.items():
-            cells = [(row[column.key].text.replace(" ± ", joint), row[column.key].best) for column in columns]
-            table.add_row(escape(name), *[f"[bold green]{text} ★[/]" if best else text for text, best in cells])
+        for name, cells in summary.lines(group).items():
+            texts = [(cell.text.replace(" ± ", joint), cell.best) for cell in cells]
+            table.add_row(escape(name), *[f"[bold green]{text} ★[/]" if best else text for text, best in texts])
         console.print(table)
-    seeds = study.settings["seeds"]
-    console.print(f"Mean ± standard deviation over seeds ({seeds}); ★ best of its column; PSNR in dB.\n")
+    console.print(f"Mean ± standard deviation over seeds ({study.settings['seeds']}); PSNR in dB.")
+    console.print("\n".join(f"{note}." for note in summary.notes) + "\n")
     for sentence in summary.conclusion:
         console.print(f"• {escape(sentence)}")
 

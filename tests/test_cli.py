@@ -20,6 +20,7 @@ from ntk_inr.kernels import memory
 from ntk_inr.messages import in_options, output
 from ntk_inr.study.record import Study
 from ntk_inr.study.summary import Summary
+from ntk_inr.study.table import Column
 from ntk_inr.tasks.registry import TASKS, kind_of
 
 FAST = ["--size", "8", "--features", "8", "--depth", "1", "--steps", "3", "--seeds", "1"]
@@ -48,7 +49,7 @@ def test_compare_interrupted_then_resumed_then_reported(capsys, monkeypatch):
     assert cli.run([*arguments, "--resume"]) == 0
     assert [result.name for result in ni.load_study("runs/photo").variants] == ["relu", "pe"]
     printed = capsys.readouterr().out
-    for expected in ("Conditioning at initialisation", "pe", "★", "Best conditioned is", "report.html"):
+    for expected in ("Conditioning at initialisation", "pe", "★", "Best PSNR after 3 steps of Adam: ", "report.html"):
         assert expected in printed
     page = pathlib.Path("runs/photo/report.html")
     first = page.read_text()
@@ -204,7 +205,8 @@ def test_without_the_extra_it_says_what_to_install(capsys, monkeypatch):
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "gbk", "latin-1", "utf-8"])
 def test_output_in_any_encoding(monkeypatch, encoding):
     line = f"★ ± • {os.fsdecode(bytes([0xE9]))} 中"
-    summary = Summary(target_psnr=20.0, target_source="", columns=[], rows={}, correlations=[], conclusion=[line])
+    goal = Column("adam_psnr_final", "PSNR", "max", "adam", "")
+    summary = Summary(20.0, "", goal, columns=[], rows={}, baselines={}, leaders={}, correlations=[], conclusion=[line])
     study = Study({}, {"seeds": 1}, {}, None, [])
     printed = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr(sys, "stdout", printed)

@@ -5,6 +5,7 @@ import skimage.data
 import skimage.metrics
 
 import ntk_inr as ni
+from ntk_inr.tasks.metrics import EXACT
 
 
 @pytest.fixture
@@ -218,3 +219,28 @@ def test_bad_settings(ramp, setting, message):
 
 def test_a_colour_photo_has_three_columns():
     assert ni.image_task(skimage.data.astronaut(), size=16).y.shape == (256, 3)
+
+
+def test_a_task_knows_whether_its_data_came_in_8_bits(save, ramp):
+    grey = (255 * ramp).astype(np.uint8)
+    kinds = {
+        "camera": True, save(grey, "grey.png"): True, save(ramp.astype(np.float32), "floats.tif"): False,
+        save(257 * grey.astype(np.uint16), "wide.png"): False,
+    }  # fmt: skip
+    for source, eight_bit in kinds.items():
+        assert ni.image_task(source, size=8).eight_bit is eight_bit
+    for dtype, eight_bit in {"u1": True, "i8": True, "u2": False, "f4": False}.items():
+        assert ni.image_task((grey > 99).astype(dtype), size=None).eight_bit is eight_bit
+    assert ni.volume_task(np.stack([grey, grey])).eight_bit
+    assert not ni.volume_task("orbits").eight_bit
+    assert ni.tomography_task("camera", size=8, angles=4).eight_bit
+    assert ni.inpainting_task(grey, size=None).eight_bit
+    assert ni.pde_task("poisson-gradients", image=grey, resolution=8).eight_bit
+
+
+def test_a_figure_calls_what_is_beyond_8_bits_exact(ramp):
+    for task, said in (
+        (ni.image_task((255 * ramp).astype(np.uint8)), f"reconstruction,\n{EXACT}"),
+        (ni.image_task(ramp), "reconstruction, 80.0 dB"),
+    ):
+        assert said in [axis.get_title(loc="left") for axis in task.figure(np.abs(task.image - 1e-4)).axes]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,30 @@ from jax import Array
 
 from ntk_inr import _checks
 from ntk_inr.kernels.adapters import init
-from ntk_inr.networks.modulated_sines import Finer
-from ntk_inr.networks.settings import parts_of
-from ntk_inr.networks.sparsity import TopK
 from ntk_inr.networks.variants import variant
 from ntk_inr.spectra.eigen import condition_number, eigenvalues, max_learning_rate
 from ntk_inr.spectra.moments import moments
 from ntk_inr.study import record
 from ntk_inr.study.candidate import check_room, kernel_in_float64
+from ntk_inr.study.derivatives import check_derivatives
+from ntk_inr.study.description import (
+    additions,
+    baselines_of,
+    descends,
+    describe,
+    describe_task,
+    image_of,
+    numbers_of,
+    own_scores,
+    training_settings,
+)
 from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import picture
 from ntk_inr.study.programs import free_programs_if_full
 from ntk_inr.study.record import Study, VariantResult
-from ntk_inr.tasks.image import ImageTask
-from ntk_inr.tasks.interface import IndirectTask, Task
+from ntk_inr.tasks.grid import in_batches
+from ntk_inr.tasks.interface import Task
+from ntk_inr.training.curves import psnr
 from ntk_inr.training.dynamics import predict_training
 from ntk_inr.training.fit import FitResult, fit, fit_seeds
 
@@ -104,21 +113,23 @@ def compare(
     """
     task = readable(task)
     networks = _networks(variants, features, depth, task.channels)
-    for net in networks.values():
-        check_derivatives(task, net)
     for name, value in {"steps": steps, "seeds": seeds, "kernel_points": kernel_points}.items():
         _checks.check_positive(value, name, integer=True)
     check_room(min(kernel_points, len(task.x)), "kernel_points")
     _checks.check_positive(learning_rate, "learning_rate")
     _checks.check_positive(seed, "seed", integer=True, least=0)
+    named = not isinstance(variants, Mapping)
     settings = {
-        "features": features, "depth": depth, "steps": steps, "seeds": seeds, "learning_rate": learning_rate,
-        "seed": seed, "kernel_points": kernel_points,
+        "features": features if named else None, "depth": depth if named else None, "steps": steps, "seeds": seeds,
+        **training_settings(task, "adam", learning_rate), "seed": seed, "kernel_points": kernel_points,
     }  # fmt: skip
-    study = Study(describe_task(task), settings, environment(), _image(task), [])
+    study = Study(
+        describe_task(task), settings, environment(), image_of(task), [], baselines=baselines_of(task),
+        additions=additions(networks), warnings=check_derivatives(task, networks),
+    )  # fmt: skip
     with record.results_folder(out, overwrite=overwrite, resume=resume) as folder:
         if folder is not None and resume and (folder / record.RESULTS).exists():
-            study.variants = _resumed(folder, study, networks)
+            _take_up(folder, study, networks)
         _measure_all(study, networks, task, folder, progress or (lambda what, done, total: None))
     return study
 
@@ -200,7 +211,7 @@ def _measure(name: str, net: nn.Module, task: Task, settings: dict[str, Any], re
         return training.run(models[1:], x, y, optimizer=optimizer, progress=progress, **options)
 
     arrays = {"kernel": _heatmap(kernels[0]), "eigenvalues": np.stack(spectra)}
-    if _descends(task):
+    if descends(task):
         gd_rate = min(float(max_learning_rate(values, y.shape[1])) / 2 for values in spectra)
         predicted = [
             predict_training(
@@ -223,31 +234,30 @@ def _measure(name: str, net: nn.Module, task: Task, settings: dict[str, Any], re
     found = []
     for figures, (apply, _, _), run in zip(scalars, single, adam, strict=True):
         found.append(task.reconstruct(functools.partial(trained(apply, run), run.params)))
+        scores = own_scores(task, found[-1])
+        if task.heldout is not None and "heldout_psnr" not in scores:
+            scores["heldout_psnr"] = _heldout_psnr(task, trained(apply, run), run.params)
         figures.update(
             adam_status=run.status, adam_steps=run.steps, adam_seconds=float(run.history["seconds"][-1]),
-            **{f"score_{key}": value for key, value in task.scores(found[-1]).items()},
+            **{f"score_{key}": value for key, value in scores.items()},
         )  # fmt: skip
     arrays["adam_psnr"] = np.stack([_curve(run, steps) for run in adam])
     arrays["adam_loss"] = np.stack([np.append(run.losses, np.full(steps - run.steps, np.nan)) for run in adam])
     arrays["adam_seconds"] = np.stack(
         [np.interp(np.arange(steps + 1), run.history["step"], run.history["seconds"]) for run in adam]
     ).astype(np.float32)
-    if isinstance(task, ImageTask):
+    if image_of(task) is not None:
         arrays["reconstruction"] = found[0]
     else:
         arrays["picture"] = picture(task.figure(found[0]))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(single[0][2]))
-    return VariantResult(name, describe(net), parameters, scalars, arrays)
+    return VariantResult(name, describe(net), parameters, scalars, arrays, numbers_of(net))
 
 
-def _image(task: Task) -> np.ndarray | None:
-    """Return the image of a task that fits one."""
-    return task.image if isinstance(task, ImageTask) else None
-
-
-def _descends(task: Task) -> bool:
-    """Return whether gradient descent on all data has a prediction to be held beside."""
-    return task.loss == "mse" and task.sampling is None
+def _heldout_psnr(task: Task, apply: Any, params: Any) -> float:
+    x, y = task.heldout  # type: ignore[misc]
+    error = in_batches(functools.partial(task.observe(apply), params), x, y.shape[1]) - y
+    return float(psnr(np.mean(error.astype(np.float64) ** 2), task.data_range))
 
 
 def trained(apply: Any, run: FitResult) -> Any:
@@ -320,67 +330,18 @@ def _curve(run: FitResult, steps: int) -> np.ndarray:
     return np.append(curve, np.full(steps + 1 - len(curve), np.nan)).astype(np.float32)
 
 
-def describe(value: Any) -> str:
-    """Return a module, or any field of one, as one line that shows every setting.
-
-    Example:
-        >>> import ntk_inr as ni
-        >>> describe(ni.NeRFEncoding(bands=4))
-        'NeRFEncoding(bands=4, include_input=False)'
-    """
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        # Without the address, which is another in each process.
-        return getattr(value, "__name__", None) or re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-    hidden = ("parent", "name") if isinstance(value, nn.Module) else ()
-    fields = [f"{f.name}={describe(getattr(value, f.name))}" for f in dataclasses.fields(value) if f.name not in hidden]
-    return f"{type(value).__name__}({', '.join(fields)})"
-
-
-def check_derivatives(task: Task, net: nn.Module) -> None:
-    """Raise where a task is about derivatives of a network that holds a part of them back."""
-    if not (isinstance(task, IndirectTask) and task.differentiates):
-        return
-    for part in parts_of(net).values():
-        if isinstance(part, Finer) and part.frozen_scale:
-            raise ValueError(
-                f"{task.name} is about derivatives by the coordinates, and FINER's published gradient leaves out that "
-                "of its scale; take a variant such as siren, or in Python "
-                "ni.CoordinateMLP(activation=ni.Finer(frozen_scale=False))."
-            )
-        if isinstance(part, TopK) and part.mode == "soft":
-            raise ValueError(
-                f"{task.name} is about derivatives by the coordinates, and a soft TopK leaves out that of its "
-                "threshold; take another variant, such as siren."
-            )
-
-
 def readable(task: Task) -> Task:
     """Return the task under a name that every file can hold, since some have their file's name."""
     name = record.printable(task.name)
     return dataclasses.replace(task, name=name) if name != task.name and dataclasses.is_dataclass(task) else task
 
 
-def describe_task(task: Task) -> dict[str, Any]:
-    """Return what a file of results says of its task."""
-    image = _image(task)
-    return {
-        "kind": task.kind,
-        "name": task.name,
-        "digest": task.digest,
-        "shape": None if image is None else list(image.shape),
-        "rows": len(task.x),
-        "heldout": 0 if task.heldout is None else len(task.heldout[0]),
-        "metric": task.metric,
-        "data_range": float(task.data_range),
-        "loss": task.loss if isinstance(task.loss, str) else describe(task.loss),
-        "descends": _descends(task),
-    }
-
-
-def _resumed(folder: Path, wanted: Study, networks: Mapping[str, nn.Module]) -> list[VariantResult]:
-    """Return the variants that are done already, or say why the folder holds another study."""
+def _take_up(folder: Path, wanted: Study, networks: Mapping[str, nn.Module]) -> None:
+    """Take in the variants that are done already, or say why the folder holds another study."""
     found = record.load(folder)
-    asked = {**wanted.settings, "task or choice of rows": wanted.task["digest"]}
+    # Results of version 2 lack some settings; the size that modules have is a part of their descriptions.
+    asked = {key: value for key, value in wanted.settings.items() if value is not None and key in found.settings}
+    asked |= {"task or choice of rows": wanted.task["digest"]}
     kept = {**found.settings, "task or choice of rows": found.task["digest"]}
     again = [result for result in found.variants if result.name in networks]
     asked |= {f"network {result.name}": describe(networks[result.name]) for result in again}
@@ -391,4 +352,6 @@ def _resumed(folder: Path, wanted: Study, networks: Mapping[str, nn.Module]) -> 
             f"{str(folder)!r} holds a study with other settings ({'; '.join(differ)}); resume with the same ones, "
             "or choose another folder."
         )
-    return found.variants
+    wanted.variants = found.variants
+    wanted.additions += [addition for addition in found.additions if addition not in wanted.additions]
+    wanted.warnings += [said for said in found.warnings if said not in wanted.warnings]

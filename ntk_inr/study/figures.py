@@ -10,7 +10,9 @@ import numpy as np
 
 from ntk_inr import style
 from ntk_inr.study.record import Study, VariantResult, write_atomically
-from ntk_inr.study.summary import Summary, score_column
+from ntk_inr.study.summary import Summary
+from ntk_inr.tasks.metrics import EXACT, EXACT_DB, counted_psnr, decibels
+from ntk_inr.tasks.pictures import in_two_lines
 
 _PICTURE_DPI = 200
 
@@ -64,8 +66,20 @@ def picture(figure: Any) -> np.ndarray:
     return pixels
 
 
+def end_at_exact(axis: Any) -> None:
+    """Let an axis of PSNR of 8-bit data, which is drawn as it counts, say where it ends, if anything gets there."""
+    low, high = axis.get_ylim()
+    if high >= EXACT_DB:
+        axis.axhline(EXACT_DB, color=style.NEUTRAL, linestyle=":", linewidth=1)
+        axis.text(
+            0.99, EXACT_DB, EXACT, transform=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize=7,
+            color=style.NEUTRAL,
+        )  # fmt: skip
+        axis.set_ylim(low, EXACT_DB + 0.07 * (EXACT_DB - low))
+
+
 def convergence_figure(study: Study, summary: Summary) -> Any:
-    """Return cv against the steps to the target, and against predicted PSNR of gradient descent.
+    """Return, over cv: the task's own metric, Adam's steps to the target, and PSNR of gradient descent.
 
     Args:
         study: the study.
@@ -75,55 +89,83 @@ def convergence_figure(study: Study, summary: Summary) -> Any:
         A ``matplotlib.figure.Figure``.
     """
     plt = style.pyplot()
-    last, descends = study.settings["steps"], study.task["descends"]
-    timed = np.isfinite(summary.target_psnr)
-    goal = f"score_{study.task['metric']}"
+    last, goal = study.settings["steps"], summary.goal
+    panels = [goal.key]
+    panels += ["steps_to_target"] * bool(np.isfinite(summary.target_psnr)) + ["gd"] * study.task["descends"]
     with style.figure_style():
-        figure, axes = plt.subplots(1, 1 + descends, figsize=(10.5 if descends else 7, 4.1), squeeze=False)
-        left, right = axes[0, 0], axes[0, -1]
-        for position, result in enumerate(study.variants):
-            row = summary.rows[result.name]
-            look = {
-                "color": style.PALETTE[position % len(style.PALETTE)],
-                "marker": style.MARKERS[position % len(style.MARKERS)],
-                "linestyle": "none", "capsize": 3, "label": result.name, "markersize": 7,
-            }  # fmt: skip
-            cv, steps = row["cv"], row["steps_to_target" if timed else goal]
-            reached = np.isfinite(steps.mean)
-            left.errorbar(
-                [cv.mean], [(max(steps.mean, 0.5) if timed else steps.mean) if reached else last],
-                xerr=_bar(cv.spread), yerr=_bar(steps.spread) if reached else None,
-                markerfacecolor=look["color"] if reached else "white", **look,
-            )  # fmt: skip
-            if not descends:
-                continue
-            right.errorbar([cv.mean], [row[f"gd_{last}"].mean], xerr=_bar(cv.spread), **look)
-            right.plot([cv.mean], [row[f"predicted_{last}"].mean], color=look["color"], marker="_", markersize=14)
-            ends = [row[f"gd_{last}"].mean, row[f"predicted_{last}"].mean]
-            right.plot([cv.mean] * 2, ends, color=look["color"], linewidth=0.7)
-        if timed:
-            title, scale = f"Adam steps to {summary.target_psnr:g} dB", "log"
-            _label(left, f"Adam: steps to target{_rho(summary, 'steps_to_target')}", "cv of the NTK", title)
-        else:
-            title, scale = score_column(goal).title, "linear"
-            _label(left, f"Adam: {title} after {last} steps", "cv of the NTK", title)
-        if descends:
+        figure, row = plt.subplots(1, len(panels), figsize=(4.3 * len(panels) + 2.2, 4.1), squeeze=False)
+        axes = dict(zip(panels, row[0], strict=True))
+        _label(axes[goal.key], f"{goal.title} after {last} steps of Adam", "cv of the NTK", _axis_title(goal))
+        if "steps_to_target" in axes:
+            title = f"Adam: steps to target{_rho(summary, 'steps_to_target')}"
+            _label(axes["steps_to_target"], title, "cv of the NTK", f"Adam steps to {summary.target_psnr:g} dB")
+            axes["steps_to_target"].set_yscale("log")
+        if "gd" in axes:
+            title = f"Gradient descent{_rho(summary, f'gd_{last}')}"
             _label(
-                right,
-                f"Gradient descent{_rho(summary, f'gd_{last}')}",
-                "cv of the NTK",
-                f"PSNR after {last} steps [dB]\n(marker measured, bar predicted)",
+                axes["gd"], title, "cv of the NTK", f"PSNR after {last} steps [dB]\n(marker measured, bar predicted)"
             )
-        left.set(yscale=scale)
-        for axis in axes[0]:
-            axis.set(xscale="log")
-            axis.xaxis.set_minor_formatter("")
-            low, high = axis.get_xlim()
-            ticks = [tick for tick in (1, 2, 3, 5, 10, 20, 30, 50, 100, 200) if low <= tick <= high]
-            axis.set_xticks(ticks if len(ticks) > 1 else np.linspace(low, high, 5)[1:-1].round(1))
-            axis.xaxis.set_major_formatter("{x:g}")
-        figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
+        for position, result in enumerate(study.variants):
+            _place(axes, study, result, summary, position)
+        for name, cells in summary.baselines.items():
+            if goal.key in cells:
+                level, _ = _counted(np.array([cells[goal.key].mean]), eight_bit=goal.eight_bit)
+                axes[goal.key].axhline(level, color=style.NEUTRAL, linestyle="--", label=f"{name}\n(baseline)")
+        if goal.eight_bit:
+            end_at_exact(axes[goal.key])
+        if "gd" in axes and study.task["eight_bit_curves"]:
+            end_at_exact(axes["gd"])
+        for axis in axes.values():
+            _cv_axis(axis, [row["cv"].mean for row in summary.rows.values()])
+        figure.legend(*axes[goal.key].get_legend_handles_labels(), loc="outside right center")
     return figure
+
+
+def _place(axes: dict[str, Any], study: Study, result: VariantResult, summary: Summary, position: int) -> None:
+    """Draw one variant into every panel; hollow where seeds diverged or never reached the target."""
+    cells, last = summary.rows[result.name], study.settings["steps"]
+    color = style.PALETTE[position % len(style.PALETTE)]
+    cv = cells["cv"]
+
+    def point(axis: Any, value: float, spread: float, *, whole: bool = True) -> None:
+        axis.errorbar(
+            [cv.mean], [value], xerr=_bar(cv.spread), yerr=_bar(spread), color=color, linestyle="none", capsize=3,
+            marker=style.MARKERS[position % len(style.MARKERS)], markersize=7, label=result.name,
+            markerfacecolor=color if whole else "white",
+        )  # fmt: skip
+
+    goal = summary.goal
+    reached = _counted(result.over_seeds(goal.key), eight_bit=goal.eight_bit)
+    point(axes[goal.key], *reached, whole=not result.diverged_seeds)
+    if "steps_to_target" in axes:
+        steps = cells["steps_to_target"]
+        ended = np.isfinite(steps.mean)
+        point(axes["steps_to_target"], max(steps.mean, 0.5) if ended else last, steps.spread, whole=ended)
+    if "gd" in axes:
+        curves = study.task["eight_bit_curves"]
+        ends = [_counted(result.arrays[f"{kind}_psnr"][:, last], eight_bit=curves)[0] for kind in ("gd", "predicted")]
+        point(axes["gd"], ends[0], np.nan)
+        axes["gd"].plot([cv.mean], ends[1:], color=color, marker="_", markersize=14)
+        axes["gd"].plot([cv.mean] * 2, ends, color=color, linewidth=0.7)
+
+
+def _counted(values: np.ndarray, *, eight_bit: bool) -> tuple[float, float]:
+    """Return mean and standard deviation over seeds of values as they count; the latter is NaN for one seed."""
+    values = counted_psnr(values, eight_bit=eight_bit)
+    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else np.nan
+
+
+def _axis_title(column: Any) -> str:
+    return f"{column.title} [{column.unit}]" if column.unit else column.title
+
+
+def _cv_axis(axis: Any, found: list[float]) -> None:
+    low, high = min(found) / 1.2, max(found) * 1.2
+    axis.set(xscale="log", xlim=(low, high))
+    axis.xaxis.set_minor_formatter("")
+    ticks = [tick for tick in (1, 2, 3, 5, 10, 20, 30, 50, 100, 200) if low <= tick <= high]
+    axis.set_xticks(ticks if len(ticks) > 1 else np.linspace(low, high, 5)[1:-1].round(1))
+    axis.xaxis.set_major_formatter("{x:g}")
 
 
 def _kernel(figure: Any, axis: Any, result: VariantResult) -> None:
@@ -158,13 +200,15 @@ def _training(axis: Any, study: Study, result: VariantResult) -> None:
         if key not in result.arrays or np.isnan(result.arrays[key]).all():
             continue
         # Step 0 has no place on a logarithmic axis, so it is drawn at 1/2.
-        for position, curve in enumerate(result.arrays[key]):
+        for position, curve in enumerate(counted_psnr(result.arrays[key], eight_bit=study.task["eight_bit_curves"])):
             name = None if position else label
             axis.plot(np.maximum(steps, 0.5), curve, color=color, linestyle=line, linewidth=1.2, label=name)
     axis.set_xscale("log")
     if axis.lines:
         _label(axis, "Training", "step", "PSNR [dB]")
-        axis.legend(loc="upper left")
+        axis.legend(loc="lower right")
+        if study.task["eight_bit_curves"]:
+            end_at_exact(axis)
         return
     for losses in result.arrays["adam_loss"]:
         axis.plot(np.arange(1, len(losses) + 1), losses, color=style.FAST, linewidth=1.2)
@@ -180,7 +224,8 @@ def _reconstruction(figure: Any, left: Any, right: Any, study: Study, result: Va
     picture = right.imshow(error, cmap=style.ERROR, vmin=0, vmax=max(float(np.quantile(error, 0.99)), 1e-6))
     figure.colorbar(picture, ax=[left, right], shrink=0.75, label="error")
     psnr = result.seeds[0]["score_psnr"]
-    left.set_title("Adam's image" + ("" if psnr is None else f", {psnr:.1f} dB"))
+    found = "" if psnr is None else f", {decibels(psnr, eight_bit=study.task['eight_bit'])}"
+    left.set_title(in_two_lines(f"Adam's image{found}"))
     right.set_title("|error|")
     for axis in (left, right):
         axis.set(xticks=[], yticks=[])

@@ -21,10 +21,12 @@ import numpy as np
 
 from ntk_inr import _checks
 from ntk_inr._claims import CLAIM, claimed
+from ntk_inr.study.description import Addition
+from ntk_inr.tasks.metrics import BASELINES
 from ntk_inr.training.curves import first_reaching
 
 SCHEMA = "ntk_inr.study"
-VERSION = 2
+VERSION = 3
 RESULTS = "results.json"
 
 
@@ -44,6 +46,7 @@ class VariantResult:
             "adam_seconds" (seeds, steps + 1), "adam_loss" (seeds, steps); where gradient descent ran
             "predicted_psnr" and "gd_psnr" (seeds, steps + 1); and of the first seed "reconstruction" (h, w, c) of an
             image, "picture" (h, w, 3) of other tasks. Curves are NaN after a run's end.
+        numbers: width ("features"), depth and every other number of the network's modules, by name.
     """
 
     name: str
@@ -51,6 +54,7 @@ class VariantResult:
     parameters: int
     seeds: list[dict[str, Any]]
     arrays: dict[str, np.ndarray]
+    numbers: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def over_seeds(self, key: str) -> np.ndarray:
         """Return the scalar ``key`` of each seed (seeds,), NaN where it is missing."""
@@ -73,9 +77,18 @@ class VariantResult:
         )
 
     @property
+    def diverged_seeds(self) -> int:
+        """How many seeds diverged under Adam."""
+        return self.seeds_that("diverged")
+
+    def seeds_that(self, status: str) -> int:
+        """Return how many seeds ended with this status under Adam."""
+        return sum(seed["adam_status"] == status for seed in self.seeds)
+
+    @property
     def diverged(self) -> bool:
         """Whether every seed diverged under Adam."""
-        return all(seed["adam_status"] == "diverged" for seed in self.seeds)
+        return self.diverged_seeds == len(self.seeds)
 
 
 @dataclasses.dataclass
@@ -89,6 +102,9 @@ class Study:
         image: the image that was fitted (h, w, c); None for other tasks.
         variants: results in the order asked for.
         complete: False while variants are missing, as after an interruption.
+        baselines: what simpler methods reach, a dict each with "name", "kind" ("baseline") and "scores".
+        additions: which variants are others with a component more, by their modules.
+        warnings: what was found wrong with a variant on this task before it was trained, a sentence each.
     """
 
     task: dict[str, Any]
@@ -97,6 +113,9 @@ class Study:
     image: np.ndarray | None
     variants: list[VariantResult]
     complete: bool = False
+    baselines: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    additions: list[Addition] = dataclasses.field(default_factory=list)
+    warnings: list[str] = dataclasses.field(default_factory=list)
 
     def __getitem__(self, name: str) -> VariantResult:
         """Return the result of the variant called ``name``."""
@@ -217,10 +236,15 @@ def save_index(folder: Path, study: Study) -> Path:
         "task": study.task,
         "settings": study.settings,
         "environment": study.environment,
+        "warnings": study.warnings,
+        "baselines": study.baselines,
+        "additions": [dataclasses.asdict(addition) for addition in study.additions],
         "variants": [
             {
                 "name": result.name,
+                "kind": "network",
                 "network": result.network,
+                "numbers": result.numbers,
                 "parameters": result.parameters,
                 "arrays": str(_arrays_path(folder, result.name).relative_to(folder)),
                 "seeds": result.seeds,
@@ -269,13 +293,16 @@ def load(folder: str | Path) -> Study:
     """
     folder = Path(folder)
     content = read_results(folder, SCHEMA, what="a study of ntk_inr", writer="ntk-inr compare --out")
-    if content["version"] != VERSION:
+    if content["version"] == 2:
+        _of_today(content)
+    elif content["version"] != VERSION:
         raise ValueError(
-            f"{str(folder / RESULTS)!r} has schema version {content['version']}, this ntk_inr reads {VERSION}; use the "
-            f"ntk_inr that wrote it ({content['environment']['ntk_inr']})."
+            f"{str(folder / RESULTS)!r} has schema version {content['version']}, this ntk_inr reads 2 and {VERSION}; "
+            f"use the ntk_inr that wrote it ({content['environment']['ntk_inr']})."
         )
     variants = []
     for entry in content["variants"]:
+        del entry["kind"]
         arrays_path = folder / entry.pop("arrays")
         if not arrays_path.is_file():
             raise FileNotFoundError(f"{str(arrays_path)!r} is missing; copy the whole folder, not {RESULTS} alone.")
@@ -288,7 +315,23 @@ def load(folder: str | Path) -> Study:
         image=np.load(folder / "arrays" / "image.npy") if content["task"]["kind"] == "image" else None,
         variants=variants,
         complete=content["complete"],
+        baselines=content["baselines"],
+        additions=[Addition(**addition) for addition in content["additions"]],
+        warnings=content["warnings"],
     )
+
+
+def _of_today(content: dict[str, Any]) -> None:
+    """Turn results of version 2 into those of today: there each seed had the scores of baselines."""
+    seeds = [seed for entry in content["variants"] for seed in entry["seeds"]]
+    found = {}
+    for key, name in BASELINES.items():
+        for value in [seed.pop(f"score_{key}") for seed in seeds if f"score_{key}" in seed]:
+            found[name] = {"name": name, "kind": "baseline", "scores": {"psnr": value}}
+    content |= {"baselines": list(found.values()), "additions": [], "warnings": []}
+    content["task"] |= {"eight_bit": False, "eight_bit_curves": False}  # it did not say
+    for entry in content["variants"]:
+        entry |= {"kind": "network", "numbers": {}}
 
 
 def _arrays_path(folder: Path, name: str) -> Path:

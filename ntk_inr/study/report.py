@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import functools
 import io
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from ntk_inr.study import figures
 from ntk_inr.study.record import Study, write_json, write_text
 from ntk_inr.study.summary import Summary, summarize
+from ntk_inr.study.table import Cell
 
 
 def write_report(
@@ -55,8 +57,8 @@ def write_report(
     makers: dict[str, Callable[[], Any]] = {
         "convergence": functools.partial(figures.convergence_figure, study, summary)
     }
-    for result in study.variants:
-        makers[result.name] = functools.partial(figures.variant_figure, study, result, summary)
+    for name in summary.rows:
+        makers[name] = functools.partial(figures.variant_figure, study, study[name], summary)
     for position, (name, make) in enumerate(makers.items()):
         if progress is not None:
             progress("figures", position, len(makers))
@@ -69,13 +71,16 @@ def write_report(
 
 
 def write_csv(summary: Summary, path: Path) -> None:
-    """Write the table, a row a variant, with a column of means and one of spreads for each figure."""
+    """Write the table as measured: a row a variant, best first, then baselines; means and spreads of each figure."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     keys = [column.key for column in summary.columns]
-    writer.writerow(["variant", *[name for key in keys for name in (key, f"{key}_spread")]])
-    for variant, row in summary.rows.items():
-        writer.writerow([variant, *[number for key in keys for number in (row[key].mean, row[key].spread)]])
+    writer.writerow(["variant", "kind", *[name for key in keys for name in (key, f"{key}_spread")]])
+    unknown = Cell(math.nan, math.nan, "")
+    for kind, rows in (("network", summary.rows), ("baseline", summary.baselines)):
+        for name, row in rows.items():
+            cells = [row.get(key, unknown) for key in keys]
+            writer.writerow([name, kind, *[number for each in cells for number in (each.mean, each.spread)]])
     write_text(path, text.getvalue())
 
 

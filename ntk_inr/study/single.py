@@ -16,10 +16,21 @@ from ntk_inr import _checks
 from ntk_inr.kernels.adapters import init
 from ntk_inr.networks.variants import variant
 from ntk_inr.study import record
-from ntk_inr.study.compare import check_derivatives, describe, describe_task, readable, trained
+from ntk_inr.study.compare import readable, trained
+from ntk_inr.study.derivatives import check_derivatives
+from ntk_inr.study.description import (
+    baselines_of,
+    describe,
+    describe_task,
+    eight_bits,
+    numbers_of,
+    own_scores,
+    training_settings,
+)
 from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import save_figure
 from ntk_inr.tasks.interface import Task
+from ntk_inr.tasks.metrics import score_lines
 from ntk_inr.tasks.registry import TASKS
 from ntk_inr.training.fit import fit
 from ntk_inr.training.optimizers import optimizer as make_optimizer
@@ -38,12 +49,24 @@ class Fitted:
         scores: of the reconstruction, by the task's own metrics.
         reconstruction: what the task makes of the network.
         files: what was written, by what it is; empty without a folder.
+        baselines: what simpler methods reach, a dict each with "name", "kind" ("baseline") and "scores".
     """
 
     run: FitResult
     scores: dict[str, float]
     reconstruction: Any
     files: dict[str, Path]
+    baselines: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def score_lines(self, task: Task) -> list[tuple[str, str]]:
+        """Return scores as a label and a number each, by the task's metric first; those of baselines are last."""
+        shown = functools.partial(score_lines, metric=task.metric, eight_bit=eight_bits(task)["eight_bit"])
+        others = [
+            (f"baseline, {other['name']}: {label}", text)
+            for other in self.baselines
+            for label, text in shown(other["scores"])
+        ]
+        return shown(self.scores) + others
 
 
 def fit_task(
@@ -103,12 +126,13 @@ def fit_task(
     task, net = readable(task), network
     if isinstance(net, str):
         net = variant(net, features=features, depth=depth, out=task.channels)
-    check_derivatives(task, net)
     _checks.refuse_if(
         optimizer == "lbfgs" and task.sampling is not None,
         f"{task.name} has {len(task.x)} rows and is trained in batches of {task.sampling}, but optimizer='lbfgs' "
         "compares losses of one and the same batch; take another, such as optimizer='adam', or a smaller task.",
     )
+    name = network if isinstance(network, str) else type(net).__name__
+    warned, numbers = check_derivatives(task, {name: net}), numbers_of(net)
     maker = make_optimizer(optimizer, learning_rate=learning_rate, schedule=schedule, steps=steps)
     start, shuffles = jax.random.split(jax.random.key(seed))
     with record.results_folder(out, overwrite=overwrite, resume=resume) as folder:
@@ -129,16 +153,18 @@ def fit_task(
         if run.status == "interrupted":
             return Fitted(run, {}, None, {})
         reconstruction = task.reconstruct(functools.partial(trained(apply, run), run.params))
-        found = Fitted(run, task.scores(reconstruction), reconstruction, {})
+        found = Fitted(run, own_scores(task, reconstruction), reconstruction, {}, baselines_of(task))
         if folder is None:
             return found
         settings = {
-            "steps": steps, "optimizer": optimizer, "learning_rate": learning_rate, "schedule": schedule, "seed": seed,
+            "features": numbers["features"], "depth": numbers["depth"], "steps": steps,
+            **training_settings(task, optimizer, learning_rate, schedule), "seed": seed,
         }  # fmt: skip
-        return dataclasses.replace(found, files=_write(folder, task, net, settings, found))
+        described = {"network": describe(net), "numbers": numbers, "settings": settings, "warnings": warned}
+        return dataclasses.replace(found, files=_write(folder, task, described, found))
 
 
-def _write(folder: Path, task: Task, net: nn.Module, settings: dict[str, Any], found: Fitted) -> dict[str, Path]:
+def _write(folder: Path, task: Task, described: dict[str, Any], found: Fitted) -> dict[str, Path]:
     """Write the figure, the reconstruction and the results."""
     save_figure(task.figure(found.reconstruction), folder / "figure", "png")
     kind = TASKS.get(task.kind)
@@ -151,13 +177,13 @@ def _write(folder: Path, task: Task, net: nn.Module, settings: dict[str, Any], f
     content = {
         "schema": _SCHEMA,
         "task": describe_task(task),
-        "network": describe(net),
-        "settings": settings,
+        **described,
         "environment": environment(),
         "status": found.run.status,
         "steps": found.run.steps,
         "seconds": float(found.run.history["seconds"][-1]),
         "scores": found.scores,
+        "baselines": found.baselines,
         "files": {name: path.name for name, path in files.items() if name != "result"},
     }
     record.write_json(files["result"], content)

@@ -32,7 +32,9 @@ from ntk_inr.study.candidate import (
     predict_infinite,
     stable_rate,
 )
-from ntk_inr.study.compare import check_derivatives, describe, describe_task, readable
+from ntk_inr.study.compare import readable
+from ntk_inr.study.derivatives import check_derivatives
+from ntk_inr.study.description import describe, describe_task, numbers_of, training_settings
 from ntk_inr.study.environment import environment
 from ntk_inr.study.programs import free_programs_if_full
 from ntk_inr.study.space import Axis, between, spaces_of
@@ -165,8 +167,7 @@ def tune(
     share = _HELD_OUT if objective == "heldout" else 0.0
     size = _checked_sample(task, sample, share)
     networks = _networks(variant, features, depth, task.channels)
-    for net in networks.values():
-        check_derivatives(task, net)
+    warned = check_derivatives(task, networks)
     spaces = spaces_of(networks, space, points)
     asked = {
         "objective": objective, "steps": steps, "target_psnr": target_psnr, "features": features, "depth": depth,
@@ -175,13 +176,18 @@ def tune(
         "adam_reach": ADAM_REACH,
         "networks": {name: describe(net) for name, net in networks.items()},
     }  # fmt: skip
-    found = Tuning(describe_task(task), asked, environment(), [])
+    found = Tuning(
+        describe_task(task), asked, environment(), [], warnings=warned,
+        training=training_settings(task, optimizer, learning_rate),
+        numbers={name: numbers_of(net) for name, net in networks.items()},
+    )  # fmt: skip
     with record.results_folder(out, overwrite=overwrite, resume=resume) as folder:
         if folder is not None and resume and (folder / record.RESULTS).exists():
             found.candidates = _resumed(folder, found, spaces)
         samples = [draw_sample(task, size, share, seed + repeat) for repeat in range(repeats)]
         search = _Search(task, networks, samples, found, folder)
         search.run(spaces, refine, progress or (lambda what, done, total: None))
+        found.training["learning_rate"] = found.learning_rate(found.best)  # that of sgd is predicted
         found.complete = True
         if folder is not None:
             write(folder, found)
@@ -230,7 +236,7 @@ def _resumed(folder: Path, asked: Tuning, spaces: dict[str, list[Axis]]) -> list
         ("task", earlier.task, asked.task),
         ("settings", earlier.settings, asked.settings),
     ):
-        differing = [name for name in new if old.get(name) != new[name]]
+        differing = [name for name in new if name in old and old[name] != new[name]]
         if differing:
             name = differing[0]
             raise ValueError(

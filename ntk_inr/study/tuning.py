@@ -91,6 +91,9 @@ class Tuning:
         environment: versions, device and time.
         candidates: in the order they were tried.
         complete: False where the search was interrupted.
+        training: how the training is set that is planned: optimizer, schedule, learning rate, rows of a step.
+        numbers: width, depth and the other numbers of each variant's modules, before settings are varied.
+        warnings: what was found wrong with a variant on this task, a sentence each.
     """
 
     task: dict[str, Any]
@@ -98,6 +101,9 @@ class Tuning:
     environment: dict[str, Any]
     candidates: list[Candidate]
     complete: bool = False
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    numbers: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    warnings: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def ranked(self) -> list[Candidate]:
@@ -142,7 +148,7 @@ class Tuning:
             "fit": f"PSNR after {asked['steps']} steps",
             "speed": f"steps to {asked['target_psnr']} dB",
         }[asked["objective"]]
-        said = [f"Train {best.label}: {what} is predicted to be {self.describe(best)}."]
+        said = [f"Train {best.label}: {what} is predicted to be {self.describe(best)}.", *self.warnings]
         rivals = self.rivals
         tried = sum(not candidate.failure for candidate in self.candidates)
         if len(best.score) == 1:
@@ -342,7 +348,10 @@ def read(folder: str | Path) -> Tuning:
     """
     content = record.read_results(Path(folder), SCHEMA, what="of a search of settings", writer="ntk-inr tune")
     candidates = [Candidate(**_numbers(entry)) for entry in content["candidates"]]
-    return Tuning(content["task"], content["settings"], content["environment"], candidates, content["complete"])
+    later = {name: content[name] for name in ("training", "numbers", "warnings") if name in content}
+    return Tuning(
+        content["task"], content["settings"], content["environment"], candidates, content["complete"], **later
+    )
 
 
 def _numbers(entry: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 from ntk_inr import _checks
 from ntk_inr.tasks import metrics
 from ntk_inr.tasks.grid import grid_coordinates, in_batches
-from ntk_inr.tasks.image_file import load_prepared
+from ntk_inr.tasks.image_file import has_eight_bits, load_prepared
 from ntk_inr.tasks.interface import SampledTask, fingerprint
 from ntk_inr.tasks.pictures import Panel, error_panel, picture_rows, save_image
 
@@ -26,6 +26,7 @@ class ImageTask(SampledTask):
         name: what to call it in a report.
         image: (height, width, c) values in [0, 1], c = 1 (grey) or 3 (colour).
         train: (height * width,) True where a pixel is trained on, in raster order.
+        eight_bit: whether the values came as integers of 8 bits.
     """
 
     kind: ClassVar[str] = "image"
@@ -33,6 +34,7 @@ class ImageTask(SampledTask):
     name: str
     image: np.ndarray
     train: np.ndarray
+    eight_bit: bool = False
 
     @functools.cached_property
     def coordinates(self) -> np.ndarray:
@@ -76,7 +78,8 @@ class ImageTask(SampledTask):
             seen = np.where(self.train.reshape(*self.image.shape[:2], 1), self.image, 1.0)
             panels.append(Panel("trained on", seen))
         if reconstruction is not None:
-            title = f"reconstruction, {self.scores(reconstruction)['psnr']:.1f} dB"
+            psnr = self.scores(reconstruction)["psnr"]
+            title = f"reconstruction, {metrics.decibels(psnr, eight_bit=self.eight_bit)}"
             panels += [Panel(title, reconstruction), error_panel(reconstruction, self.image)]
         return picture_rows([panels])
 
@@ -129,7 +132,8 @@ def image_task(
     """
     _checks.check_positive(seed, "seed", integer=True, least=0)
     name, image = load_prepared(source, size=size, grey=grey)
-    return ImageTask(name, image, training_rows(image.shape[0] * image.shape[1], holdout, seed))
+    train = training_rows(image.shape[0] * image.shape[1], holdout, seed)
+    return ImageTask(name, image, train, has_eight_bits(source))
 
 
 def training_rows(n: int, holdout: float, seed: int, name: str = "holdout") -> np.ndarray:

@@ -14,6 +14,8 @@ from ntk_inr.tasks.files import bundled_name, existing_file, nan_message, readin
 
 BUNDLED = ("camera", "astronaut", "coffee", "chelsea")
 """Images that scikit-image carries."""
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+"""Suffixes of the images of a folder."""
 
 
 def load_prepared(source: Any, *, size: int | None, grey: bool) -> tuple[str, np.ndarray]:
@@ -49,6 +51,27 @@ def is_picture(source: Any) -> bool:
     """Return whether a source is an image of Pillow, which nobody has before Pillow is imported."""
     pil = sys.modules.get("PIL.Image")
     return pil is not None and isinstance(source, pil.Image)
+
+
+def has_eight_bits(source: Any) -> bool:
+    """Return whether an image or a stack of them, a source that can be loaded, holds integers of at most 8 bits."""
+    if isinstance(source, list | tuple) and source and all(map(is_picture, source)):
+        return all(map(has_eight_bits, source))
+    array = stored_values(source) if is_picture(source) else _checks.as_numpy(source, "image")
+    if array is not None:
+        kind, size = array.dtype.kind, array.dtype.itemsize
+        if kind == "b" or (kind == "u" and size <= 2):
+            return size == 1
+        return kind in "iu" and array.size > 0 and white_level(array.dtype, array.min(), array.max()) is not None
+    path = Path(source)
+    if bundled_name(source, BUNDLED) or not path.exists():
+        return bool(bundled_name(source, BUNDLED))
+    if path.is_dir():
+        return all(has_eight_bits(file) for file in path.iterdir() if file.suffix.lower() in PICTURES)
+    if path.suffix.lower() == ".npy":
+        return has_eight_bits(np.load(path, mmap_mode="r"))
+    with require("PIL.Image").open(path) as opened:
+        return not opened.mode.startswith(("I", "F"))
 
 
 def load_frame(path: Path, frame: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from ntk_inr.tasks import metrics
 from ntk_inr.tasks.derivatives import value_and_gradient
 from ntk_inr.tasks.grid import grid_coordinates, in_batches
 from ntk_inr.tasks.image import ssim_score
-from ntk_inr.tasks.image_file import load_prepared
+from ntk_inr.tasks.image_file import has_eight_bits, load_prepared
 from ntk_inr.tasks.interface import IndirectTask, fingerprint
 from ntk_inr.tasks.pictures import Panel, error_panel, picture_rows, save_image
 
@@ -26,12 +26,14 @@ class ImageGradientTask(IndirectTask):
     Attributes:
         name: what to call it in a report.
         image: (h, w, 1) in [0, 1].
+        eight_bit: whether its values came as integers of 8 bits.
     """
 
     kind: ClassVar[str] = "pde"
 
     name: str
     image: np.ndarray
+    eight_bit: bool = False
 
     @property
     def differentiates(self) -> bool:
@@ -93,7 +95,8 @@ class ImageGradientTask(IndirectTask):
             Panel("change to the right", slopes[:, :, 1], "field", (-reach, reach)),
         ]
         if reconstruction is not None:
-            title = f"reconstruction, {self.scores(reconstruction)['psnr']:.1f} dB"
+            psnr = self.scores(reconstruction)["psnr"]
+            title = f"reconstruction, {metrics.decibels(psnr, eight_bit=self.eight_bit)}"
             panels += [Panel(title, reconstruction), error_panel(reconstruction, self.image)]
         return picture_rows([panels])
 
@@ -129,4 +132,4 @@ def image_gradient_task(source: Any = "camera", *, size: int | None = 64) -> Ima
         raise ValueError(
             f"{name} has {image.shape[:2]} pixels and one colour or one row: it has no gradients to learn."
         )
-    return ImageGradientTask(f"{name}, from its gradients", image)
+    return ImageGradientTask(f"{name}, from its gradients", image, has_eight_bits(source))

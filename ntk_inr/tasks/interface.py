@@ -64,7 +64,7 @@ class Task(Protocol):
 
     @property
     def metric(self) -> str:
-        """The key of :meth:`scores` that results are ranked by; larger is better."""
+        """The key of :meth:`scores` that results are ranked by; larger is better, save for "chamfer", "relative_l2"."""
 
     @property
     def loss(self) -> Loss:
@@ -102,6 +102,13 @@ class PointwiseTask:
     """Above so many rows a task recommends minibatches of that size."""
 
     y: Any
+    eight_bit: bool = False
+    """Whether what reconstructions are compared with came as integers of 8 bits."""
+
+    @property
+    def baselines(self) -> dict[str, Any]:
+        """Reconstructions by simpler methods, by their names: to be held beside those of networks, not among them."""
+        return {}
 
     @property
     def loss(self) -> Loss:

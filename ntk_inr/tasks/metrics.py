@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, Literal
 
 import numpy as np
 
@@ -10,6 +11,91 @@ from ntk_inr import _checks
 from ntk_inr.training import curves
 
 SSIM_WINDOW = 7
+EXACT_DB = 60.0
+"""PSNR in dB from which 8-bit data count as reproduced: the root mean square error, 0.26 of a level, is below the 0.29
+of rounding to 8 bits itself (58.9 dB). What lies above is no property of the data."""
+EXACT = "> 60 (exact in 8 bits)"
+BASELINES = {"fbp_psnr": "filtered back projection", "baseline_psnr": "simple restoration"}
+"""Keys of ``task.scores`` that say what a simpler method reaches, not the reconstruction."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A score of a reconstruction.
+
+    Attributes:
+        title: what a reader calls it.
+        better: which way is better; None where that is not known.
+        help: what it is, a line.
+        unit: what its numbers are in; empty for pure numbers.
+    """
+
+    title: str
+    better: Literal["higher", "lower"] | None
+    help: str
+    unit: str = ""
+
+
+_METRICS = {
+    "psnr": Metric("PSNR", "higher", "PSNR of the reconstruction", "dB"),
+    "snr": Metric("SNR", "higher", "signal to noise ratio of the reconstruction", "dB"),
+    "ssim": Metric("SSIM", "higher", "structural similarity of the whole image"),
+    "iou": Metric("IoU", "higher", "volume of the intersection over that of the union"),
+    "fscore": Metric("F-score", "higher", "harmonic mean of how much of each surface lies close to the other"),
+    "chamfer": Metric("Chamfer", "lower", "mean distance between the surfaces"),
+    "relative_l2": Metric("relative error", "lower", "distance to the solution over its size"),
+}
+HELD_OUT = {"heldout_": "held-out", "missing_": "missing pixels'"}
+"""What the names of scores begin with that are taken where nothing was trained on, and what a reader calls them."""
+
+
+def metric_of(name: str) -> Metric:
+    """Return what is known of a score by its name in ``task.scores``.
+
+    Example:
+        >>> metric_of("heldout_psnr").title, metric_of("chamfer").better, metric_of("my_own").better
+        ('held-out PSNR', 'lower', None)
+    """
+    for start, word in HELD_OUT.items():
+        if name.startswith(start):
+            known = metric_of(name.removeprefix(start))
+            return dataclasses.replace(known, title=f"{word} {known.title}", help=f"{known.help}, where not trained on")
+    return _METRICS.get(name, Metric(name.replace("_", " "), None, "score of the reconstruction"))
+
+
+def counted_psnr(values: Any, *, eight_bit: bool) -> np.ndarray:
+    """Return PSNR as it counts: of 8-bit data nothing lies above :data:`EXACT_DB`.
+
+    Example:
+        >>> counted_psnr([30.0, 141.0], eight_bit=True).tolist()
+        [30.0, 60.0]
+    """
+    values = np.asarray(values, np.float64)
+    return np.minimum(values, EXACT_DB) if eight_bit else values
+
+
+def decibels(value: float, *, eight_bit: bool) -> str:
+    """Return PSNR in words.
+
+    Example:
+        >>> decibels(34.24, eight_bit=True), decibels(141.0, eight_bit=True), decibels(141.0, eight_bit=False)
+        ('34.2 dB', '> 60 (exact in 8 bits)', '141.0 dB')
+    """
+    return EXACT if eight_bit and value > EXACT_DB else f"{value:.1f} dB"
+
+
+def score_lines(scores: dict[str, float], *, metric: str, eight_bit: bool) -> list[tuple[str, str]]:
+    """Return scores as a label and a number each, that of ``metric`` first.
+
+    Example:
+        >>> score_lines({"ssim": 0.9, "psnr": 141.0}, metric="psnr", eight_bit=True)
+        [('psnr', '> 60 (exact in 8 bits)'), ('ssim', '0.9')]
+    """
+    lines = []
+    for name in sorted(scores, key=lambda name: name != metric):
+        exact = eight_bit and name.endswith("psnr") and scores[name] > EXACT_DB
+        lines.append((name.replace("_", " "), EXACT if exact else f"{scores[name]:.4g}"))
+    return lines
 
 
 def psnr(estimate: Any, target: Any, *, data_range: float = 1.0) -> float:

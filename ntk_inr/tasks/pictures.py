@@ -12,6 +12,7 @@ import numpy as np
 from ntk_inr import style
 from ntk_inr._optional import require
 from ntk_inr.tasks.files import new_file
+from ntk_inr.tasks.metrics import EXACT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +63,14 @@ def draw_panel(figure: Any, axis: Any, panel: Panel) -> None:
             low, high = 0.0, max(float(np.quantile(finite, 0.99)), 1e-6)
         drawn = axis.imshow(values, cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
         figure.colorbar(drawn, ax=axis, shrink=0.8)
-    axis.set_title(panel.title)
+    axis.set_title(in_two_lines(panel.title))
     axis.set(xticks=[], yticks=[])
     axis.grid(False)
+
+
+def in_two_lines(title: str) -> str:
+    """Return a title that ends with a PSNR beyond 8 bits, which is wider than its picture, in two lines."""
+    return title.replace(f", {EXACT}", f",\n{EXACT}")
 
 
 def error_panel(estimate: np.ndarray, target: np.ndarray) -> Panel:

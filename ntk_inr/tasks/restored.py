@@ -14,9 +14,15 @@ from ntk_inr._optional import require
 from ntk_inr.tasks import metrics
 from ntk_inr.tasks.grid import grid_coordinates
 from ntk_inr.tasks.image import reconstruct_image, ssim_score, training_rows
-from ntk_inr.tasks.image_file import load_prepared
+from ntk_inr.tasks.image_file import has_eight_bits, load_prepared
 from ntk_inr.tasks.interface import PointwiseTask, fingerprint
 from ntk_inr.tasks.pictures import Panel, error_panel, picture_rows, save_image
+
+_BASELINES = {
+    "super-resolution": "cubic interpolation",
+    "denoising": "the noisy image itself",
+    "inpainting": "the nearest pixel",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +39,7 @@ class RestorationTask(PointwiseTask):
         baseline: a simple restoration (h, w, c) to beat: cubic interpolation, the noisy image itself, or
             for inpainting the nearest pixel.
         missing: (h, w) True where a pixel is not seen; None where that has no meaning.
+        eight_bit: whether the clean image's values came as integers of 8 bits.
     """
 
     name: str
@@ -43,11 +50,17 @@ class RestorationTask(PointwiseTask):
     seen: np.ndarray
     baseline: np.ndarray
     missing: np.ndarray | None = None
+    eight_bit: bool = False
 
     @property
     def digest(self) -> str:
         """A fingerprint of the clean image and of what is seen of it."""
         return fingerprint(self.kind, self.image, self.x, self.y)
+
+    @property
+    def baselines(self) -> dict[str, Any]:
+        """The simple restoration, by what it is."""
+        return {_BASELINES[self.kind]: self.baseline}
 
     def reconstruct(self, predict: Callable[[Any], Any]) -> np.ndarray:
         """Return the restored image (h, w, c), clipped to [0, 1]."""
@@ -73,10 +86,11 @@ class RestorationTask(PointwiseTask):
         """Return the clean image, what is seen, the baseline, and the restored image with its error."""
         panels = [Panel(self.name, self.image), Panel("seen", self.seen)]
         if self.kind != "denoising":
-            panels.append(Panel(f"baseline, {metrics.psnr(self.baseline, self.image):.1f} dB", self.baseline))
+            psnr = metrics.decibels(metrics.psnr(self.baseline, self.image), eight_bit=self.eight_bit)
+            panels.append(Panel(f"baseline, {psnr}", self.baseline))
         if reconstruction is not None:
-            title = f"restored, {self.scores(reconstruction)['psnr']:.1f} dB"
-            panels += [Panel(title, reconstruction), error_panel(reconstruction, self.image)]
+            psnr = metrics.decibels(self.scores(reconstruction)["psnr"], eight_bit=self.eight_bit)
+            panels += [Panel(f"restored, {psnr}", reconstruction), error_panel(reconstruction, self.image)]
         return picture_rows([panels])
 
     def save(self, reconstruction: np.ndarray, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -123,6 +137,7 @@ def super_resolution_task(
     return RestorationTask(
         f"{name}, {factor} times smaller", "super-resolution", image, grid_coordinates((height, width)),
         seen.reshape(height * width, -1), seen, np.clip(larger, 0, 1),
+        eight_bit=has_eight_bits(source),
     )  # fmt: skip
 
 
@@ -169,7 +184,7 @@ def denoising_task(
     noisy = noisy.astype(np.float32)
     return RestorationTask(
         f"{name}, {label}", "denoising", image, grid_coordinates(image.shape[:2]), noisy.reshape(-1, image.shape[2]),
-        noisy, np.clip(noisy, 0, 1),
+        noisy, np.clip(noisy, 0, 1), eight_bit=has_eight_bits(source),
     )  # fmt: skip
 
 
@@ -223,5 +238,5 @@ def inpainting_task(
     nearest = scipy.ndimage.distance_transform_edt(mask, return_distances=False, return_indices=True)
     return RestorationTask(
         f"{name}, {label}", "inpainting", image, grid_coordinates(image.shape[:2])[~mask.ravel()], image[~mask],
-        np.where(mask[:, :, None], np.float32(1), image), image[tuple(nearest)], mask,
+        np.where(mask[:, :, None], np.float32(1), image), image[tuple(nearest)], mask, has_eight_bits(source),
     )  # fmt: skip

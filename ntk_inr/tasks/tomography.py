@@ -16,7 +16,7 @@ from ntk_inr.tasks import metrics
 from ntk_inr.tasks.files import bundled_name
 from ntk_inr.tasks.grid import axis_centres, grid_coordinates
 from ntk_inr.tasks.image import reconstruct_image, ssim_score
-from ntk_inr.tasks.image_file import load_prepared, reduce_image, to_unit
+from ntk_inr.tasks.image_file import has_eight_bits, load_prepared, reduce_image, to_unit
 from ntk_inr.tasks.interface import IndirectTask, fingerprint
 from ntk_inr.tasks.pictures import Panel, error_panel, picture_rows, save_image
 from ntk_inr.tasks.radon import filtered_back_projection, line_integrals, radon
@@ -36,6 +36,7 @@ class TomographyTask(IndirectTask):
         angles: (a,) of the projections, in radians in [0, pi).
         samples: points along a ray at which the network is evaluated.
         y: integrals (a * size, 1), angle by angle; the disc's diameter has length 2.
+        eight_bit: whether the image's values came as integers of 8 bits.
     """
 
     kind: ClassVar[str] = "tomography"
@@ -46,6 +47,7 @@ class TomographyTask(IndirectTask):
     angles: np.ndarray
     samples: int
     y: np.ndarray
+    eight_bit: bool = False
 
     @property
     def x(self) -> np.ndarray:
@@ -82,6 +84,11 @@ class TomographyTask(IndirectTask):
         found = filtered_back_projection(self.sinogram, self.angles, points).reshape(self.image.shape)
         return (np.clip(found, 0, 1) * _disc(len(found))).astype(np.float32)
 
+    @property
+    def baselines(self) -> dict[str, Any]:
+        """Filtered back projection."""
+        return {metrics.BASELINES["fbp_psnr"]: self.back_projection}
+
     def scores(self, reconstruction: np.ndarray) -> dict[str, float]:
         """Return "psnr" in dB and "ssim" of the image, and "fbp_psnr" of filtered back projection."""
         scores = {"psnr": metrics.psnr(reconstruction, self.image), **ssim_score(reconstruction, self.image)}
@@ -89,14 +96,16 @@ class TomographyTask(IndirectTask):
 
     def figure(self, reconstruction: np.ndarray | None = None) -> Any:
         """Return image, sinogram, filtered back projection, and a reconstruction with its error."""
-        title = f"back projection, {metrics.psnr(self.back_projection, self.image):.1f} dB"
+        psnr = metrics.psnr(self.back_projection, self.image)
+        title = f"back projection, {metrics.decibels(psnr, eight_bit=self.eight_bit)}"
         panels = [
             Panel(self.name, self.image),
             Panel("sinogram (offset, angle)", _square(self.sinogram.T), "field"),
             Panel(title, self.back_projection),
         ]
         if reconstruction is not None:
-            title = f"reconstruction, {self.scores(reconstruction)['psnr']:.1f} dB"
+            psnr = self.scores(reconstruction)["psnr"]
+            title = f"reconstruction, {metrics.decibels(psnr, eight_bit=self.eight_bit)}"
             panels += [Panel(title, reconstruction), error_panel(reconstruction, self.image)]
         return picture_rows([panels])
 
@@ -147,7 +156,7 @@ def tomography_task(
     if not image.any():
         raise ValueError(f"{name} is black inside the disc: there is nothing to measure.")
     y = radon(image[:, :, 0], _rays(radians, size), _FINER * samples)[:, None]
-    return TomographyTask(f"{name}, {len(radians)} angles", image, radians, samples, y)
+    return TomographyTask(f"{name}, {len(radians)} angles", image, radians, samples, y, has_eight_bits(source))
 
 
 def _load(source: Any, size: int) -> tuple[str, np.ndarray]:

@@ -15,6 +15,7 @@ from ntk_inr._optional import require
 from ntk_inr.tasks import metrics
 from ntk_inr.tasks.files import new_file
 from ntk_inr.tasks.grid import axis_centres, in_batches
+from ntk_inr.tasks.image_file import has_eight_bits
 from ntk_inr.tasks.interface import PointwiseTask, fingerprint
 from ntk_inr.tasks.pictures import Panel, error_panel, picture_rows
 from ntk_inr.tasks.volume_file import Stack, open_stack
@@ -36,6 +37,7 @@ class VolumeTask(PointwiseTask):
         tested: sorted places of voxels held out for testing; may be empty.
         x: voxel centres (n, 3) as (t, row, column), each axis in (-1, 1).
         y: values there (n, c) in [0, 1].
+        eight_bit: whether the values came as integers of 8 bits.
     """
 
     kind: ClassVar[str] = "volume"
@@ -46,6 +48,7 @@ class VolumeTask(PointwiseTask):
     tested: np.ndarray
     x: np.ndarray
     y: np.ndarray
+    eight_bit: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -179,7 +182,8 @@ def volume_task(source: Any, *, rows: int = 2**20, seed: int = 0) -> VolumeTask:
         wanted = rows + min(_MOST_HELDOUT, voxels - rows)
         drawn = np.random.default_rng(seed).choice(voxels, wanted, replace=False)
         train, tested = np.sort(drawn[:rows]), np.sort(drawn[rows:])
-    return VolumeTask(stack.name, stack, train, tested, _coordinates(train, stack.shape), stack.rows(train))
+    x, y = _coordinates(train, stack.shape), stack.rows(train)
+    return VolumeTask(stack.name, stack, train, tested, x, y, has_eight_bits(source))
 
 
 def _coordinates(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

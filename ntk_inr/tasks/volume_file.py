@@ -16,11 +16,10 @@ import numpy as np
 from ntk_inr import _checks
 from ntk_inr._optional import require
 from ntk_inr.tasks.files import bundled_name, existing_file, load_npy, nan_message, reading
-from ntk_inr.tasks.image_file import count_frames, is_picture, load_frame, stored_values, to_unit, white_level
+from ntk_inr.tasks.image_file import PICTURES, count_frames, is_picture, load_frame, stored_values, to_unit, white_level
 
 BUNDLED = ("orbits",)
 _SLAB_BYTES = 2**24
-_PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 _MANY_FRAMES = (".tif", ".tiff", ".gif")
 
 
@@ -182,9 +181,9 @@ def _of_pillow(pictures: Sequence[Any]) -> np.ndarray:
 
 
 def _of_folder(folder: Path) -> Stack:
-    files = [path for path in folder.iterdir() if path.suffix.lower() in _PICTURES]
+    files = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES]
     if not files:
-        raise ValueError(f"{str(folder)!r} holds no images ({', '.join(_PICTURES)}); expected one a frame.")
+        raise ValueError(f"{str(folder)!r} holds no images ({', '.join(PICTURES)}); expected one a frame.")
     files.sort(key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)])
     return _of_files(folder.name, [(path, 0) for path in files])
 

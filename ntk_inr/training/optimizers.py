@@ -13,6 +13,7 @@ import optax.contrib
 
 from ntk_inr import _checks
 
+DEFAULT_RATE = 1e-3
 SCHEDULES = ("constant", "cosine", "exponential", "linear")
 _END = 1e-2  # of the peak, where exponential decay ends; the others end at zero
 _SEARCHES = (optax.ScaleByZoomLinesearchState, optax.ScaleByBacktrackingLinesearchState)
@@ -118,7 +119,7 @@ def _build(
     if name == "lbfgs" and learning_rate is None:
         base = optax.lbfgs(**own)
         return base if clip is None else optax.chain(optax.clip_by_global_norm(clip), base)
-    rate = _rate(1e-3 if learning_rate is None else learning_rate, schedule, steps, warmup)
+    rate = _rate(DEFAULT_RATE if learning_rate is None else learning_rate, schedule, steps, warmup)
     if name == "lbfgs":
         own.setdefault("linesearch", None)
     maker = _makers()[name]
