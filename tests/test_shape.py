@@ -1,15 +1,23 @@
+import functools
+import struct
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import skimage.measure
 
 import ntk_inr as ni
+from ntk_inr.tasks import mesh_file
 from ntk_inr.tasks.eikonal import EikonalLoss
 from ntk_inr.tasks.grid import grid_coordinates
 from ntk_inr.tasks.mesh_distance import MeshDistance
+from ntk_inr.tasks.mesh_file import load_solid, save_mesh
+from ntk_inr.tasks.polygon_file import read_polygons
 from ntk_inr.tasks.shape import shape_task
 from ntk_inr.tasks.solids import SOLIDS, gradient
 from ntk_inr.tasks.surface import extract_surface, face_normals, inside_on_grid, sample_surface
+from ntk_inr.tasks.triangulation import triangulate
 
 trimesh = pytest.importorskip("trimesh")
 
@@ -238,6 +246,178 @@ def test_an_open_mesh_is_refused_unless_no_inside_is_needed(tmp_path):
     task = shape_task(tmp_path / "open.obj", kind="eikonal", points=100, resolution=16)
     assert task.metric == "fscore"
     assert set(task.scores(task.reconstruct(lambda x: x[:, :1]))) == {"chamfer", "fscore"}
+
+
+def obj_of(vertices, faces):
+    lines = ["v " + " ".join(map(repr, corner)) for corner in np.asarray(vertices, float).tolist()]
+    return "\n".join([*lines, *("f " + " ".join(str(place + 1) for place in face) for face in faces)]).encode()
+
+
+def negative_obj_of(vertices, faces):
+    """With each face's corners just before it, counted from there."""
+    corners = np.asarray(vertices, float).tolist()
+    blocks = [
+        "\n".join("v " + " ".join(map(repr, corners[place])) for place in face)
+        + "\nf "
+        + " ".join(f"{k - len(face)}//1" for k in range(len(face)))
+        for face in faces
+    ]
+    return "\n".join(blocks).encode()
+
+
+def off_of(vertices, faces):
+    rows = [*np.asarray(vertices, float).tolist(), *([len(face), *face, 255] for face in faces)]
+    lines = ["OFF # corners", f"{len(vertices)} {len(faces)} 0", "", *(" ".join(map(repr, row)) for row in rows)]
+    return "\n".join(lines).encode()
+
+
+def ply_of(vertices, faces, order="ascii"):
+    head = (
+        f"ply\nformat {order} 1.0\ncomment by hand\nelement vertex {len(vertices)}\nproperty double x\n"
+        f"property double y\nproperty float64 z\nproperty uchar red\nelement face {len(faces)}\n"
+        "property list uchar int vertex_indices\nproperty float quality\nend_header\n"
+    ).encode()
+    rows = [("dddB", *corner, 7) for corner in np.asarray(vertices, float).tolist()]
+    rows += [(f"B{len(face)}if", len(face), *face, 0.5) for face in faces]
+    if order == "ascii":
+        return head + "\n".join(" ".join(map(repr, row[1:])) for row in rows).encode()
+    sign = "<" if order == "binary_little_endian" else ">"
+    return head + b"".join(struct.pack(sign + row[0], *row[1:]) for row in rows)
+
+
+WRITERS = {
+    "obj": (".obj", obj_of),
+    "obj by negative numbers": (".obj", negative_obj_of),
+    "off": (".off", off_of),
+    "ply": (".ply", ply_of),
+    "little-endian ply": (".ply", functools.partial(ply_of, order="binary_little_endian")),
+    "big-endian ply": (".ply", functools.partial(ply_of, order="binary_big_endian")),
+}
+
+
+def prism(outline, begin=0):
+    """Return a solid between two polygons of n corners, of which ``begin`` is the first, with n faces of four."""
+    outline, n = np.roll(outline, -begin, axis=0), len(outline)
+    sides = [[i, (i + 1) % n, n + (i + 1) % n, n + i] for i in range(n)]
+    return [(x, y, z) for z in (0, 1) for x, y in outline], [list(range(n))[::-1], list(range(n, 2 * n)), *sides]
+
+
+ELL = np.array([[0, 0], [1, 0], [2, 0], [2, 1], [1, 1], [1, 2], [0, 2]])  # with a corner on a straight side
+
+
+def distance_to_ell(points):
+    def box(high):
+        beyond = np.abs(points - np.divide(high, 2)) - np.divide(high, 2)
+        return np.linalg.norm(np.maximum(beyond, 0), axis=1) + np.minimum(beyond.max(axis=1), 0)
+
+    return np.minimum(box((2, 1, 1)), box((1, 2, 1)))  # exact outside
+
+
+@pytest.fixture
+def compared_coarsely(monkeypatch):
+    """Spare the small meshes here most of the places at which the inside is looked at."""
+    monkeypatch.setattr(mesh_file, "_COMPARED_AT", 8)
+
+
+DART = np.array([[0, 0], [2, -1], [0.5, 0], [2, 1]])
+
+
+@pytest.mark.parametrize("writer", list(WRITERS))
+def test_concave_faces_are_cut_within_themselves(tmp_path, writer):
+    suffix, write = WRITERS[writer]
+    path = tmp_path / f"prism{suffix}"
+    for outline, area, around in ((ELL, 3, 8), (DART, 0.5, 2 * 5**0.5 + 2 * 3.25**0.5)):
+        for begin in range(len(outline)):
+            path.write_bytes(write(*prism(outline, begin)))
+            vertices, polygons = read_polygons(path)
+            faces = triangulate(vertices, polygons)
+            volume = np.einsum("fi,fi->", vertices[faces[:, 0]], face_normals(vertices, faces)) / 6
+            # Triangles that lay on each other or outside would have more area.
+            areas = np.linalg.norm(face_normals(vertices, faces), axis=1) / 2
+            assert (volume, areas.sum()) == (pytest.approx(area), pytest.approx(2 * area + around))
+            assert areas.min() > 0
+
+
+@pytest.mark.usefixtures("compared_coarsely")
+def test_distances_to_concave_faces(rng, tmp_path):
+    (tmp_path / "ell.off").write_bytes(off_of(*prism(ELL)))
+    solid = load_solid(tmp_path / "ell.off")
+    points = rng.uniform(-1, 1, (300, 3))
+    expected = distance_to_ell(points * solid.scale + solid.centre)
+    found = solid.field(points) * solid.scale
+    np.testing.assert_array_equal(found < 0, expected < 0)
+    np.testing.assert_allclose(found[expected > 0], expected[expected > 0], atol=1e-12)
+
+
+@pytest.mark.usefixtures("compared_coarsely")
+@pytest.mark.parametrize("name", ["cube", "octahedron", "gyroid"])
+def test_triangles_without_area_are_no_holes(rng, tmp_path, name):
+    """Marching cubes leaves them where a value is 0, also in what we save ourselves."""
+    field = {
+        "cube": lambda x: np.abs(x).max(axis=-1) - 0.5,
+        "octahedron": lambda x: np.abs(x).sum(axis=-1) - 0.75,
+        "gyroid": SOLIDS["gyroid"],
+    }[name]
+    places = np.linspace(-1, 1, 25)
+    values = field(np.stack(np.meshgrid(places, places, places, indexing="ij"), axis=-1))
+    vertices, faces, *_ = skimage.measure.marching_cubes(values, 0.0, spacing=(1 / 12,) * 3)
+    assert face_normals(vertices, faces).any(axis=1).mean() < 1
+    solid = load_solid(save_mesh(vertices - 1, faces, tmp_path / "mesh.obj"))
+    points = rng.uniform(-0.9, 0.9, (300, 3))
+    true = field(points * solid.scale + solid.centre)
+    far = np.abs(true) > 0.1
+    np.testing.assert_array_equal(solid.field(points)[far] < 0, true[far] < 0)
+
+
+TETRAHEDRON = np.array([[0, 0, 0], [1, 0, 0], [0.3, 0.4, 0], [0.4, 0.3, 0.2]])
+FACES = [[0, 2, 1], [0, 1, 3], [1, 2, 3], [2, 0, 3]]
+
+
+@pytest.mark.usefixtures("compared_coarsely")
+@pytest.mark.parametrize(
+    ("faces", "vertices"),
+    [
+        # One side of an edge is cut at the edge's middle, the other is not; a triangle without area lies between.
+        ([[0, 2, 1], [0, 4, 3], [4, 1, 3], [0, 1, 4], *FACES[2:]], [*TETRAHEDRON, [0.5, 0, 0]]),
+        ([*FACES, *FACES[:2]], TETRAHEDRON),
+        ([*FACES, *(face[::-1] for face in FACES)], TETRAHEDRON),
+        ([*FACES, FACES[0][::-1]], TETRAHEDRON),
+        ([*FACES, [0, 0, 1], [2, 2, 2]], TETRAHEDRON),
+        ([FACES[0][::-1], *FACES[1:3], FACES[3][::-1]], TETRAHEDRON),
+        ([[2 * a, 2 * b + 1, 2 * c] for a, b, c in FACES], np.repeat(TETRAHEDRON, 2, axis=0)),
+        ([[0, 2, 1], [0, 1, 3], [4, 2, 3], [2, 0, 3]], [*TETRAHEDRON, [1 + 1e-10, 0, 0]]),
+    ],
+    ids=["sliver", "repeated", "two-sided", "one two-sided", "collapsed", "turned", "doubled corners", "rounded"],
+)
+def test_untidy_meshes_are_the_tidy_one(rng, tmp_path, faces, vertices):
+    points = rng.uniform(-1, 1, (300, 3))
+    tidy, untidy = tmp_path / "tidy.obj", tmp_path / "untidy.obj"
+    tidy.write_bytes(obj_of(TETRAHEDRON, FACES))
+    untidy.write_bytes(obj_of(vertices, faces))
+    np.testing.assert_allclose(load_solid(untidy).field(points), load_solid(tidy).field(points), atol=1e-8)
+
+
+@pytest.mark.usefixtures("compared_coarsely")
+@pytest.mark.parametrize("unit", [1e-9, 1e20])
+def test_the_unit_changes_nothing(tmp_path, unit):
+    mesh = trimesh.creation.icosphere(subdivisions=1, radius=unit)
+    mesh.export(tmp_path / "ball.ply")
+    solid = load_solid(tmp_path / "ball.ply")
+    assert solid.field is not None
+    for name in ("again.obj", "again.off"):
+        again = load_solid(save_mesh(solid.vertices * solid.scale + solid.centre, solid.faces, tmp_path / name))
+        np.testing.assert_allclose(again.vertices, solid.vertices, atol=1e-6)
+
+
+def test_damaged_meshes_are_refused_by_name(tmp_path):
+    for suffix, write in WRITERS.values():
+        whole = write(TETRAHEDRON, FACES)
+        wrong = b"hello" if write is negative_obj_of else write(TETRAHEDRON, [*FACES[:3], [2, 0, 9]])
+        for content in (whole[: len(whole) // 3], whole[: -len(whole) // 9], wrong):
+            path = tmp_path / f"bad{suffix}"
+            path.write_bytes(content)
+            with pytest.raises(ValueError, match=f"bad{suffix}.*(can't be read|holds no triangles|not watertight)"):
+                shape_task(path, points=10)
 
 
 def test_what_is_no_mesh(tmp_path, unchecked):

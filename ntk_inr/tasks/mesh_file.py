@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 
 from ntk_inr._optional import require
-from ntk_inr.tasks.files import bundled_name, existing_file, new_file
+from ntk_inr.tasks.files import bundled_name, existing_file, new_file, reading
 from ntk_inr.tasks.grid import grid_coordinates
 from ntk_inr.tasks.mesh_distance import MeshDistance
+from ntk_inr.tasks.polygon_file import READERS, read_polygons
 from ntk_inr.tasks.solids import SOLIDS, Field, gradient
 from ntk_inr.tasks.surface import extract_surface, inside_on_grid, sample_surface
+from ntk_inr.tasks.topology import joined
+from ntk_inr.tasks.triangulation import triangulate
 
 _HALF_EXTENT = 0.9
 _MESHED_AT = 96
@@ -70,38 +73,35 @@ def load_solid(source: Any) -> Solid:
         mesh = extract_surface(values)
         return Solid(name, mesh.vertices, mesh.faces, field, True, np.zeros(3), 1.0)
     path = existing_file(source, "mesh", tuple(SOLIDS))
-    trimesh = require("trimesh", "shape")
-    try:
-        mesh = trimesh.load_mesh(path)
-        if isinstance(mesh, trimesh.Scene):
-            mesh = mesh.to_mesh()
-        # Corners that differ in texture or normal only are one point, or seams would look like holes.
-        mesh.merge_vertices(merge_tex=True, merge_norm=True)
-        vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces)
-    except Exception as error:  # trimesh raises whatever its many readers do
-        raise ValueError(
-            f"{str(path)!r} can't be read as a triangle mesh ({error}); expected .obj, .ply, .stl, .off or .glb."
-        ) from error
+    with reading(path, "a triangle mesh", " Expected .obj, .ply, .stl, .off or .glb."):
+        vertices, faces = _triangles(path)
     if not len(faces):
         raise ValueError(f"{str(path)!r} holds no triangles; expected a surface, not points or lines.")
-    if not np.isfinite(vertices).all():
-        raise ValueError(f"{str(path)!r} has {int((~np.isfinite(vertices)).sum())} NaN or infinite coordinates.")
-    closed = bool(mesh.is_watertight)
-    if closed:
-        if not mesh.is_winding_consistent:
-            mesh.fix_normals()
-        elif mesh.volume < 0:
-            mesh.invert()
-        faces, closed = np.asarray(mesh.faces), bool(mesh.is_winding_consistent)
-    low, high = vertices[np.unique(faces)].min(axis=0), vertices[np.unique(faces)].max(axis=0)
+    used = vertices[np.unique(faces)]
+    if not np.isfinite(used).all():
+        raise ValueError(f"{str(path)!r} has {int((~np.isfinite(used)).sum())} NaN or infinite coordinates.")
+    low, high = used.min(axis=0), used.max(axis=0)
     centre, scale = (low + high) / 2, float((high - low).max()) / 2 / _HALF_EXTENT
     if scale == 0:
         raise ValueError(f"{str(path)!r} is a single point; expected a surface with an extent.")
-    vertices = (vertices - centre) / scale
+    vertices, faces, closed = joined((vertices - centre) / scale, faces)
+    if not len(faces):
+        raise ValueError(f"{str(path)!r} has no triangle with an area; expected a surface.")
     distance = MeshDistance(vertices, faces) if closed else None
     if distance is not None and not _agrees(distance, inside_on_grid(vertices, faces, _COMPARED_AT)):
         distance = None
     return Solid(path.name, vertices, faces, distance, False, centre, scale)
+
+
+def _triangles(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return vertices (v, 3) and triangles (f, 3) as a file has them, polygons cut."""
+    if path.suffix.lower() in READERS:
+        vertices, polygons = read_polygons(path)
+        return vertices, triangulate(vertices, polygons)
+    trimesh = require("trimesh", "shape")
+    mesh = trimesh.load_mesh(path, process=False)
+    mesh = mesh.to_mesh() if isinstance(mesh, trimesh.Scene) else mesh
+    return np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces)
 
 
 def _agrees(field: Field, inside: np.ndarray) -> bool:
@@ -120,5 +120,8 @@ def save_mesh(vertices: np.ndarray, faces: np.ndarray, path: str | Path, *, over
         raise ValueError("the reconstruction has no surface to save: its field has one sign everywhere. Train longer.")
     trimesh = require("trimesh", "shape")
     with new_file(path, (".obj", ".ply", ".stl", ".off", ".glb"), overwrite=overwrite) as written:
-        trimesh.Trimesh(vertices, faces, process=False).export(written)
+        # As text, coordinates have so many digits after the point that a small unit keeps its shape.
+        digits = max(8, 8 - int(np.floor(np.log10(max(float(np.ptp(vertices, axis=0).max()), 1e-300)))))
+        text = {"digits": digits} if written.suffix.lower() in (".obj", ".off") else {}
+        trimesh.Trimesh(vertices, faces, process=False).export(written, **text)
     return Path(path)

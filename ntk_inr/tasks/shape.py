@@ -196,7 +196,8 @@ def shape_task(
     are closed forms with the right sign and zero that are never larger than the distance.
 
     Args:
-        source: a mesh file that trimesh reads (.obj, .ply, .stl, .off, .glb), or "sphere", "torus", "gyroid", "csg".
+        source: a mesh file that trimesh reads (.obj, .ply, .stl, .off, .glb), of triangles or of plane polygons; or
+            "sphere", "torus", "gyroid", "csg".
         kind: "sdf" learns signed distances (negative inside), "occupancy" logits of being inside, "eikonal" a
             signed distance from surface points and normals alone.
         points: n, how many points to train on.
