@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -20,7 +21,7 @@ def main() -> int:
     if status == 130:
         # A thread of XLA's may be compiling still, and would crash when the interpreter frees the devices.
         for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
+            with contextlib.suppress(AttributeError, OSError):  # None, or a reader that has left
                 stream.flush()
         os._exit(status)
     return status

@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import functools
 import json
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ import scipy.stats
 
 import ntk_inr as ni
 from ntk_inr.study.derivatives import check_derivatives
-from ntk_inr.study.description import additions
+from ntk_inr.study.description import additions, describe
 from ntk_inr.study.figures import convergence_figure, save_figure
 from ntk_inr.study.programs import free_programs_if_full
 from ntk_inr.study.record import RESULTS, Study, VariantResult
@@ -298,6 +299,13 @@ def test_one_network_on_a_task_keeps_everything(tmp_path):
     again = ni.fit_task(task, "siren", **settings, resume=True)
     jax.tree.map(np.testing.assert_array_equal, again.run.params, found.run.params)
     assert ni.fit_task(task, "siren", **settings, overwrite=True).scores == pytest.approx(found.scores)
+
+
+def test_a_network_is_described_alike_in_every_process():
+    """That is how another process knows it again; addresses would differ."""
+    said = describe(ni.CoordinateMLP(features=8, depth=1, activation=functools.partial(jax.nn.relu)))
+    assert "activation=functools.partial(" in said
+    assert "0x" not in said
 
 
 def test_seeds_train_one_by_one_where_memory_is_short(task, study, monkeypatch):
