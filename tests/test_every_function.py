@@ -3,12 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.tree_util import Partial
 
 import ntk_inr as ni
+from ntk_inr.training.recorder import Recorder
 from ntk_inr.variance.assumptions import check_assumptions
-from tests.conftest import small
+from tests.conftest import quick, small
 
 X = jnp.linspace(-1, 1, 12)[:, None]
 
@@ -137,3 +139,108 @@ def test_figures_depend_not_on_a_networks_unit(name):
     right = found(1.0)
     for size in (2e-17, 1e12):
         np.testing.assert_allclose(found(size), right, rtol=2e-3, atol=1e-5)
+
+
+def _fitted(apply, params, x):
+    run = ni.fit(apply, params, x, x[:, :2], steps=3, microbatch=5)
+    return run.losses, run.history["loss"][-1], run.history["psnr"]
+
+
+def _exact(*model):
+    found = ni.stochastic_moments(ni.NTKOperator(*model), key=KEY, probes=len(model[2]))
+    return found.mean, found.variance, found.cv, found.effective_rank
+
+
+# With what is random left out, since each dtype draws other numbers.
+OF_EVERY_DTYPE = {
+    "ntk": ni.ntk,
+    "explain": lambda *model: float(ni.explain(*model).pairs),
+    "stochastic_moments": _exact,
+    "top_eigenpairs": lambda *model: ni.top_eigenpairs(ni.NTKOperator(*model), 1, key=KEY).values,
+    "spectral_density": lambda *model: ni.spectral_density(ni.NTKOperator(*model), key=KEY, steps=4).nodes.max(),
+    "alignment": lambda *model: ni.alignment(ni.ntk(*model), model[2]).energy[:2],
+    "fit": _fitted,
+    **{name: FIGURES_OF_A_MODEL[name] for name in FIGURES_OF_A_MODEL if name != "operator"},
+}
+
+
+@pytest.mark.parametrize("name", quick(OF_EVERY_DTYPE, "stochastic_moments", "streamed_moments", "fit"))
+def test_every_dtype_of_parameters(name):
+    """To the rounding of the parameters' own arithmetic, with figures in float32 at least."""
+    rng = np.random.default_rng(0)
+    x, w = rng.integers(-8, 9, (10, 3)) / 8, rng.integers(-8, 9, (3, 2)) / 8  # that every dtype holds
+
+    def found(dtype):
+        result = OF_EVERY_DTYPE[name](lambda p, x: x @ p, jnp.asarray(w, dtype), jnp.asarray(x, dtype))
+        return np.hstack([np.ravel(np.asarray(part, np.float64)) for part in jax.tree.leaves(result)])
+
+    right = found(jnp.float32)
+    assert np.isfinite(right).all()
+    for dtype in (jnp.float64, jnp.float16, jnp.bfloat16):
+        with jax.enable_x64(dtype == jnp.float64):
+            tolerance = 16 * max(float(jnp.finfo(kind).eps) for kind in (dtype, jnp.float32))
+            np.testing.assert_allclose(found(dtype), right, rtol=tolerance, atol=tolerance, err_msg=dtype.__name__)
+
+
+def _everything_of_the_kernel(apply, params, x):
+    K = ni.ntk(apply, params, x)
+    ni.predict_training(K, x, learning_rate=0.1, steps=99)
+    return [figures(K) for figures in (ni.moments, ni.condition_number, ni.eigensystem, ni.max_learning_rate)]
+
+
+def _trained(apply, params, x, **options):
+    return ni.fit(apply, params, x, x, steps=3, validation=(x, x), **options)
+
+
+def _gaussian(x1, x2):
+    return jnp.exp(-((x1[:, None] - x2[None]) ** 2).sum(-1))
+
+
+WITHOUT_NAN = {
+    "kernel": _everything_of_the_kernel,
+    "operator": lambda *model: [_stochastic(method)(ni.NTKOperator(*model)) for method in ("auto", "deflated")],
+    "top_eigenpairs": lambda *model: ni.top_eigenpairs(ni.NTKOperator(*model), 1, key=KEY),
+    "spectral_density": lambda *model: ni.spectral_density(ni.NTKOperator(*model), key=KEY, steps=12, probes=2),
+    "streamed_moments": FIGURES_OF_A_MODEL["streamed_moments"],
+    "sampled_moments": FIGURES_OF_A_MODEL["sampled_moments"],
+    "variance_budget": lambda *model: ni.variance_budget(*model, matrices=True),
+    "check_assumptions": check_assumptions,
+    "fit": lambda *model: _trained(*model, ntk_points=4, target_psnr=9.0),
+    "fit, recorded": lambda *model: _trained(*model, recorder=Recorder(points=4)),
+    "fit, diverging": lambda *model: _trained(*model, optimizer=optax.sgd(1e9)),
+    "fit, cross entropy": lambda *model: ni.fit(*model, model[2] ** 2, steps=3, loss="bce", microbatch=5),
+    "fit, own loss": lambda *model: _trained(*model, loss=lambda f, y: jnp.abs(f - y).mean(1)),
+    "fit, importance": lambda *model: _trained(*model, batch_size=4, sampling="importance", key=KEY),
+    "fit, line search": lambda *model: _trained(*model, optimizer=ni.optimizer("lbfgs")),
+    "fit_seeds": lambda apply, params, x: ni.fit_seeds(
+        apply, jax.tree.map(lambda leaf: leaf[None], params), x, x, steps=2
+    ),
+    "infinite_kernel": lambda *model: ni.infinite_kernel(ni.variant("pe", features=8, depth=1))(model[2]),
+    "two_layer_moments": lambda *model: ni.two_layer_moments(model[2], width=32, sparsity=ni.TopK(k=4)),
+    "grid_moments": lambda *model: ni.grid_moments(_gaussian, [np.linspace(-1, 1, 4)] * 2),
+    "compare": lambda *model: ni.compare(IMAGE, ["relu"], features=4, depth=1, steps=2, seeds=1),
+    "tune": lambda *model: ni.tune(IMAGE, "siren", features=4, depth=1, steps=4, points=2, refine=1, repeats=1),
+    "fit_task": lambda *model: ni.fit_task(IMAGE, "relu", features=4, depth=1, steps=2),
+}
+IMAGE = ni.image_task("camera", size=4)
+
+
+@pytest.mark.parametrize("name", quick(WITHOUT_NAN, "variance_budget", "fit", "fit, own loss"))
+def test_nothing_is_marked_by_nan_or_infinity_where_jax_sees_it(name, key):
+    model = small("siren", key, X)
+    with jax.debug_nans(True), jax.debug_infs(True):
+        WITHOUT_NAN[name](*model, X)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_has_no_nan_either(key, tmp_path):
+    apply, params = small("siren", key, X)
+
+    def stopped(done, _):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with jax.debug_nans(True), jax.debug_infs(True):
+        with pytest.raises(KeyboardInterrupt):
+            ni.fit(apply, params, X, X, steps=4, checkpoint=tmp_path, checkpoint_every=1, progress=stopped)
+        assert ni.fit(apply, params, X, X, steps=4, checkpoint=tmp_path, checkpoint_every=1).steps == 4

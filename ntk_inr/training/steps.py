@@ -76,8 +76,9 @@ class Program:
         return lax.with_sharding_constraint(tree, NamedSharding(self.mesh, PartitionSpec()))
 
 
-def _wide(array: Array) -> Array:
-    return array.astype(accumulation_dtype(array))
+def _wide(tree: Any) -> Any:
+    """Return a pytree in a dtype that sums can be taken in, and that the optimizers' constants don't vanish in."""
+    return jax.tree.map(lambda leaf: leaf.astype(accumulation_dtype(leaf)), tree)
 
 
 @functools.partial(jax.jit, static_argnames="program")
@@ -113,7 +114,7 @@ def begin(params: Any, model: Partial | None, last: Array | None, *, steps: int,
     def single(params: Any, model: Partial | None, last: Array | None) -> State:
         losses = jnp.zeros(steps, accumulation_dtype(*jax.tree.leaves(params)))
         # Where optax has infinity for "not yet", the largest number does as well, and nobody's jax_debug_infs stops it.
-        opt_state = jax.tree.map(jnp.nan_to_num, program.optimizer.init(params))
+        opt_state = jax.tree.map(jnp.nan_to_num, program.optimizer.init(_wide(params)))
         return State(params, opt_state, model, last, jnp.array(True), jnp.zeros((), jnp.int32), losses)
 
     state = (jax.vmap(single) if program.seeds else single)(params, model, last)
@@ -145,7 +146,7 @@ def advance(
                 extra = {"value": loss, "grad": gradient, "value_fn": whole}
             else:
                 extra = {}
-            updates, opt_state = program.optimizer.update(gradient, state.opt_state, state.params, **extra)
+            updates, opt_state = program.optimizer.update(gradient, state.opt_state, _wide(state.params), **extra)
             alive = state.alive & jnp.isfinite(loss) & (loss <= limit) & all_finite(jax.tree.leaves(updates))
 
             def keep(new: Any, old: Any) -> Any:
@@ -197,21 +198,23 @@ def _gradient(
         def accumulate(carry: Any, chunk: tuple[Array, Array]) -> tuple[Any, Array]:
             loss, gradient, model = carry
             (value, (model, each)), part = differentiated(state.params, model, x[chunk[0]], y[chunk[0]], chunk[1])
-            return (loss + value.astype(loss.dtype), jax.tree.map(jnp.add, gradient, part), model), each
+            return (loss + value.astype(loss.dtype), optax.tree.add(gradient, part), model), each
 
-        nothing = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, accumulation_dtype(leaf)), state.params)
+        nothing = jax.tree.map(jnp.zeros_like, _wide(state.params))
         zero = jnp.zeros((), state.losses.dtype), nothing, state.model
         (loss, gradient, model), each = lax.scan(accumulate, zero, (rows, weights))
-        gradient = jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), gradient, state.params)
         return loss, gradient, model, each.reshape(-1)[:m], None
 
     batch = (x, y) if rows is None else (x[rows], y[rows])
 
     def whole(params: Any) -> Array:
+        # An optimizer that searches does so where the parameters can be.
+        params = jax.tree.map(lambda new, leaf: new.astype(leaf.dtype), params, state.params)
         return share(params, state.model, *batch, weights)[0]
 
     def fresh() -> tuple[tuple[Array, tuple[Any, Array]], Any]:
-        return differentiated(state.params, state.model, *batch, weights)
+        value, gradient = differentiated(state.params, state.model, *batch, weights)
+        return value, _wide(gradient)
 
     found = line_search(state.opt_state)
     if found is not None and call is None and rows is None:
