@@ -96,7 +96,9 @@ def _verdict(apply: Partial, params: Any, rows: np.ndarray, n: int) -> str:
         if np.isfinite(alone).all():
             break
     try:
-        together = np.asarray(_together(apply, near, *_batches(rows), unit), np.float64)
+        draws = [jax.tree.map(lambda leaf, draw=draw: _nudged(leaf, unit, draw), near) for draw in range(_NUDGES + 1)]
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *draws)
+        together = np.asarray(_together(apply, stacked, *_batches(rows, unit)), np.float64)
     except (TypeError, ValueError, AssertionError, IndexError, ZeroDivisionError) as error:
         return _takes_no(_ROWS, n, error)
     plain, turned, *rest = together
@@ -137,14 +139,15 @@ def _some(x: Any) -> np.ndarray:
     return np.asarray(x)[places] if jax.default_backend() == "cpu" else np.asarray(x[places])
 
 
-def _batches(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return batches (b, rows, d), and for each whether and by which draw its numbers are nudged."""
-    others = ((rows.astype(np.float64) + np.roll(rows.astype(np.float64), 1, axis=0)) / 2).astype(rows.dtype)
+def _batches(rows: np.ndarray, unit: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return batches (b, rows, d), and for each the draw by which its numbers are nudged, 0 for none."""
+    wide = rows.astype(np.float64)
+    others = ((wide + np.roll(wide, 1, axis=0)) / 2).astype(rows.dtype)
     among = [np.where(np.arange(_ROWS)[:, None] == i, rows, others) for i in range(_ROWS)]
     alike = [np.broadcast_to(row, rows.shape) for row in rows]
-    batches = np.stack([rows, rows[::-1], *among, *alike, *[rows] * _NUDGES])
-    draws = np.maximum(0, np.arange(len(batches)) - (len(batches) - _NUDGES - 1))
-    return batches, draws.astype(np.uint32)
+    nudged = [_nudged(rows, unit, draw) for draw in range(1, _NUDGES + 1)]
+    plain = [rows, rows[::-1], *among, *alike]
+    return np.stack([*plain, *nudged]), np.array([0] * len(plain) + list(range(1, _NUDGES + 1)))
 
 
 @jax.jit
@@ -154,40 +157,34 @@ def _alone(apply: Partial, params: Any, rows: Any) -> Array:
 
 
 @jax.jit
-def _together(apply: Partial, params: Any, batches: Any, draws: Any, unit: Any) -> Array:
+def _together(apply: Partial, draws: Any, batches: Any, which: Any) -> Array:
     # A loop, so that every batch is evaluated by one program.
     def evaluated(case: Any) -> Array:
         batch, draw = case
-        nudged = jax.tree.map(lambda leaf: _nudged(leaf, draw, unit), params)
-        return apply(nudged, _nudged(batch, draw, unit))
+        return apply(jax.tree.map(lambda leaf: leaf[draw], draws), batch)
 
     with jax.default_matmul_precision("highest"):
-        return lax.map(evaluated, (batches, draws))
+        return lax.map(evaluated, (batches, which))
 
 
-def _nudged(array: Any, draw: Any, unit: Any) -> Array:
+def _nudged(array: Any, unit: float, draw: int) -> np.ndarray:
     """Return the array with each number moved up or down by a last digit; a draw of 0 moves nothing."""
-    array = jnp.asarray(array)
-    step = (unit * jnp.where(draw > 0, 1, 0)).astype(array.dtype)
+    array = np.asarray(array)
+    wide = array.astype(np.float64)
     # Numbers near zero are moved too: differences round as the numbers that they are of.
-    return array + _signs(array, draw) * step * jnp.maximum(jnp.abs(array), jnp.abs(array).mean())
+    step = unit * np.maximum(np.abs(wide), np.abs(wide).mean()) if draw and array.size else 0 * wide
+    return (wide + step * np.random.default_rng(draw).choice([-1.0, 1.0], array.shape)).astype(array.dtype)
 
 
-def _signs(array: Any, draw: Any) -> Array:
-    """Return scattered signs in the array's shape and dtype."""
-    place = jnp.arange(1, array.size + 1, dtype=jnp.uint32).reshape(array.shape)
-    mixed = (place * jnp.uint32(2654435761)) ^ (jnp.asarray(draw, jnp.uint32) * jnp.uint32(2246822519))
-    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(3266489917)
-    return jnp.where((mixed >> 16) & 1, 1, -1).astype(array.dtype)
-
-
-@jax.jit
 def _moved(params: Any) -> Any:
-    def moved(leaf: Any) -> Array:
-        leaf = jnp.asarray(leaf)
-        size = jnp.sqrt(jnp.square(leaf.astype(jnp.float32)).mean())
-        step = _MOVED * jnp.where(size > 0, size, 1).astype(leaf.dtype)
-        return leaf + step * _signs(leaf, 1)
+    """Return parameters that are somewhat larger and smaller than these."""
+
+    def moved(leaf: Any) -> np.ndarray:
+        leaf = np.asarray(leaf)
+        wide = leaf.astype(np.float64)
+        size = np.sqrt(np.square(wide).mean()) if leaf.size else 0.0
+        step = _MOVED * np.random.default_rng(0).choice([-1.0, 1.0], leaf.shape)
+        return (wide + (size or 1.0) * step).astype(leaf.dtype)
 
     return jax.tree.map(moved, params)
 
