@@ -532,3 +532,27 @@ def test_bad_coordinates_say_what_is_expected(unchecked, key, points):
     with pytest.raises(ValueError, match="encoding Noise draws noise at random; pass key="):
         two_layer_moments(points, encoding=Noise())
     assert two_layer_moments(points, encoding=Noise(), key=key).status == "limit"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {},
+        {"sparsity": ni.TopK(k=8)},
+        {"normalization": ni.Sphere("hidden_post")},
+        {"limit": True, "modulation": ni.FourierModulation(omega=2.0, trained=True)},
+    ],
+    ids=str,
+)
+def test_figures_without_scale_depend_on_none(parts):
+    """Squares of these kernels leave float32's range."""
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    right = two_layer_moments(x, width=64, **parts)
+    assert np.isfinite(right.variance)
+    sizes = [(2e-16, 1.0), (1e12, 1.0)] + [(1.0, 1e11), (1.0, 1e-15)] * (len(parts) < 1)
+    for scale, size in sizes:
+        found = two_layer_moments(np.float32(size) * x, width=64, scale=scale, **parts)
+        for name in ("cv", "effective_rank", "proxy_ratio"):
+            np.testing.assert_allclose(getattr(found, name), getattr(right, name), rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(found.mean / (scale * size) ** 2, right.mean, rtol=1e-4)
+        np.testing.assert_allclose(found.factors.tau_x, right.factors.tau_x, rtol=1e-4)

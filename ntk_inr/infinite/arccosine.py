@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ntk_inr._dtypes import unit_of
+
 _TURN = 2 * math.pi
 # Abramowitz and Stegun 4.4.46: arccos(c) / sqrt(1 - c) on [0, 1], to 2e-8.
 _ARCCOS = (
@@ -93,4 +95,6 @@ def squares(c: Array) -> Array:
 
 def correlation(gram: Array, left: Array, right: Array) -> Array:
     """Return the cosines of a Gram matrix (n1, n2) from the mean squares (n1,), (n2,) of its two sides."""
-    return jnp.clip(gram / jnp.sqrt(left[:, None] * right[None, :]), -1.0, 1.0)
+    unit = jnp.maximum(unit_of(left), unit_of(right))
+    left, right = left / unit, right / unit
+    return jnp.clip(gram / unit / jnp.sqrt(left[:, None] * right[None, :]), -1.0, 1.0)

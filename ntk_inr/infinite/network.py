@@ -134,7 +134,7 @@ class NetworkKernel:
 
     def __call__(self, x1: Any, x2: Any = None, hyper: Mapping[str, Any] | None = None) -> InfiniteKernel:
         """Return the kernels at coordinates x1 (n1, d) and x2 (n2, d), None for x1."""
-        x1 = _checks.as_coordinates(x1, "x1")
+        x1 = _checks.as_floating(_checks.as_coordinates(x1, "x1"), "x1")
         if x2 is not None:
             x2 = _checks.as_coordinates(x2, "x2").astype(x1.dtype)
             if x2.shape[1] != x1.shape[1]:

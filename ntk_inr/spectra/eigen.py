@@ -73,7 +73,8 @@ def eigenvalues(K: Any, *, host: bool = False) -> Any:
         K = np.asarray(K, np.float64)
     if isinstance(K, np.ndarray):
         return scipy.linalg.eigh(K, eigvals_only=True, driver="evd", check_finite=False)[::-1]
-    return jnp.linalg.eigvalsh(K, symmetrize_input=False)[::-1]
+    unit = unit_of(K)  # LAPACK has its own; the solvers of accelerators may take squares as they come
+    return jnp.linalg.eigvalsh(K / unit, symmetrize_input=False)[::-1] * unit
 
 
 def eigensystem(K: Any) -> Eigensystem:
@@ -103,7 +104,9 @@ def eigensystem(K: Any) -> Eigensystem:
     if isinstance(K, np.ndarray):
         values, vectors = scipy.linalg.eigh(K, driver="evd", check_finite=False)
     else:
-        values, vectors = jnp.linalg.eigh(K, symmetrize_input=False)
+        unit = unit_of(K)
+        values, vectors = jnp.linalg.eigh(K / unit, symmetrize_input=False)
+        values = values * unit
     return Eigensystem(values[::-1], vectors[:, ::-1])
 
 

@@ -74,13 +74,19 @@ def two_layer_factors(
     gradient_square: Float[Array, "n n"],
     overlap_square: Float[Array, "n n"],
     modulators: list[Modulator],
+    *,
+    gradient_unit: Array,
 ) -> TwoLayerFactors | None:
-    """Return the factors of the kernel of w and b from the squares of two of them; None if neither is trained."""
+    """Return the factors of the kernel of w and b from the squares of two of them; None if neither is trained.
+
+    ``gradient_square`` is of the gradient's Gram matrix divided by ``gradient_unit``.
+    """
     if not {"weights", "bias"} & set(net.trained):
         return None
     overlaps = jnp.sqrt(jnp.diagonal(overlap_square))
     rows = row_gain(net, gate, pre)
-    tau_x = gradient_square / outer(pre.gradient_squares, pre.gradient_squares)
+    norms = pre.gradient_squares / gradient_unit
+    tau_x = gradient_square / outer(norms, norms)
     return TwoLayerFactors(
         R_x2=pre.gradient_squares.mean(),
         active_fraction=gate.fraction,

@@ -19,7 +19,7 @@ from ntk_inr.networks.normalization import Sphere
 from ntk_inr.networks.sparsity import TopK
 from ntk_inr.networks.two_layer import Group, Readout, TwoLayerNetwork, two_layer_network
 from ntk_inr.spectra.moments import moments
-from ntk_inr.variance import inputs, normalised_laws, unit_laws
+from ntk_inr.variance import inputs, normalised_laws, scales, unit_laws
 from ntk_inr.variance.factors import TwoLayerFactors, two_layer_factors
 from ntk_inr.variance.gates import RELU, Threshold
 from ntk_inr.variance.inputs import Modulator, Pairs
@@ -73,10 +73,14 @@ class _Computed(NamedTuple):
     cv: Array
     kernel: Array
     factors: TwoLayerFactors | None
+    proxy_ratio: Array | None
 
 
 class _Entries(NamedTuple):
-    """What the result is made of: functions of each entry of the Gram matrix alone, so that their means add up."""
+    """What the result is made of: functions of each entry of the Gram matrix alone, so that their means add up.
+
+    All in :class:`Scales`.
+    """
 
     kernel: Array  # E H
     square: Array  # E H²
@@ -144,7 +148,7 @@ def two_layer_moments(
         output_bias: beta, or None.
 
     Returns:
-        :class:`TwoLayerMoments`, in the dtype of ``x``.
+        :class:`TwoLayerMoments`, in the dtype of ``x``, float32 for half precision.
 
     Raises:
         TypeError: x holds integers, or a part is of another kind.
@@ -161,7 +165,7 @@ def two_layer_moments(
 
     Source: T2 to T7.
     """
-    x = _checks.as_coordinates(x)
+    x = _checks.as_floating(_checks.as_coordinates(x), "x")
     limit = limit or width is None
     _check_width(width, normalization, sparsity)
     net = two_layer_network(
@@ -199,7 +203,7 @@ def two_layer_moments(
         kernel=found.kernel,
         factors=factors,
         proxy=proxy,
-        proxy_ratio=None if proxy is None else proxy / found.variance,
+        proxy_ratio=found.proxy_ratio,
     )
 
 
@@ -229,17 +233,22 @@ def _computed(
     net = outline.clone(**numbers)
     gate = _gate(net, pairs)
 
+    size = scales.scales(net, gate, inputs.preactivations(net, pairs))
+
     def entries(pairs: Pairs) -> _Entries:
         pre = inputs.preactivations(net, pairs)
         overlap = normalised_laws.gate_overlap(net, gate, pre)
-        if route == "units":
-            law = unit_laws.unit_law(net, pre, modulators)
-        elif route == "first order":
-            assert isinstance(gate, Threshold)
-            law = normalised_laws.first_order_law(net, gate, pre, modulators)
-        else:
+        if route == "limit":
             law = normalised_laws.limit_law(net, gate, pre, overlap, modulators)
-        return _Entries(law.mean, law.mean**2 + law.variance, law.diagonal_covariance, pre.gradient**2, overlap**2)
+            law = law._replace(mean=law.mean / size.kernel)
+        elif route == "units":
+            law = unit_laws.unit_law(*size.divide(net, pre), modulators, readout_gain=size.readout**-2)
+        else:
+            assert isinstance(gate, Threshold)
+            divided, by_inputs = size.divide(net, pre)
+            law = normalised_laws.first_order_law(divided, gate, by_inputs._replace(std=pre.std), modulators)
+        gradient_square = (pre.gradient / size.gradient) ** 2
+        return _Entries(law.mean, law.mean**2 + law.variance, law.diagonal_covariance, gradient_square, overlap**2)
 
     found = inputs.averaged(entries, pairs, spread)
     n = pairs.squares.shape[0]
@@ -247,8 +256,19 @@ def _computed(
     fluctuation = (found.square - found.kernel**2).sum() / n - found.diagonal_covariance.sum() / n**2
     variance = spectrum.variance + fluctuation
     pre = inputs.preactivations(net, pairs)
-    factors = two_layer_factors(net, gate, pre, found.gradient_square, found.overlap_square, modulators)
-    return _Computed(spectrum.mean, variance, jnp.sqrt(variance) / spectrum.mean, found.kernel, factors)
+    squares = found.gradient_square, found.overlap_square
+    factors = two_layer_factors(net, gate, pre, *squares, modulators, gradient_unit=size.gradient)
+    ratio = None
+    if factors is not None:
+        ratio = dataclasses.replace(factors, scale=factors.scale / size.kernel).proxy / variance
+    return _Computed(
+        mean=spectrum.mean * size.kernel,
+        variance=variance * size.kernel * size.kernel,
+        cv=jnp.sqrt(variance) / spectrum.mean,
+        kernel=found.kernel * size.kernel,
+        factors=factors,
+        proxy_ratio=ratio,
+    )
 
 
 def _gate(net: TwoLayerNetwork, pairs: Pairs) -> Threshold | SoftGates:

@@ -56,7 +56,9 @@ def output_bias(net: TwoLayerNetwork) -> Array | float:
     return net.output_bias**2 if net.output_bias is not None and "readout" in net.trained else 0.0
 
 
-def unit_law(net: TwoLayerNetwork, pre: Preactivations, modulators: list[Modulator]) -> KernelLaw:
+def unit_law(
+    net: TwoLayerNetwork, pre: Preactivations, modulators: list[Modulator], *, readout_gain: Array | float = 1.0
+) -> KernelLaw:
     r"""Return the exact law of a kernel that is a sum over independent units, (2.1).
 
     The kernel of one unit,
@@ -65,9 +67,9 @@ def unit_law(net: TwoLayerNetwork, pre: Preactivations, modulators: list[Modulat
         + c^2\sigma_i\sigma_j\sum_l D^l_{ij}\,g'^l_ig'^l_j\prod_{l'\ne l}g^{l'}_ig^{l'}_j
 
     has a term for each trained group; the factors of its moments are independent, and listed in (0.1),
-    (3.3), (3.4) and (6.2).
+    (3.3), (3.4) and (6.2). ``readout_gain`` multiplies the second term.
     """
-    terms = _terms(net, pre, modulators)
+    terms = _terms(net, pre, modulators, readout_gain)
     mean = square = diagonals = jnp.zeros_like(pre.c)
     ends = jnp.zeros_like(pre.std)
     kernel = product((m.kernel for m in modulators), pre.c)
@@ -89,13 +91,15 @@ def unit_law(net: TwoLayerNetwork, pre: Preactivations, modulators: list[Modulat
     return KernelLaw(mean + output_bias(net), variance / net.width, covariance / net.width)
 
 
-def _terms(net: TwoLayerNetwork, pre: Preactivations, modulators: list[Modulator]) -> list[_Term]:
+def _terms(
+    net: TwoLayerNetwork, pre: Preactivations, modulators: list[Modulator], readout_gain: Array | float
+) -> list[_Term]:
     ones = jnp.ones_like(pre.std)
     terms = []
     if {"weights", "bias"} & set(net.trained):
         terms.append(_Term(pre.gradient, pre.gradient_squares, 2, "gate"))
     if "readout" in net.trained:
-        terms.append(_Term(1.0, ones, 0, "activation"))
+        terms.append(_Term(readout_gain, readout_gain * ones, 0, "activation"))
     for index, m in enumerate(modulators):
         if m.tangent is not None:
             terms.append(_Term(m.tangent, jnp.diagonal(m.tangent), 2, "activation", derived=index))
