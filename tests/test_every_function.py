@@ -19,7 +19,11 @@ OF_A_MODEL = {
     "sampled_moments": lambda *model, **options: ni.sampled_moments(*model, key=jax.random.key(0), size=4, **options),
     "variance_budget": ni.variance_budget,
     "ntk": ni.ntk,
+    "explain": ni.explain,
+    "NTKOperator": lambda *model, block=None, **options: ni.NTKOperator(*model, microbatch=block, **options),
 }
+# What some of them have no use for.
+LACKING = {"explain": ("precision",), "NTKOperator": ("memory_limit",)}
 
 
 @pytest.mark.parametrize("name", OF_A_MODEL)
@@ -34,8 +38,10 @@ OF_A_MODEL = {
     ],
 )
 def test_options_that_functions_share_are_checked_by_each(unchecked, name, option, error, message, key):
-    with pytest.raises(error, match=message):
-        OF_A_MODEL[name](*small("relu", key, X), X, **option)
+    if not set(option) & set(LACKING.get(name, ())):
+        message = message.replace("block", "microbatch") if name == "NTKOperator" else message
+        with pytest.raises(error, match=message):
+            OF_A_MODEL[name](*small("relu", key, X), X, **option)
 
 
 def _kernel():
@@ -142,7 +148,7 @@ def test_figures_depend_not_on_a_networks_unit(name):
 
 
 def _fitted(apply, params, x):
-    run = ni.fit(apply, params, x, x[:, :2], steps=3, microbatch=5)
+    run = ni.fit(apply, params, x, x[:, :2], steps=3, microbatch=5, ntk_points=4)
     return run.losses, run.history["loss"][-1], run.history["psnr"]
 
 
@@ -168,10 +174,15 @@ OF_EVERY_DTYPE = {
 def test_every_dtype_of_parameters(name):
     """To the rounding of the parameters' own arithmetic, with figures in float32 at least."""
     rng = np.random.default_rng(0)
-    x, w = rng.integers(-8, 9, (10, 3)) / 8, rng.integers(-8, 9, (3, 2)) / 8  # that every dtype holds
+    x = rng.integers(-8, 9, (10, 3)) / 8  # that every dtype holds, as these parameters
+    params = {name: rng.integers(-8, 9, shape) / 8 for name, shape in (("w", (3, 6)), ("out", (6, 2)))}
+
+    def network(p, x):
+        return jnp.tanh(x @ p["w"]) @ p["out"]
 
     def found(dtype):
-        result = OF_EVERY_DTYPE[name](lambda p, x: x @ p, jnp.asarray(w, dtype), jnp.asarray(x, dtype))
+        drawn = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
+        result = OF_EVERY_DTYPE[name](network, drawn, jnp.asarray(x, dtype))
         return np.hstack([np.ravel(np.asarray(part, np.float64)) for part in jax.tree.leaves(result)])
 
     right = found(jnp.float32)

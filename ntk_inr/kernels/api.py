@@ -125,7 +125,7 @@ def ntk(
     if traced and method == "structured":
         return assembly.traceable(apply, params, x1, x2, c, outputs, precision, panel)
     if method == "neural-tangents":
-        return _kept(_neural_tangents.ntk(apply, params, x1, x2, outputs), out)
+        return _kept(_neural_tangents.ntk(apply, params, x1, x2, outputs).astype(dtype), out)
     stored = math.prod(shape) * dtype.itemsize if isinstance(out, str) else 0
     if not on_device and stored and memory_limit is None and jax.default_backend() != "cpu":
         # The kernel is the host's to hold, its tiles the device's.
