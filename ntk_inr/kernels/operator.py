@@ -196,15 +196,33 @@ def _matmul(operator: NTKOperator, v: Array) -> Array:
     n, c = len(operator.x), operator.c
     # (vectors, n, o): for "trace" each vector is a cotangent of one output at a time.
     vectors = jnp.moveaxis(v.reshape(n, c if operator.outputs == "full" else 1, -1), 2, 0)
-    x = operator.coordinates()
     trace = mixing.traced(operator.apply, operator.params, operator.x)
-    backward_only = mixing.has_custom_rule(trace)
     # JAX does not batch writes to references along every axis.
     in_turn = mixing.has_references(trace)
 
     def each(function: Callable[[Array], Array], arrays: Array) -> Array:
         return lax.map(function, arrays) if in_turn else jax.vmap(function)(arrays)
 
+    def product(cotangent: Array) -> Array:
+        return _product(operator, cotangent, backward_only=mixing.has_custom_rule(trace))
+
+    def one_output(total: Array, o: Array) -> tuple[Array, None]:
+        def single(w: Array) -> Array:
+            return product(jnp.where(jnp.arange(c)[None] == o, w[:, None], 0))[:, o]
+
+        return total + each(single, vectors[:, :, 0]), None
+
+    with jax.default_matmul_precision(operator.precision):
+        if operator.outputs == "full":
+            result = each(product, vectors)
+        else:
+            result = lax.scan(one_output, jnp.zeros((len(vectors), n), v.dtype), jnp.arange(c))[0] / c
+    return jnp.moveaxis(result, 0, -1).reshape(v.shape)
+
+
+def _product(operator: NTKOperator, cotangent: Array, *, backward_only: bool) -> Array:
+    """Return J J^T of one cotangent (n, c)."""
+    x = operator.coordinates()
     # Gradients are summed in the operator's dtype, which is wider than that of parameters in half precision.
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), operator.params)
 
@@ -212,44 +230,21 @@ def _matmul(operator: NTKOperator, v: Array) -> Array:
         narrow = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, operator.params)
         return operator.apply(narrow, x_b)
 
-    def product(cotangent: Array) -> Array:
-        """Return J J^T of one cotangent (n, c)."""
+    def pull(total: Any, batch: tuple[Array, Array]) -> tuple[Any, None]:
+        x_b, cotangent_b = batch
+        out, pullback = jax.vjp(lambda p: function(p, x_b), params)
+        return jax.tree.map(jnp.add, total, pullback(cotangent_b.astype(out.dtype))[0]), None
 
-        def pull(total: Any, batch: tuple[Array, Array]) -> tuple[Any, None]:
-            x_b, cotangent_b = batch
-            out, pullback = jax.vjp(lambda p: function(p, x_b), params)
-            return jax.tree.map(jnp.add, total, pullback(cotangent_b.astype(out.dtype))[0]), None
+    gradient, _ = lax.scan(pull, jax.tree.map(jnp.zeros_like, params), (x, operator.cotangents(cotangent)))
 
-        zero = jax.tree.map(jnp.zeros_like, params)
-        gradient, _ = lax.scan(pull, zero, (x, operator.cotangents(cotangent)))
+    def push(x_b: Array) -> Array:
+        if not backward_only:
+            return jax.jvp(lambda p: function(p, x_b), (params,), (gradient,))[1].astype(operator.dtype)
+        # Forward mode is refused; the transpose of the pullback is the same map.
+        out, pullback = jax.vjp(lambda p: function(p, x_b), params)
+        return jax.linear_transpose(pullback, out)((gradient,))[0].astype(operator.dtype)
 
-        def push(x_b: Array) -> Array:
-            def at(p: Any) -> Array:
-                return function(p, x_b)
-
-            if not backward_only:
-                return jax.jvp(at, (params,), (gradient,))[1].astype(operator.dtype)
-            # Forward mode is refused; the transpose of the pullback is the same map.
-            out, pullback = jax.vjp(at, params)
-            return jax.linear_transpose(pullback, out)((gradient,))[0].astype(operator.dtype)
-
-        return lax.map(push, x).reshape(-1, c)[:n]
-
-    with jax.default_matmul_precision(operator.precision):
-        if operator.outputs == "full":
-            result = each(product, vectors)
-        else:
-
-            def one_output(total: Array, o: Array) -> tuple[Array, None]:
-                def single(w: Array) -> Array:
-                    cotangent = jnp.where(jnp.arange(c)[None] == o, w[:, None], 0)
-                    return product(cotangent)[:, o]
-
-                return total + each(single, vectors[:, :, 0]), None
-
-            total, _ = lax.scan(one_output, jnp.zeros((len(vectors), n), v.dtype), jnp.arange(c))
-            result = total / c
-    return jnp.moveaxis(result, 0, -1).reshape(v.shape)
+    return lax.map(push, x).reshape(-1, operator.c)[: len(operator.x)]
 
 
 @jax.jit
