@@ -14,6 +14,7 @@ OF_A_MODEL = {
     "sampled_moments": lambda *model, **options: ni.sampled_moments(*model, key=jax.random.key(0), size=4, **options),
     "variance_budget": ni.variance_budget,
     "ntk": ni.ntk,
+    "training_kernel": ni.training_kernel,
 }
 
 

@@ -89,8 +89,8 @@ def _takes_no(rows: int, n: int, error: Exception) -> str:
 
 def _verdict(apply: Partial, params: Any, rows: np.ndarray, n: int) -> str:
     """Return what is wrong with a function whose examples mix, or nothing."""
-    unit = max(map(eps, _dtypes(traced(apply, params, rows))))
-    for near in (_moved(params), params):
+    unit = max(map(eps, dtypes(traced(apply, params, rows))))
+    for near in (displaced(params), params):
         alone = np.asarray(_alone(apply, near, rows), np.float64)
         if np.isfinite(alone).all():
             break
@@ -118,7 +118,7 @@ def _distinct(x1: Array, x2: Array | None) -> Any:
     """Return ``_ROWS`` distinct coordinates, as far as there are so many from the data."""
     if any(isinstance(x, jax.core.Tracer) for x in (x1, x2)):
         return x1[:1]
-    found = np.concatenate([_some(x) for x in (x1, x2) if x is not None])
+    found = np.concatenate([some(x) for x in (x1, x2) if x is not None])
     _, first = np.unique(found.astype(np.float64), axis=0, return_index=True)
     found = found[first]
     if len(found) < _ROWS:
@@ -130,7 +130,8 @@ def _distinct(x1: Array, x2: Array | None) -> Any:
     return found[np.linspace(0, len(found) - 1, _ROWS).round().astype(int)]
 
 
-def _some(x: Any) -> np.ndarray:
+def some(x: Any) -> np.ndarray:
+    """Return some of the coordinates, evenly spaced among them."""
     places = np.linspace(0, len(x) - 1, min(len(x), _CANDIDATES)).round().astype(int)
     # On a CPU by NumPy, which copies nothing: each of JAX's own would be a program.
     return np.asarray(x)[places] if jax.default_backend() == "cpu" else np.asarray(x[places])
@@ -169,10 +170,10 @@ def _nudged(array: Any, draw: Any, unit: Any) -> Array:
     array = jnp.asarray(array)
     step = (unit * jnp.where(draw > 0, 1, 0)).astype(array.dtype)
     # Numbers near zero are moved too: differences round as the numbers that they are of.
-    return array + _signs(array, draw) * step * jnp.maximum(jnp.abs(array), jnp.abs(array).mean())
+    return array + signs(array, draw) * step * jnp.maximum(jnp.abs(array), jnp.abs(array).mean())
 
 
-def _signs(array: Any, draw: Any) -> Array:
+def signs(array: Any, draw: Any) -> Array:
     """Return scattered signs in the array's shape and dtype."""
     place = jnp.arange(1, array.size + 1, dtype=jnp.uint32).reshape(array.shape)
     mixed = (place * jnp.uint32(2654435761)) ^ (jnp.asarray(draw, jnp.uint32) * jnp.uint32(2246822519))
@@ -181,17 +182,19 @@ def _signs(array: Any, draw: Any) -> Array:
 
 
 @jax.jit
-def _moved(params: Any) -> Any:
-    def moved(leaf: Any) -> Array:
+def displaced(params: Any) -> Any:
+    """Return the parameters, each moved up or down by a tenth of what its leaf's are as a rule."""
+
+    def near(leaf: Any) -> Array:
         leaf = jnp.asarray(leaf)
         size = jnp.sqrt(jnp.square(leaf.astype(jnp.float32)).mean())
         step = _MOVED * jnp.where(size > 0, size, 1).astype(leaf.dtype)
-        return leaf + step * _signs(leaf, 1)
+        return leaf + step * signs(leaf, 1)
 
-    return jax.tree.map(moved, params)
+    return jax.tree.map(near, params)
 
 
-def _dtypes(trace: Any) -> set[Any]:
+def dtypes(trace: Any) -> set[Any]:
     """Return the floating point dtypes that a trace computes in."""
     found = {var.aval.dtype for var in _made(getattr(trace.jaxpr, "jaxpr", trace.jaxpr))}
     return {dtype for dtype in found | {trace.out_info.dtype} if jnp.issubdtype(dtype, jnp.floating)}
