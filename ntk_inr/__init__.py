@@ -3,7 +3,7 @@
 from ntk_inr._version import __version__
 from ntk_inr.infinite.network import InfiniteKernel, infinite_kernel
 from ntk_inr.kernels.adapters import init, split
-from ntk_inr.kernels.api import ntk
+from ntk_inr.kernels.api import ntk, training_kernel
 from ntk_inr.kernels.operator import NTKOperator
 from ntk_inr.kernels.planning import Plan, explain
 from ntk_inr.networks.activations import Erf, Gabor, Gauss, Quadratic, ReLU, Sine
@@ -187,6 +187,7 @@ __all__ = [
     "super_resolution_task",
     "tomography_task",
     "top_eigenpairs",
+    "training_kernel",
     "tune",
     "two_layer_moments",
     "two_layer_network",

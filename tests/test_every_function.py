@@ -21,6 +21,7 @@ OF_A_MODEL = {
     "ntk": ni.ntk,
     "explain": ni.explain,
     "NTKOperator": lambda *model, block=None, **options: ni.NTKOperator(*model, microbatch=block, **options),
+    "training_kernel": ni.training_kernel,
 }
 # What some of them have no use for.
 LACKING = {"explain": ("precision",), "NTKOperator": ("memory_limit",)}

@@ -5,7 +5,9 @@ import json
 import re
 from pathlib import Path
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -65,6 +67,21 @@ def test_gradient_descent_uses_one_stable_rate_for_both_curves(study):
         # One step of the linearised model is one step of the network, up to the step's square.
         np.testing.assert_allclose(result.arrays["predicted_psnr"][:, 0], result.arrays["gd_psnr"][:, 0], atol=1e-3)
         assert np.all(np.diff(result.arrays["predicted_psnr"], axis=1) > -1e-4)
+
+
+class HalfFrozen(nn.Module):
+    """A model that is linear in its parameters, a part of whose derivative training does not see."""
+
+    @nn.compact
+    def __call__(self, x):
+        weights = self.param("weights", nn.initializers.normal(1.0), (2, 1))
+        return x @ weights + 0.5 * jax.lax.stop_gradient(jnp.sin(3 * x) @ weights)
+
+
+def test_predicted_curves_are_those_of_the_kernel_that_training_follows(task):
+    result = ni.compare(task, {"half": HalfFrozen()}, steps=30, seeds=2)["half"]
+    np.testing.assert_allclose(result.arrays["predicted_psnr"], result.arrays["gd_psnr"], atol=2e-3)
+    assert np.ptp(result.arrays["predicted_psnr"]) > 1
 
 
 def test_summary_marks_the_best_and_counts_to_a_common_target(study):

@@ -1,3 +1,5 @@
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,7 @@ import optax
 import pytest
 
 import ntk_inr as ni
-from tests.conftest import in_float64, small
+from tests.conftest import in_float64, quick, small
 
 
 @pytest.fixture
@@ -24,17 +26,121 @@ def two_columns(y):
     return jnp.concatenate([y, 1 - y**2], axis=1)
 
 
-def test_prediction_is_exact_for_a_linear_model(x, y, x64):
+def half_frozen(params, x):
+    """Another one, half of whose derivative training does not see."""
+    return linear(params, x) + 0.3 * jax.lax.stop_gradient(jnp.cos(2 * x) @ params[:2])
+
+
+@pytest.mark.parametrize("model", [linear, half_frozen])
+def test_prediction_is_exact_for_a_linear_model(x, y, x64, model):
     x, y = in_float64((x, two_columns(y)))
     params = in_float64(np.random.default_rng(0).normal(size=(6, 2)))
-    kernel = ni.ntk(linear, params, x)
+    kernel = ni.training_kernel(model, params, x)
     rate = float(ni.max_learning_rate(kernel, outputs=2)) / 2
-    curve = ni.predict_training(kernel, linear(params, x) - y, learning_rate=rate, steps=60)
-    run = ni.fit(linear, params, x, y, optimizer=optax.sgd(rate), steps=60)
-    np.testing.assert_allclose(run.losses, curve.loss[:-1], rtol=1e-11)
-    np.testing.assert_allclose(run.psnr, curve.psnr, rtol=1e-11)
-    np.testing.assert_allclose(linear(run.params, x) - y, curve.residual, rtol=1e-9, atol=1e-12)
+    # So many that a symmetric kernel is decomposed.
+    curve = ni.predict_training(kernel, model(params, x) - y, learning_rate=rate, steps=100)
+    run = ni.fit(model, params, x, y, optimizer=optax.sgd(rate), steps=100)
+    np.testing.assert_allclose(run.losses, curve.loss[:-1], rtol=1e-10)
+    np.testing.assert_allclose(run.psnr, curve.psnr, rtol=1e-10)
+    np.testing.assert_allclose(model(run.params, x) - y, curve.residual, rtol=1e-9, atol=1e-12)
     assert run.steps_to(15.0) == curve.steps_to(15.0)
+
+
+def frozen_sine(u):
+    return jnp.sin(jax.lax.stop_gradient(jnp.abs(u) + 1) * u)
+
+
+@jax.custom_vjp
+def doubled(u):
+    return 2 * u
+
+
+doubled.defvjp(lambda u: (2 * u, None), lambda _, g: (2 * g,))
+
+
+def nested(params, x):
+    """In loops and calls of every kind, beside a rule of its own and a second, frozen use of a matrix."""
+    h = jax.jit(frozen_sine)(doubled(x @ params["in"]))
+    layers = (params["stack"], params["bias"])
+    h = jax.lax.scan(lambda h, layer: (frozen_sine(h @ layer[0] + layer[1][None]), None), h, layers)[0]
+    h = jax.checkpoint(frozen_sine)(h + params["bias"][:1]) @ jax.lax.stop_gradient(params["stack"][0]).T
+    return jax.lax.cond(h.sum() < 1e9, frozen_sine, jnp.sin, h) @ params["out"]
+
+
+def in_a_while_loop(params, x):
+    u = x @ params["in"]
+    steps = jax.lax.while_loop(lambda state: state[0] < 5, lambda state: (state[0] + 1, jnp.cos(state[1])), (0, u))
+    return (u * jax.lax.stop_gradient(steps[1])) @ params["out"]
+
+
+def rounded(params, x):
+    """The straight-through estimator: nothing of the value follows ``in``."""
+    u = x @ params["in"]
+    return (u + jax.lax.stop_gradient(jnp.round(8 * u) / 8 - u)) @ params["out"]
+
+
+FROZEN = {"nested": nested, "while": in_a_while_loop, "rounded": rounded}
+SOFT = {"mode": "soft", "temperature": 0.1}
+BUILT = {"finer": {}, "pe+topk+soft": {}, "pe": {"sparsity": ni.TopK(k=2, **SOFT, soft="straight_through")}}
+WHOLE = {"hash": {"encoding": ni.HashGrid(levels=2, log2_size=4, base=2)}, "siren": {}, "pe+topk": {}}
+
+
+@pytest.mark.parametrize("name", quick([*FROZEN, *BUILT, *WHOLE], "nested", "while", "finer", "pe+topk+soft", "hash"))
+def test_a_small_step_follows_the_training_kernel(key, x64, name):
+    """Exact to first order, where that of ``ni.ntk`` is not if ``stop_gradient`` leaves out some of the derivative."""
+    rng = np.random.default_rng(0)
+    x, y = rng.uniform(-1, 1, (7, 2)), rng.normal(size=(7, 2))
+    if name in FROZEN:
+        shapes = {"in": (2, 6), "stack": (2, 6, 6), "bias": (2, 6), "out": (6, 2)}
+        params = {leaf: jnp.asarray(0.4 * rng.normal(size=shape)) for leaf, shape in shapes.items()}
+        apply = FROZEN[name]
+    else:
+        net = ni.variant(name, features=8, depth=1, out=2, **{**BUILT, **WHOLE}[name])
+        apply, params = in_float64(ni.init(net, key, x.astype(np.float32)))
+    residual = apply(params, x) - y
+    gradient = jax.grad(lambda params: ((apply(params, x) - y) ** 2).sum() / (2 * y.size))(params)
+    near = [apply(jax.tree.map(lambda p, g, s=s: p - s * g, params, gradient), x) for s in (1e-5, -1e-5)]
+    change = (near[0] - near[1]) / 2e-5
+
+    def error(kernel):
+        expected = -jnp.einsum("ijop,jp->io", kernel, residual) / y.size
+        return float(jnp.linalg.norm(change - expected) / jnp.linalg.norm(change))
+
+    plan = ni.explain(apply, params, x)
+    assert plan.frozen == ("ni.training_kernel" in str(plan)) == (name not in WHOLE)
+    own, followed = (of(apply, params, x, outputs="full") for of in (ni.ntk, ni.training_kernel))
+    assert error(followed) < 1e-6
+    assert (error(own) > 1e-3) == plan.frozen
+    if name in ("finer", "while"):
+        parts = ni.training_kernel(apply, params, x, x[:4], outputs="diagonal", block=3, out="host")
+        np.testing.assert_allclose(parts, jnp.einsum("ijoo->ijo", followed)[:, :4], rtol=1e-9, atol=1e-12)
+        traced = jax.jit(functools.partial(ni.training_kernel, apply))(params, x)
+        np.testing.assert_allclose(traced, jnp.einsum("ijoo->ij", followed) / 2, rtol=1e-9, atol=1e-12)
+
+
+def test_a_full_derivative_that_jax_has_in_no_mode_says_why(x):
+    def apply(params, x):
+        return doubled(in_a_while_loop(params, x))
+
+    params = {"in": jnp.ones((2, 3)), "out": jnp.ones((3, 1))}
+    assert ni.explain(apply, params, x).frozen
+    with pytest.raises(ValueError, match=r"neither in reverse.*nor forward.*Write the loop as a scan"):
+        ni.training_kernel(apply, params, x)
+
+
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
+def test_a_kernel_that_is_not_symmetric_has_a_rate_and_no_spectrum(array):
+    rng = np.random.default_rng(0)
+    lower = rng.normal(size=(40, 40))
+    kernel = (lower @ lower.T + 40 * np.eye(40)) @ (np.eye(40) + 0.02 * rng.normal(size=(40, 40)))
+    limit = float(ni.max_learning_rate(array(kernel)))
+    for factor, grows in ((0.99, False), (1.01, True)):
+        loss = ni.predict_training(array(kernel), np.ones((40, 1)), learning_rate=factor * limit, steps=3000).loss
+        assert (loss[-1] > loss[0]) == grows
+    for function in (ni.eigenvalues, ni.eigensystem, ni.condition_number):
+        with pytest.raises(ValueError, match=r"not symmetric.*ni\.predict_training.*ni\.max_learning_rate"):
+            function(array(kernel))
+    assert ni.max_learning_rate(array(np.array([[0.0, 1.0], [-1.0, 0.0]]))) == 0
 
 
 def test_three_forms_of_the_kernel_predict_the_same(x, y, x64):

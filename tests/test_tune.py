@@ -15,7 +15,7 @@ import scipy.stats
 import ntk_inr as ni
 from ntk_inr import cli
 from ntk_inr.study import tune as tune_module
-from ntk_inr.study.candidate import TIMES, curves, draw_sample, kernel_in_float64, predict_infinite
+from ntk_inr.study.candidate import TIMES, curves, draw_sample, kernel_in_float64, kernels_of, predict, predict_infinite
 from ntk_inr.study.space import axes_of, parse_values, spaces_of, usual_space
 from ntk_inr.study.tune import _section
 from ntk_inr.study.tuning import Candidate, Tuning
@@ -63,6 +63,40 @@ def test_curves_are_those_of_the_linearised_model(chirp):
     assert found.path[32] == pytest.approx(np.trapezoid(speed, fine), rel=0.03)
     assert found.stable_rate == pytest.approx(2 * 96 / largest)
     assert found.cv == pytest.approx(float(ni.moments(own).cv), rel=1e-6)
+
+
+def test_curves_follow_what_training_follows(chirp):
+    """A linear model, a part of whose derivative is under ``stop_gradient``, against the flow of its parameters."""
+    sample = draw_sample(chirp, 96, 0.25, 0)
+
+    def features(x, xp):
+        waves = x @ (np.pi * np.arange(1, 6, dtype=x.dtype))[None]
+        return xp.sin(waves), xp.sin(waves) + 0.3 * xp.cos(2 * waves)
+
+    def apply(params, x):
+        seen, all_ = features(x, jnp)
+        return seen @ params + jax.lax.stop_gradient((all_ - seen) @ params)
+
+    params = np.random.default_rng(0).normal(size=(5, 1)).astype(np.float32)
+    found = predict(apply, params, kernels_of(apply, params, sample), sample)
+    n, y = len(sample.x), np.concatenate([sample.y, sample.heldout[1]])
+    seen, all_ = features(sample.points.astype(float), np)
+    residual = all_ @ params - y
+    values = np.linalg.eigvals(seen.T @ all_)
+    largest = (np.abs(values) ** 2 / values.real).max()
+    flow = seen[:n].T @ all_[:n]
+
+    def moved(time):
+        decayed = np.eye(5) - scipy.linalg.expm(-time * flow / largest)
+        return -decayed @ np.linalg.solve(flow, seen[:n].T @ residual[:n])
+
+    for place in (0, 16, 32):
+        left = residual + all_ @ moved(TIMES[place])
+        np.testing.assert_allclose(found.train[place], (left[:n] ** 2).mean(), rtol=1e-4)
+        np.testing.assert_allclose(found.heldout[place], (left[n:] ** 2).mean(), rtol=1e-4)
+    ways = np.array([moved(time)[:, 0] for time in np.concatenate([[0], np.geomspace(1e-2, TIMES[32], 100)])])
+    assert found.path[32] == pytest.approx(np.linalg.norm(np.diff(ways, axis=0), axis=1).sum(), rel=0.06)
+    assert found.stable_rate == pytest.approx(2 * 96 / largest, rel=1e-4)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The public function ``ntk``: checks, choice of method, of tiles and of where the kernel is kept."""
+"""The public kernels: checks, choice of method, of tiles and of where the kernel is kept."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from jaxtyping import Float
 
 from ntk_inr import _checks, _neural_tangents
 from ntk_inr._checks import Method, Outputs, Precision
-from ntk_inr.kernels import assembly, jacobian, memory, sharded
+from ntk_inr.kernels import assembly, frozen, jacobian, memory, sharded, structured
 from ntk_inr.kernels.memory import describe
-from ntk_inr.kernels.model import check_model, trace_of
+from ntk_inr.kernels.model import Model, check_model, trace_of
 
 _JACOBIAN_BYTES = 512 * 2**20
 _PANEL_BYTES = 64 * 2**20
+# Rows at a time where columns are pushed forward, which compute all of the function again for each.
+_PUSHED = 1024
 
 
 def ntk(
@@ -42,6 +44,9 @@ def ntk(
     r"""Return the empirical neural tangent kernel of ``apply`` at ``params``.
 
     .. math:: \Theta_{(i,o),(j,o')} = \sum_p \partial_p f_o(x_i)\, \partial_p f_{o'}(x'_j)
+
+    Derivatives are JAX's, which leave out what is under ``stop_gradient``; where that matters, training follows
+    another kernel, :func:`training_kernel`.
 
     Methods:
         "structured" (the choice of "auto") traces the vector-Jacobian product of one example, takes the two
@@ -108,32 +113,22 @@ def ntk(
     method = "jacobian" if coupled else "structured" if method == "auto" else method
     model = check_model(apply, params, x1, x2, coupled=coupled)
     apply, params, x1, x2, c, dtype, traced = model
-    shape = (len(x1), len(x1 if x2 is None else x2)) + {"trace": (), "diagonal": (c,), "full": (c, c)}[outputs]
-    _check_out(out, shape, dtype)
+    shape = _checked_shape(model, outputs, out)
     on_device = isinstance(out, str) and out == "device"
-    if traced and not on_device:
-        raise ValueError("out= can't be used inside jit, vmap or grad, where K is a traced value.")
     if mesh is not None and (method != "structured" or not on_device or traced or memory_limit or progress):
         raise ValueError(
             "mesh= shards the structured kernel over devices in one program; it takes no other method, no out, "
             "memory_limit or progress, and no transformation around it."
         )
 
-    panel = min(shape[0], block or max(1, _PANEL_BYTES // (shape[1] * memory.entries(c, outputs) * dtype.itemsize)))
+    panel = _panel(shape, dtype, block)
     if mesh is not None:
         return sharded.ntk(apply, params, x1, x2, c=c, outputs=outputs, precision=precision, mesh=mesh, block=panel)
     if traced and method == "structured":
         return assembly.traceable(apply, params, x1, x2, c, outputs, precision, panel)
     if method == "neural-tangents":
         return _kept(_neural_tangents.ntk(apply, params, x1, x2, outputs).astype(dtype), out)
-    stored = math.prod(shape) * dtype.itemsize if isinstance(out, str) else 0
-    if not on_device and stored and memory_limit is None and jax.default_backend() != "cpu":
-        # The kernel is the host's to hold, its tiles the device's.
-        _checks.refuse_if(
-            stored > (left := memory.available_on_host()),
-            f"the kernel has {describe(stored)} and the host has {describe(left)} left; pass out=np.memmap(...).",
-        )
-        stored = 0
+    stored = _stored(shape, dtype, out, memory_limit)
     if method == "structured":
         trace = trace_of(model, outputs)
         cut = memory.cut(trace, shape[0], shape[1], outputs, stored=stored, limit=memory_limit, block=block)
@@ -146,10 +141,142 @@ def ntk(
         parts = jacobian.tiles(
             apply, params, x1, x2, outputs=outputs, precision=precision, block=rows, coupled=coupled, progress=progress
         )
-    if on_device:
-        return assembly.on_device(shape, dtype, parts, symmetric=x2 is None, traced=traced)
+    return _assembled(parts, shape, dtype, out, symmetric=x2 is None, traced=traced)
+
+
+def training_kernel(
+    apply: Any,
+    params: Any,
+    x1: Any,
+    x2: Any = None,
+    *,
+    outputs: Outputs = "trace",
+    block: int | None = None,
+    memory_limit: int | None = None,
+    out: Literal["device", "host"] | np.ndarray = "device",
+    precision: Precision = "highest",
+    progress: Callable[[int, int], None] | None = None,
+) -> Float[Array | np.ndarray, "..."]:
+    r"""Return the kernel that gradient descent follows, which is :func:`ntk` but under ``stop_gradient``.
+
+    .. math:: \tilde\Theta_{(i,o),(j,o')} = \sum_p \bar\partial_p f_o(x_i)\, \partial_p f_{o'}(x'_j)
+
+    Parameters move by JAX's derivative :math:`\partial_p`, which holds fixed what is under ``stop_gradient``. The
+    function's value follows them by its full derivative :math:`\bar\partial_p`, in which ``stop_gradient`` is the
+    identity. So a step of gradient descent changes f by :math:`-\frac{\eta}{nc}\tilde\Theta (f - y)` to first order
+    (10.4). Where the two are the same, this is :func:`ntk`. Where they are not, as in :class:`Finer` and soft
+    :class:`TopK`, it is not symmetric; :func:`explain` says so as ``plan.frozen``, and :func:`predict_training` and
+    :func:`max_learning_rate` take it as it is.
+
+    Each term is made of one factor of either derivative, as those of :func:`ntk` are; both halves of the kernel are
+    computed. A function with a frozen ``while_loop``, whose full derivative JAX takes in forward mode only, costs
+    n2 c forward passes over x1.
+
+    The full derivative is what JAX has for it. A rule of a function's own (``jax.custom_jvp``, ``jax.custom_vjp``) that
+    is not its derivative can't be told, and a ``stop_gradient`` inside such a function is not looked at. What is frozen
+    and has another derivative in JAX than its value has, such as a bisection, needs a rule. Inside ``jit``, ``vmap`` or
+    ``grad`` derivatives can't be compared, so any ``stop_gradient`` counts.
+
+    Args:
+        apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``; examples must not mix.
+        params: pytree of floating point arrays.
+        x1: coordinates (n1, d) at which the function is watched.
+        x2: coordinates (n2, d) on which it is trained; None is x1.
+        outputs: as in :func:`ntk`.
+        block: as in :func:`ntk`.
+        memory_limit: as in :func:`ntk`.
+        out: as in :func:`ntk`.
+        precision: as in :func:`ntk`.
+        progress: as in :func:`ntk`.
+
+    Returns:
+        The kernel, where ``out`` says, in the shape of that of :func:`ntk`.
+
+    Raises:
+        TypeError: integer coordinates or parameters; ``apply`` not callable.
+        ValueError: as :func:`ntk`; a full derivative that JAX can take in neither mode.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, ntk_inr as ni
+        >>> x = jnp.linspace(-1, 1, 16)[:, None]
+        >>> apply, params = ni.init(ni.variant("finer", features=32, depth=2), jax.random.key(0), x)
+        >>> K = ni.training_kernel(apply, params, x)
+        >>> bool(jnp.allclose(K, K.T, rtol=1e-3)), bool(jnp.allclose(K, ni.ntk(apply, params, x), rtol=1e-3))
+        (False, False)
+        >>> apply, params = ni.init(ni.variant("siren", features=32, depth=2), jax.random.key(0), x)
+        >>> bool((ni.training_kernel(apply, params, x) == ni.ntk(apply, params, x)).all())
+        True
+
+    Source: T10 of the theory.
+    """
+    _checks.check_options(outputs=outputs, precision=precision, block=block, memory_limit=memory_limit)
+    model = check_model(apply, params, x1, x2)
+    if not frozen.is_frozen(model.apply, model.params, model.x1):
+        return ntk(
+            apply, params, x1, x2, outputs=outputs, block=block, memory_limit=memory_limit, out=out,
+            precision=precision, progress=progress,
+        )  # fmt: skip
+    shape, dtype = _checked_shape(model, outputs, out), model.dtype
+    full, own, params = frozen.released(model.apply), model.apply, model.params
+    x1, x2 = model.x1, model.x1 if model.x2 is None else model.x2
+    stored = 0 if model.traced else _stored(shape, dtype, out, memory_limit)
+    mode = frozen.mode_of(full, params, x1[:1])
+    if not mode:
+        raise ValueError(
+            "JAX can take the derivative of what apply has under stop_gradient neither in reverse, which a while_loop "
+            "hinders, nor forward, which a jax.custom_vjp does. Write the loop as a scan, or give it a jax.custom_jvp."
+        )
+    if mode == "forward":
+        rows = min(shape[0], block or _PUSHED)
+        parts = jacobian.pushed(
+            full, own, params, x1, x2, outputs=outputs, precision=precision, block=rows, progress=progress
+        )
+    elif model.traced:
+        return assembly.traceable(own, params, x1, x2, model.c, outputs, precision, _panel(shape, dtype, block), full)
+    else:
+        trace, fixed = structured.fitting(full, own, params, x1[0], model.c, outputs)
+        cut = memory.cut(trace, shape[0], shape[1], outputs, stored=stored, limit=memory_limit, block=block)
+        parts = assembly.tiles(
+            own, params, x1, x2, c=model.c, outputs=outputs, precision=precision, cut=cut, progress=progress,
+            full=full, fixed=fixed,
+        )  # fmt: skip
+    return _assembled(parts, shape, dtype, out, symmetric=False, traced=model.traced)
+
+
+def _checked_shape(model: Model, outputs: str, out: Any) -> tuple[int, ...]:
+    """Return the kernel's shape, or say why ``out`` can't hold it."""
+    ends: dict[str, tuple[int, ...]] = {"trace": (), "diagonal": (model.c,), "full": (model.c, model.c)}
+    shape = (len(model.x1), len(model.x1 if model.x2 is None else model.x2), *ends[outputs])
+    _check_out(out, shape, model.dtype)
+    if model.traced and not (isinstance(out, str) and out == "device"):
+        raise ValueError("out= can't be used inside jit, vmap or grad, where K is a traced value.")
+    return shape
+
+
+def _panel(shape: tuple[int, ...], dtype: np.dtype, block: int | None) -> int:
+    """Return how many rows one program computes at a time."""
+    return min(shape[0], block or max(1, _PANEL_BYTES // (math.prod(shape[1:]) * dtype.itemsize)))
+
+
+def _stored(shape: tuple[int, ...], dtype: np.dtype, out: Any, limit: int | None) -> int:
+    """Return the bytes of the kernel that tiles must leave room for, or say that the host has none."""
+    stored = math.prod(shape) * dtype.itemsize if isinstance(out, str) else 0
+    if stored and out != "device" and limit is None and jax.default_backend() != "cpu":
+        # The kernel is the host's to hold, its tiles the device's.
+        _checks.refuse_if(
+            stored > (left := memory.available_on_host()),
+            f"the kernel has {describe(stored)} and the host has {describe(left)} left; pass out=np.memmap(...).",
+        )
+        return 0
+    return stored
+
+
+def _assembled(parts: Any, shape: tuple[int, ...], dtype: np.dtype, out: Any, *, symmetric: bool, traced: bool) -> Any:
+    """Return the kernel made of its tiles, where ``out`` says."""
+    if isinstance(out, str) and out == "device":
+        return assembly.on_device(shape, dtype, parts, symmetric=symmetric, traced=traced)
     kernel = assembly.empty(shape, dtype) if isinstance(out, str) else out
-    assembly.fill(kernel, parts, symmetric=x2 is None)
+    assembly.fill(kernel, parts, symmetric=symmetric)
     return kernel
 
 

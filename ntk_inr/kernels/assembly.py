@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -28,11 +28,13 @@ _STRIP = 8
 _ALIGNMENT = 64
 
 
-@functools.partial(jax.jit, static_argnames=("c", "outputs", "precision"))
-def factors(apply: Partial, params: Any, x: Any, *, c: int, outputs: str, precision: str) -> list[structured.Factor]:
+@functools.partial(jax.jit, static_argnames=("c", "outputs", "precision", "fixed"))
+def factors(
+    apply: Partial, params: Any, x: Any, *, c: int, outputs: str, precision: str, fixed: structured.Fixed = ()
+) -> list[structured.Factor]:
     """Return the factors of one chunk of examples."""
     with jax.default_matmul_precision(precision):
-        return structured.factors(apply, params, x, c, outputs)
+        return structured.factors(apply, params, x, c, outputs, fixed=fixed)
 
 
 @functools.partial(jax.jit, static_argnames=("outputs", "precision"))
@@ -99,27 +101,33 @@ def tiles(
     precision: str,
     cut: Cut,
     progress: Progress | None,
+    full: Partial | None = None,
+    fixed: structured.Fixed = (),
 ) -> Iterator[tuple[slice, slice, Array]]:
     """Yield (rows, columns, tile), a few tiles computed ahead; only the upper half where ``x2`` is None.
 
-    Tiles at the end have more rows and columns than their slices; the rest is to be left out.
+    Tiles at the end have more rows and columns than their slices; the rest is to be left out. With ``full``, whose
+    factors fit under ``fixed``, rows are of its derivative.
     """
     # Sliced by NumPy: each slice of a JAX array would be a program of its own.
     left = np.asarray(x1)
     right = None if x2 is None else np.asarray(x2)
     rows, columns = (-(-len(x) // cut.block) for x in (left, left if right is None else right))
     total = rows * (rows + 1) // 2 if right is None else rows * columns
-    options = {"c": c, "outputs": outputs, "precision": precision}
-    parts = _dispatched(apply, params, left, right, cut, options)
+
+    def chunk(function: Partial, x: np.ndarray) -> list[structured.Factor]:
+        return factors(function, params, x, c=c, outputs=outputs, precision=precision, fixed=fixed)
+
+    chunks = [functools.partial(chunk, function) for function in (full or apply, apply)]
+    parts = _dispatched(left, right, cut, chunks, {"outputs": outputs, "precision": precision})
     return reported(held_back(parts), total, progress)
 
 
 def _dispatched(
-    apply: Partial, params: Any, left: np.ndarray, right: np.ndarray | None, cut: Cut, options: dict[str, Any]
+    left: np.ndarray, right: np.ndarray | None, cut: Cut, chunks: Sequence[Callable[..., Any]], products: dict[str, Any]
 ) -> Iterator[tuple[slice, slice, Array]]:
     """Start one tile after the other, without waiting for any."""
-    products = {name: options[name] for name in ("outputs", "precision")}
-    for rows, columns, above, beside in pairs(left, right, cut, lambda x: factors(apply, params, x, **options)):
+    for rows, columns, above, beside in pairs(left, right, cut, *chunks):
         if right is None and rows == columns:
             tile = _mirrored(*_halves(above, **products))
         else:
@@ -128,24 +136,30 @@ def _dispatched(
 
 
 def pairs(
-    left: np.ndarray, right: np.ndarray | None, cut: Cut, chunk: Callable[[np.ndarray], T]
+    left: np.ndarray,
+    right: np.ndarray | None,
+    cut: Cut,
+    chunk: Callable[[np.ndarray], T],
+    other_chunk: Callable[[np.ndarray], T] | None = None,
 ) -> Iterator[tuple[slice, slice, T, T]]:
     """Yield (rows, columns, chunk of the rows, chunk of the columns) for each tile.
 
     Where ``right`` is None it is ``left``, and only the upper half is yielded. ``chunk`` is given ``cut.block``
     coordinates, the last ones filled up; what it returns for ``cut.panel`` blocks of rows is kept at a time.
+    ``other_chunk`` is that of ``right``, if not the same.
     """
     other = left if right is None else right
+    beside_of = other_chunk or chunk
     rows, columns = (-(-len(x) // cut.block) for x in (left, other))
 
-    def made(x: np.ndarray, index: int) -> T:
-        return chunk(_filled(x[index * cut.block : (index + 1) * cut.block], cut.block))
+    def made(of: Callable[[np.ndarray], T], x: np.ndarray, index: int) -> T:
+        return of(_filled(x[index * cut.block : (index + 1) * cut.block], cut.block))
 
     for start in range(0, rows, cut.panel):
         panel = range(start, min(rows, start + cut.panel))
-        kept = {i: made(left, i) for i in panel}
+        kept = {i: made(chunk, left, i) for i in panel}
         for j in range(start if right is None else 0, columns):
-            beside = kept[j] if right is None and j in kept else made(other, j)
+            beside = kept[j] if right is None and j in kept else made(beside_of, other, j)
             for i in panel:
                 if right is None and i > j:
                     break
@@ -215,11 +229,25 @@ def on_device(
 
 @functools.partial(jax.jit, static_argnames=("c", "outputs", "precision", "block"))
 def traceable(
-    apply: Partial, params: Any, x1: Array, x2: Array | None, c: int, outputs: str, precision: str, block: int
+    apply: Partial,
+    params: Any,
+    x1: Array,
+    x2: Array | None,
+    c: int,
+    outputs: str,
+    precision: str,
+    block: int,
+    full: Partial | None = None,
 ) -> Array:
-    """Return the kernel inside a user's transformation: whole rows, ``block`` at a time, in one program."""
+    """Return the kernel inside a user's transformation: whole rows, ``block`` at a time, in one program.
+
+    With ``full``, rows are of its derivative.
+    """
+    options: dict[str, Any] = {"params": params, "c": c, "outputs": outputs, "differentiable": True}
     with jax.default_matmul_precision(precision):
-        rows = structured.factors(apply, params, x1, c, outputs, differentiable=True)
-        columns = rows if x2 is None else structured.factors(apply, params, x2, c, outputs, differentiable=True)
+        if full is not None:
+            options["fixed"] = structured.fitting(full, apply, x_i=x1[0], **options)[1]
+        rows = structured.factors(full or apply, x=x1, **options)
+        columns = rows if x2 is None else structured.factors(apply, x=x2, **options)
         kernel = structured.blocked(rows, columns, outputs, block)
     return (kernel + transposed(kernel)) / 2 if x2 is None else kernel

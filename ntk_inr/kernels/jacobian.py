@@ -97,6 +97,40 @@ def tiles(
     return reported(contracted(), len(corners), progress)
 
 
+def pushed(
+    full: Partial,
+    apply: Partial,
+    params: Any,
+    x1: Any,
+    x2: Any,
+    *,
+    outputs: str,
+    precision: str,
+    block: int,
+    progress: Progress | None,
+) -> Iterator[tuple[slice, slice, Array]]:
+    """Yield (rows, columns, tile) of the derivatives of ``full`` along the gradients of ``apply``, in forward mode."""
+    spans = [slice(start, min(start + block, len(x1))) for start in range(0, len(x1), block)]
+    options = {"outputs": outputs, "precision": precision}
+    parts = ((rows, slice(0, len(x2)), _pushed(full, apply, params, x1[rows], x2, **options)) for rows in spans)
+    return reported(parts, len(spans), progress)
+
+
+@functools.partial(jax.jit, static_argnames=("outputs", "precision"))
+def _pushed(full: Partial, apply: Partial, params: Any, x1: Array, x2: Array, *, outputs: str, precision: str) -> Array:
+    def column(x_j: Array) -> Array:
+        gradients = jax.jacrev(lambda p: apply(p, x_j[None])[0])(params)
+        return jax.vmap(lambda way: jax.jvp(lambda p: full(p, x1), (params,), (way,))[1])(gradients)
+
+    with jax.default_matmul_precision(precision):
+        every = jax.lax.map(column, x2).transpose(2, 0, 3, 1)
+    every = every.astype(accumulation_dtype(*jax.tree.leaves(params)))
+    if outputs == "full":
+        return every
+    each = jnp.diagonal(every, axis1=2, axis2=3)
+    return each if outputs == "diagonal" else each.mean(2)
+
+
 def _sliceable(x: Any) -> Any:
     # Sliced by NumPy where it can be: each slice of a JAX array would be a program of its own.
     return x if isinstance(x, jax.core.Tracer) else np.asarray(x)

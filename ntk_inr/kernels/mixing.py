@@ -92,8 +92,8 @@ def _takes_no(rows: int, n: int, error: Exception) -> str:
 
 def _verdict(apply: Partial, params: Any, rows: np.ndarray, n: int) -> str:
     """Return what is wrong with a function whose examples mix, or nothing."""
-    unit = max(map(eps, _dtypes(traced(apply, params, rows))))
-    for near in (_moved(params), params):
+    unit = max(map(eps, dtypes(traced(apply, params, rows))))
+    for near in (displaced(params), params):
         alone = np.asarray(_alone(apply, near, rows), np.float64)
         if np.isfinite(alone).all():
             break
@@ -126,7 +126,7 @@ def _distinct(x1: Array, x2: Array | None) -> Any:
     """Return ``_ROWS`` distinct coordinates, as far as there are so many from the data."""
     if any(isinstance(x, jax.core.Tracer) for x in (x1, x2)):
         return x1[:1]
-    found = np.concatenate([_some(x) for x in (x1, x2) if x is not None])
+    found = np.concatenate([some(x) for x in (x1, x2) if x is not None])
     _, first = np.unique(found.astype(np.float64), axis=0, return_index=True)
     found = found[first]
     if len(found) < _ROWS:
@@ -138,7 +138,8 @@ def _distinct(x1: Array, x2: Array | None) -> Any:
     return found[np.linspace(0, len(found) - 1, _ROWS).round().astype(int)]
 
 
-def _some(x: Any) -> np.ndarray:
+def some(x: Any) -> np.ndarray:
+    """Return some of the coordinates, evenly spaced among them."""
     places = np.linspace(0, len(x) - 1, min(len(x), _CANDIDATES)).round().astype(int)
     # On a CPU by NumPy, which copies nothing: each of JAX's own would be a program.
     return np.asarray(x)[places] if jax.default_backend() == "cpu" else np.asarray(x[places])
@@ -175,17 +176,22 @@ def _nudged(array: Any, unit: float, draw: int) -> np.ndarray:
     return (wide + step * np.random.default_rng(draw).choice([-1.0, 1.0], array.shape)).astype(array.dtype)
 
 
-def _moved(params: Any) -> Any:
-    """Return parameters that are somewhat larger and smaller than these."""
+def displaced(params: Any) -> Any:
+    """Return the parameters, each moved up or down by a tenth of what its leaf's are as a rule."""
 
-    def moved(leaf: Any) -> np.ndarray:
+    def near(leaf: Any) -> np.ndarray:
         leaf = np.asarray(leaf)
         wide = leaf.astype(np.float64)
         size = np.sqrt(np.square(wide).mean()) if leaf.size else 0.0
         step = _MOVED * np.random.default_rng(0).choice([-1.0, 1.0], leaf.shape)
         return (wide + (size or 1.0) * step).astype(leaf.dtype)
 
-    return jax.tree.map(moved, params)
+    return jax.tree.map(near, params)
+
+
+def cotangent_of(out: Array) -> Array:
+    """Return a cotangent of these outputs, each of which has a weight of its own."""
+    return jnp.cos(jnp.arange(out.size)).reshape(out.shape).astype(out.dtype)
 
 
 def has_custom_rule(trace: Any) -> bool:
@@ -199,7 +205,7 @@ def has_references(trace: Any) -> bool:
     return not all(isinstance(aval, jax.core.ShapedArray) for aval in made)
 
 
-def _dtypes(trace: Any) -> set[Any]:
+def dtypes(trace: Any) -> set[Any]:
     """Return the floating point dtypes that a trace computes in."""
     made = (var.aval for eqn in _equations(trace.jaxpr) for var in eqn.outvars)
     found = {aval.dtype for aval in made if hasattr(aval, "dtype")}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ntk_inr import _checks
 from ntk_inr._checks import Outputs
-from ntk_inr.kernels import memory
+from ntk_inr.kernels import frozen, memory
 from ntk_inr.kernels.api import jacobian_rows
 from ntk_inr.kernels.memory import describe
 from ntk_inr.kernels.model import check_model, trace_of
@@ -57,6 +57,9 @@ class Plan:
         panel: how many blocks of rows have their factors kept at a time.
         kernel_bytes: size of the kernel itself.
         pairs: pairs of examples whose entries are computed.
+        frozen: whether ``stop_gradient`` leaves out a part of the derivative, so that training follows
+            :func:`ntk_inr.training_kernel` and not this kernel. One that changes no derivative, as around a floor,
+            does not count.
     """
 
     leaves: list[LeafPlan]
@@ -66,6 +69,7 @@ class Plan:
     panel: int
     kernel_bytes: int
     pairs: int
+    frozen: bool
 
     def __str__(self) -> str:
         header = ("leaf", "shape", "handled as", "why", "flops a pair", "floats an example")
@@ -89,6 +93,11 @@ class Plan:
             f"kernel {describe(self.kernel_bytes)}; tiles of {self.block} x {self.block}, "
             f"factors of {self.panel * self.block} rows kept at a time"
         )
+        if self.frozen:
+            lines.append(
+                "stop_gradient leaves out a part of the derivative, so this is not the kernel that training follows; "
+                "that is ni.training_kernel"
+            )
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -106,7 +115,8 @@ def explain(
 ) -> Plan:
     """Return how :func:`ntk_inr.ntk` would compute this kernel, and why; ``print`` it to read it.
 
-    No part of the kernel is computed: ``apply`` is checked as by :func:`ntk_inr.ntk`, and traced on one example.
+    No part of the kernel is computed: ``apply`` is checked as by :func:`ntk_inr.ntk`, and traced on one example. Where
+    it has a ``stop_gradient``, gradients with and without it are compared at some coordinates.
 
     Args:
         apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``.
@@ -157,4 +167,5 @@ def explain(
         MethodCost("structured", float(pairs) * trace.flops, cut.bytes - stored),
         MethodCost("jacobian", 2.0 * pairs * backward * size, 2.0 * rows * c * size * itemsize),
     ]
-    return Plan(plans, costs, "structured", cut.block, cut.panel, stored, pairs)
+    held = frozen.is_frozen(model.apply, model.params, model.x1)
+    return Plan(plans, costs, "structured", cut.block, cut.panel, stored, pairs, held)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -44,13 +44,14 @@ class Site:
 
 @dataclasses.dataclass(eq=False)
 class Group:
-    """Sites of one leaf whose gradients fall on the same entries, so that each pair has a cross term (8.5).
+    """Sites of one leaf whose gradients fall on the same entries ``index``, so that each pair has a cross term (8.5).
 
     ``biases`` are the biases that the group carries along: for each the weight of every token's ``delta`` in its
     gradient, as a further column of ``h`` would have it.
     """
 
     leaf: int
+    index: Indices
     sites: list[Site]
     biases: list[np.ndarray] = dataclasses.field(default_factory=list)
 
@@ -104,7 +105,13 @@ class Sites:
 
 
 def find_sites(
-    program: Program, shapes: Sequence[tuple[int, ...]], c: int, backward: int, *, differentiable: bool
+    program: Program,
+    shapes: Sequence[tuple[int, ...]],
+    c: int,
+    backward: int,
+    *,
+    differentiable: bool,
+    fixed: Mapping[int, str],
 ) -> Sites:
     """Return how each leaf's cotangent is best represented, exactly.
 
@@ -114,15 +121,19 @@ def find_sites(
         c: number of outputs.
         backward: c, or c * c where all output pairs are kept, to weigh costs.
         differentiable: whether the factors may be differentiated, which takes twice the tokens.
+        fixed: leaves whose handling is given, "jacobian" or "unused".
     """
     groups: list[Group] = []
     handling: list[Handling] = []
     places = [np.arange(math.prod(shape)).reshape(shape) for shape in shapes]
     for leaf, (cotangent, place) in enumerate(zip(program.outputs, places, strict=True)):
-        if is_zero(program, cotangent):
+        if fixed.get(leaf) == "unused" or is_zero(program, cotangent):
             handling.append(Handling("unused", "the output does not depend on it"))
             continue
-        found, why = _grouped(program, leaf, follow(program, cotangent, place), place.size)
+        if leaf in fixed:
+            found, why = list[Group](), "handled as in another function"
+        else:
+            found, why = _grouped(program, leaf, follow(program, cotangent, place), place.size)
         flops = sum(group.flops(backward, differentiable=differentiable) for group in found)
         if found and flops <= 2 * backward * place.size:
             groups += found
@@ -135,7 +146,7 @@ def find_sites(
             handling.append(Handling("jacobian", why, 2 * backward * place.size, c * place.size))
     bases = _bases(program, groups)
     for leaf, (cotangent, place) in enumerate(zip(program.outputs, places, strict=True)):
-        if handling[leaf].kind == "jacobian":
+        if handling[leaf].kind == "jacobian" and leaf not in fixed:
             carriers = _carry(bases, follow(program, cotangent, place, bases), place.size)
             if carriers:
                 handling[leaf] = Handling("bias", "added to the product of", carrier=carriers[0].leaf)
@@ -170,7 +181,7 @@ def _grouped(program: Program, leaf: int, sources: list[Source], size: int) -> t
     hits = sum(np.bincount(index.ravel(), minlength=size) for index, _ in groups)
     if np.max(hits, initial=0) > 1:
         return [], "its uses overlap in different arrangements"
-    return [Group(leaf, sites) for _, sites in groups], ""
+    return [Group(leaf, index, sites) for index, sites in groups], ""
 
 
 def _producer(program: Program, value: Name) -> Equation | Loop | None:

@@ -25,6 +25,9 @@ _FACTORS_AT_ONCE = 4096
 _APART = 16
 
 
+Fixed = tuple[tuple[int, str], ...]
+
+
 class Factor(NamedTuple):
     """One term of the kernel for n examples, ``sum_bts (h_bt h'_bs + offset) (delta_bt delta'_bs)``.
 
@@ -49,10 +52,19 @@ class Trace:
         outputs: which outputs of the kernel are kept, to weigh costs; "terms" where the terms of the averaged kernel
             are wanted apart, and a product tells more than a Jacobian that is a little cheaper.
         differentiable: whether the factors may be differentiated, as inside a user's ``grad``.
+        fixed: leaves whose handling is given, "jacobian" or "unused", so that factors fit those of another function.
     """
 
     def __init__(
-        self, apply: Partial, params: Any, x_i: Any, c: int, outputs: str, *, differentiable: bool = False
+        self,
+        apply: Partial,
+        params: Any,
+        x_i: Any,
+        c: int,
+        outputs: str,
+        *,
+        differentiable: bool = False,
+        fixed: Fixed = (),
     ) -> None:
         constants, self._apply_tree = jax.tree.flatten(apply)
         leaves, self._tree = jax.tree.flatten(params)
@@ -69,7 +81,9 @@ class Trace:
         place = len(constants) + 1
         self.program = Program(closed, [i == place for i in range(len(closed.jaxpr.invars))])
         backward = {"full": c * c, "terms": _APART * c}.get(outputs, c)
-        self.sites: Sites = find_sites(self.program, self.shapes, c, backward, differentiable=differentiable)
+        self.sites: Sites = find_sites(
+            self.program, self.shapes, c, backward, differentiable=differentiable, fixed=dict(fixed)
+        )
         self.dtype = accumulation_dtype(*leaves)
         self.c = c
         self._differentiable = differentiable
@@ -154,11 +168,53 @@ def _joined(parts: list[Array]) -> Array:
     return jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
 
 
+def fitting(
+    apply: Partial, other: Partial, params: Any, x_i: Any, c: int, outputs: str, *, differentiable: bool = False
+) -> tuple[Trace, Fixed]:
+    """Return the trace of ``apply`` whose factors fit those of ``other``, and the handling that both must be given.
+
+    Parameters that the two use in other products than each other keep their Jacobian in both.
+    """
+    fixed: dict[int, str] = {}
+    while True:
+        given = tuple(fixed.items())
+        traces = [Trace(f, params, x_i, c, outputs, differentiable=differentiable, fixed=given) for f in (apply, other)]
+        sites, others = (trace.sites for trace in traces)
+        apart = [leaf for leaf in range(len(sites.handling)) if not _alike(sites, others, leaf)]
+        if not apart:
+            return traces[0], given
+        for leaf in apart:
+            kinds = {found.handling[leaf].kind for found in (sites, others)}
+            fixed[leaf] = "unused" if "unused" in kinds else "jacobian"
+
+
+def _alike(sites: Sites, others: Sites, leaf: int) -> bool:
+    """Return whether a leaf is handled alike, with its products, and the biases they carry, in the same places."""
+    how, other = (found.handling[leaf] for found in (sites, others))
+    if (how.kind, how.carrier) != (other.kind, other.carrier):
+        return False
+    ours, theirs = ([group for group in found.groups if group.leaf == leaf] for found in (sites, others))
+    return len(ours) == len(theirs) and all(
+        a.tokens == b.tokens
+        and np.array_equal(a.index, b.index)
+        and len(a.biases) == len(b.biases)
+        and all(map(np.array_equal, a.biases, b.biases))
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
 def factors(
-    apply: Partial, params: Any, x: Array, c: int, outputs: str, *, differentiable: bool = False
+    apply: Partial,
+    params: Any,
+    x: Array,
+    c: int,
+    outputs: str,
+    *,
+    differentiable: bool = False,
+    fixed: Fixed = (),
 ) -> list[Factor]:
     """Return the factors of the kernel at coordinates ``x``."""
-    trace = Trace(apply, params, x[0], c, outputs, differentiable=differentiable)
+    trace = Trace(apply, params, x[0], c, outputs, differentiable=differentiable, fixed=fixed)
     single = functools.partial(trace.factors, apply, params)
     pairs = jax.vmap(single)(x) if len(x) <= _FACTORS_AT_ONCE else lax.map(single, x, batch_size=_FACTORS_AT_ONCE)
     # Flat in between, or XLA would compute them twice for layouts that differ in axes of length 1 only.

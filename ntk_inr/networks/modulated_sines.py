@@ -28,6 +28,7 @@ class Finer:
         bias_spread: k; None is U(±1/sqrt(d)), as the reference code has it by default.
         frozen_scale: take :math:`|u| + 1` as a constant in derivatives, as the reference code does by default.
             Derivatives by the coordinates are then not those of the function: False for equations and eikonal losses.
+            Nor is the kernel of :func:`ntk` the one that training follows, which is :func:`training_kernel`.
 
     Raises:
         ValueError: omega or bias_spread is not a finite number above 0.

@@ -27,7 +27,7 @@ class TopK:
     "hard" gates, :math:`h = u\,1\{u \ge u_{(k)}\}`; its derivative is the gate (T7.1).
     "sphere" (TopK-SP) projects the survivors to the sphere of radius C, :math:`C\,h/\lVert h\rVert` (T7.7).
     "soft" uses :math:`s = \mathrm{sigmoid}((u - t)/T)`, with t such that :math:`\sum_r s_r = k`, taken as a
-    constant by the gradient, in one of three ways:
+    constant by the gradient (so that training follows :func:`training_kernel`), in one of three ways:
 
     * "shrinkage" :math:`T\,\mathrm{softplus}((u-t)/T)`, whose derivative is s; its kernel tends to the hard
       gate's as T falls. The default. It takes the threshold off, so that the signal shrinks layer by layer: in
@@ -152,8 +152,13 @@ def kth_largest(u: Float[Array, "*batch m"], k: Any) -> Float[Array, "*batch 1"]
     return jax.lax.bitcast_convert_type(found, u.dtype)
 
 
+@jax.custom_jvp
 def soft_threshold(z: Float[Array, "*batch m"], k: Any) -> Float[Array, "*batch 1"]:
-    r"""Return t with :math:`\sum_r \mathrm{sigmoid}(z_r - t) = k < m` for each row, by bisection."""
+    r"""Return t with :math:`\sum_r \mathrm{sigmoid}(z_r - t) = k < m` for each row, by bisection.
+
+    Its derivative is that of t, :math:`\sum_r w_r\,dz_r` with weights in proportion to the slopes of the sigmoids.
+    That of k, which is a whole number, is not taken.
+    """
     m = z.shape[-1]
     # With all entries at the largest, or at the smallest, the sum is k at these two.
     shift = jnp.log((m - k) / jnp.asarray(k, z.dtype))
@@ -168,3 +173,12 @@ def soft_threshold(z: Float[Array, "*batch m"], k: Any) -> Float[Array, "*batch 
     # The bracket is about twice as wide as the largest entry; halved so often, it is within that one's last digit.
     low, high = jax.lax.fori_loop(0, jnp.finfo(z.dtype).nmant + 5, halve, (low, high))
     return (low + high) / 2
+
+
+@soft_threshold.defjvp
+def _of_soft_threshold(values: tuple[Array, Any], changes: tuple[Array, Any]) -> tuple[Array, Array]:
+    threshold = soft_threshold(*values)
+    away = jnp.abs(values[0] - threshold)
+    # By logarithms, since far from the threshold the slopes underflow.
+    weights = jax.nn.softmax(-away - 2 * jax.nn.softplus(-away))
+    return threshold, (weights * changes[0]).sum(-1, keepdims=True)

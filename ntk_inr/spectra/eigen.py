@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from ntk_inr import _checks
 from ntk_inr._dtypes import eps, unit_of
+
+# Rows of a NumPy kernel that are held beside its columns at a time.
+_STRIP = 256
+# What rounding in float32 may leave between a kernel and its transpose, also where it was widened since.
+_ROUNDING = 1e-5
+# Of a kernel that is not symmetric: the size up to which all eigenvalues are taken, how many count, and how exactly.
+_DENSE, _LEADING, _TOLERANCE = 512, 8, 1e-3
 
 
 class Eigensystem(NamedTuple):
@@ -59,7 +68,7 @@ def eigenvalues(K: Any, *, host: bool = False) -> Any:
         integers); NumPy float64 with ``host``.
 
     Raises:
-        ValueError: K is not square.
+        ValueError: K is not square, or not symmetric, as :func:`training_kernel` may be.
 
     Example:
         >>> import jax.numpy as jnp, ntk_inr as ni
@@ -68,7 +77,7 @@ def eigenvalues(K: Any, *, host: bool = False) -> Any:
     """
     import scipy.linalg
 
-    K = _checks.as_kernel(K)
+    K = _symmetric(K)
     if host:
         K = np.asarray(K, np.float64)
     if isinstance(K, np.ndarray):
@@ -90,7 +99,7 @@ def eigensystem(K: Any) -> Eigensystem:
         :class:`Eigensystem`, largest eigenvalue first.
 
     Raises:
-        ValueError: K is not square.
+        ValueError: K is not square, or not symmetric, as :func:`training_kernel` may be.
 
     Example:
         >>> import jax.numpy as jnp, ntk_inr as ni
@@ -100,7 +109,7 @@ def eigensystem(K: Any) -> Eigensystem:
     """
     import scipy.linalg
 
-    K = _checks.as_kernel(K)
+    K = _symmetric(K)
     if isinstance(K, np.ndarray):
         values, vectors = scipy.linalg.eigh(K, driver="evd", check_finite=False)
     else:
@@ -108,6 +117,63 @@ def eigensystem(K: Any) -> Eigensystem:
         values, vectors = jnp.linalg.eigh(K / unit, symmetrize_input=False)
         values = values * unit
     return Eigensystem(values[::-1], vectors[:, ::-1])
+
+
+def is_symmetric(K: Any) -> bool:
+    """Return whether a square array is symmetric but for rounding; one under a transformation counts as such."""
+    if isinstance(K, jax.core.Tracer) or not jnp.issubdtype(K.dtype, jnp.floating):
+        return True
+    if isinstance(K, np.ndarray):
+        parts = [(K[i : i + _STRIP], K[:, i : i + _STRIP].T) for i in range(0, len(K), _STRIP)]
+        apart, size = np.max([(np.abs(a - b).max(), np.abs(a).max()) for a, b in parts], axis=0)
+    else:
+        apart, size = _asymmetry(K)
+    # Written so that NaN counts as symmetric: what is wrong with it is something else.
+    return not float(apart) > max(_ROUNDING, 4 * eps(K.dtype)) * float(size)
+
+
+@jax.jit
+def _asymmetry(K: Array) -> tuple[Array, Array]:
+    return jnp.abs(K - K.T).max(), jnp.abs(K).max()
+
+
+def leading_pace(K: Any) -> float:
+    r"""Return the largest :math:`|\lambda|^2/\mathrm{Re}\,\lambda` of the leading eigenvalues of a kernel.
+
+    A step :math:`r - \eta\lambda r` shrinks r where :math:`\eta` is below 2 over that. It is the largest eigenvalue of
+    a symmetric kernel. Of another one it is infinite where a leading eigenvalue has no positive real part, so that
+    no step shrinks its mode.
+    """
+    import scipy.linalg
+
+    symmetric = is_symmetric(K)
+    K = np.asarray(_checks.as_kernel(K))
+    if symmetric:
+        return float(scipy.linalg.eigh(K, eigvals_only=True, subset_by_index=(len(K) - 1,) * 2)[0])
+    if len(K) <= _DENSE:
+        values = scipy.linalg.eigvals(K)
+        values = values[np.argsort(-np.abs(values))[:_LEADING]]
+    else:
+        import scipy.sparse.linalg  # slow to import, and needed here alone
+
+        start = np.random.default_rng(0).normal(size=len(K))
+        values = scipy.sparse.linalg.eigs(K, _LEADING, v0=start, return_eigenvectors=False, tol=_TOLERANCE)
+    # Those that are small beside the largest hinder no step that it allows, and may be rounding.
+    values = values[np.abs(values) > _TOLERANCE * np.abs(values).max()]
+    with np.errstate(divide="ignore"):
+        return float((np.abs(values) ** 2 / np.maximum(values.real, 0)).max())
+
+
+def _symmetric(K: Any) -> Any:
+    """Return a kernel that can be decomposed, or say why not."""
+    K = _checks.as_kernel(K)
+    if not is_symmetric(K):
+        raise ValueError(
+            "K is not symmetric, so it has no eigenvalues to rank. If it is the kernel that training follows "
+            "(ni.training_kernel), predict with ni.predict_training(K, ...), which iterates, and take "
+            "ni.max_learning_rate(K); the spectrum is that of ni.ntk."
+        )
+    return K
 
 
 def rounding_floor(K: Any, *, dtype: Any = None, host: bool = False) -> Any:
@@ -174,14 +240,16 @@ def max_learning_rate(K: Any, outputs: int = 1) -> Any:
         \tfrac{1}{2nc}\lVert f - y\rVert^2
 
     That loss is the one of :func:`fit`. With c > 1 outputs and the "trace" kernel this takes each output
-    to evolve alone, which is exact in the limit of infinite width.
+    to evolve alone, which is exact in the limit of infinite width. A kernel that is not symmetric, as
+    :func:`training_kernel` may be, has complex eigenvalues, whose modes shrink at steps below
+    :math:`2nc\,\mathrm{Re}\lambda/|\lambda|^2`; the least of that over its largest ones counts.
 
     Args:
         K: kernel (n, n), its eigenvalues (n,), or its :class:`Eigensystem`.
         outputs: number of outputs c.
 
     Returns:
-        The learning rate, a scalar.
+        The learning rate, a scalar; 0 where some mode of a kernel that is not symmetric grows at every step size.
 
     Raises:
         ValueError: K is neither square nor one-dimensional.
@@ -191,6 +259,8 @@ def max_learning_rate(K: Any, outputs: int = 1) -> Any:
         >>> float(ni.max_learning_rate(jnp.diag(jnp.array([1.0, 4.0]))))
         1.0
     """
+    if not isinstance(K, Eigensystem) and getattr(K, "ndim", 1) == 2 and not is_symmetric(_checks.as_kernel(K)):
+        return 2 * len(K) * outputs / leading_pace(K)
     values = spectrum(K)
     with np.errstate(divide="ignore"):  # a kernel of zeros leaves every step stable
         return 2 * values.shape[0] * outputs / values.max()

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,8 +17,9 @@ from jax import Array
 from ntk_inr import _checks
 from ntk_inr.infinite.network import infinite_kernel
 from ntk_inr.kernels import memory
-from ntk_inr.kernels.api import ntk
-from ntk_inr.spectra.eigen import eigensystem, rounding_floor
+from ntk_inr.kernels.api import ntk, training_kernel
+from ntk_inr.kernels.frozen import is_frozen
+from ntk_inr.spectra.eigen import eigensystem, is_symmetric, leading_pace, rounding_floor
 from ntk_inr.spectra.moments import moments
 from ntk_inr.tasks.interface import IndirectTask, Task
 
@@ -109,16 +110,25 @@ class Curves:
     push: float = math.inf
 
 
-def predict(apply: Any, params: Any, kernel: np.ndarray, sample: Sample) -> Curves:
-    """Return what the kernel at ``params``, on ``sample.places``, predicts from there on."""
+class Kernels(NamedTuple):
+    """A network's kernel, and the one that its training follows: the same array unless some derivative is frozen."""
+
+    own: np.ndarray
+    followed: np.ndarray
+
+
+def predict(apply: Any, params: Any, kernels: Kernels, sample: Sample) -> Curves:
+    """Return what the kernels at ``params``, on ``sample.places``, predict from there on."""
     start, total, norm = _at_start(_checks.as_partial(apply), params, sample.points, sample.y)
-    found = curves(kernel, np.asarray(start, np.float64), sample)
+    found = curves(kernels.own, np.asarray(start, np.float64), sample, kernels.followed)
     return dataclasses.replace(found, push=float(total / norm)) if norm > 0 else found
 
 
-def kernel_of(apply: Any, params: Any, sample: Sample) -> np.ndarray:
-    """Return the kernel in float64 on ``sample.places``, compiled once for all models of one structure."""
-    return _in_float64(_kernel, _checks.as_partial(apply), params, sample.places)
+def kernels_of(apply: Any, params: Any, sample: Sample) -> Kernels:
+    """Return the kernels in float64 on ``sample.places``, compiled once for all models of one structure."""
+    model = (_checks.as_partial(apply), params, sample.places)
+    own = _in_float64(_kernel, *model)
+    return Kernels(own, _in_float64(_training_kernel, *model) if is_frozen(*model) else own)
 
 
 @jax.jit
@@ -130,7 +140,7 @@ def _at_start(apply: Any, params: Any, x: Any, y: Any) -> tuple[Array, Array, Ar
     return start, jnp.abs(gradient).sum(), jnp.linalg.norm(gradient)
 
 
-_kernel = jax.jit(ntk)
+_kernel, _training_kernel = jax.jit(ntk), jax.jit(training_kernel)
 
 
 def check_room(rows: int, name: str) -> None:
@@ -151,6 +161,11 @@ def kernel_in_float64(apply: Any, params: Any, x: Any) -> np.ndarray:
     return _in_float64(ntk, apply, params, x)
 
 
+def training_kernel_in_float64(apply: Any, params: Any, x: Any) -> np.ndarray:
+    """Return likewise the kernel that training follows."""
+    return _in_float64(training_kernel, apply, params, x)
+
+
 def _in_float64(of: Callable[..., Any], *arguments: Any) -> np.ndarray:
     host = jax.tree.map(np.asarray, arguments)
     with jax.enable_x64(True):
@@ -169,12 +184,12 @@ def predict_infinite(net: nn.Module, sample: Sample, seed: int) -> Curves:
 
 
 def largest_eigenvalue(kernel: np.ndarray, sample: Sample) -> float:
-    """Return that of all N rows, estimated as N / k times that of k rows from everywhere."""
-    import scipy.linalg  # slow to import, and needed here alone
+    """Return that of all N rows, estimated as N / k times that of k rows from everywhere.
 
+    Of a kernel that is not symmetric it is what limits steps as the largest eigenvalue does.
+    """
     some = kernel[len(sample.points) :, len(sample.points) :] if len(kernel) > len(sample.points) else kernel
-    top = scipy.linalg.eigh(some, eigvals_only=True, subset_by_index=(len(some) - 1,) * 2)[0]
-    return float(top) * sample.rows / len(some)
+    return leading_pace(some) * sample.rows / len(some)
 
 
 def stable_rate(largest: float, sample: Sample) -> float:
@@ -182,36 +197,48 @@ def stable_rate(largest: float, sample: Sample) -> float:
     return 2 * sample.rows * sample.y.shape[1] / largest
 
 
-def curves(kernel: np.ndarray, start: np.ndarray, sample: Sample) -> Curves:
+def curves(kernel: np.ndarray, start: np.ndarray, sample: Sample, followed: np.ndarray | None = None) -> Curves:
     r"""Return the curves of gradient flow on the linearised model, (T10): :math:`r(t) = e^{-tK/\lambda_{\max}}r_0`.
 
     The largest eigenvalue is that of all N rows. Outside of the training rows
     :math:`f_t(x) = f_0(x) - K_{xX}K^{-1}(r_0 - r(t))`, and parameters move at the speed
     :math:`\lVert\dot\theta\rVert = \sqrt{r^\top K r}/\lambda_{\max}`. Eigenvalues below the rounding floor count
-    as that.
+    as that; so do those of a ``followed`` kernel whose modes would grow, which training does not let grow for long.
 
     Args:
         kernel: on ``sample.places``.
         start: values (n + m, c) of the network on ``sample.points`` before training.
         sample: the rows.
+        followed: the kernel that training follows, if not this one; it is K but for the speed.
     """
     n, (_, unseen) = len(sample.x), sample.heldout
     own, residual = kernel[:n, :n], start - np.concatenate([sample.y, unseen])
-    values, vectors = eigensystem(own)
-    values = np.maximum(values, rounding_floor(values))
-    largest = max(largest_eigenvalue(kernel, sample), values[0])
-    modes = vectors.T @ residual[:n]
-    energy = (modes**2).sum(axis=1)
+    followed = kernel if followed is None else followed
+    values, vectors, inverse = _modes(followed[:n, :n])
+    largest = max(largest_eigenvalue(followed, sample), float(np.abs(values).max()))
+    modes = inverse @ residual[:n]
     left = np.exp(-np.outer(TIMES, values / largest))
-    train = left**2 @ energy / residual[:n].size
-    speed = np.sqrt(np.concatenate([[energy @ values], left**2 @ (energy * values)])) / largest
+    after = (vectors @ (left[:, :, None] * modes)).real
+    train = (after**2).mean(axis=(1, 2))
+    every = np.concatenate([residual[None, :n], after])
+    speed = np.sqrt(np.maximum((every * (own @ every)).sum(axis=(1, 2)), 0)) / largest
     # Not SciPy's rule, whose import would take longer than that of the package.
     path = np.cumsum(np.diff(TIMES, prepend=0) * (speed[1:] + speed[:-1]) / 2)
     heldout = None
     if len(unseen):
-        across = kernel[n : n + len(unseen), :n] @ (vectors / values)
-        gained = across @ ((1 - left)[:, :, None] * modes).transpose(1, 0, 2).reshape(n, -1)
+        across = followed[n : n + len(unseen), :n] @ (vectors / values)
+        gained = (across @ ((1 - left)[:, :, None] * modes).transpose(1, 0, 2).reshape(n, -1)).real
         heldout = ((residual[n:, None] - gained.reshape(len(unseen), len(TIMES), -1)) ** 2).mean(axis=(0, 2))
     found = moments(own)
     rate = stable_rate(largest, sample)
     return Curves(train, heldout, float(found.cv), rate, float(found.mean), path)
+
+
+def _modes(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return eigenvalues, raised to the rounding floor, eigenvectors as columns, and the inverse of those."""
+    if is_symmetric(kernel):
+        values, vectors = eigensystem(kernel)
+        return np.maximum(values, rounding_floor(values)), vectors, vectors.T
+    values, vectors = np.linalg.eig(kernel)
+    raised = np.maximum(values.real, rounding_floor(np.abs(values)))
+    return raised + 1j * values.imag, vectors, np.linalg.inv(vectors)

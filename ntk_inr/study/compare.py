@@ -17,11 +17,12 @@ from jax import Array
 
 from ntk_inr import _checks
 from ntk_inr.kernels.adapters import init
+from ntk_inr.kernels.frozen import is_frozen
 from ntk_inr.networks.variants import variant
 from ntk_inr.spectra.eigen import condition_number, eigenvalues, max_learning_rate
 from ntk_inr.spectra.moments import moments
 from ntk_inr.study import record
-from ntk_inr.study.candidate import check_room, kernel_in_float64
+from ntk_inr.study.candidate import check_room, kernel_in_float64, training_kernel_in_float64
 from ntk_inr.study.derivatives import check_derivatives
 from ntk_inr.study.description import (
     additions,
@@ -74,7 +75,8 @@ def compare(
     its moments, eigenvalues and condition number; the curve that it predicts for gradient descent at
     half the largest stable step (T10); full-batch gradient descent at that step, to hold beside it;
     and Adam, for quality. Like is compared with like: predictions are for gradient descent alone, and for the
-    mean square error alone: with any other loss, or on more data than a batch, both curves are left out.
+    mean square error alone: with any other loss, or on more data than a batch, both curves are left out. Of a network
+    that holds some of its derivative under ``stop_gradient`` they follow :func:`training_kernel`.
 
     Kernels are of what the task measures, ``task.observe(apply)``: for an image the values themselves, for a
     tomograph integrals of them.
@@ -192,11 +194,7 @@ def _measure(name: str, net: nn.Module, task: Task, settings: dict[str, Any], re
     kernels, spectra = [], []
     for s, (_, observed, params) in enumerate(single):
         report(f"{name}: kernel", s, seeds)
-        kernel = kernel_in_float64(observed, params, x[rows])
-        if np.abs(kernel).max() > np.finfo(np.float32).max or not np.isfinite(kernel).all():
-            raise ValueError(
-                f"the kernel of {name!r} at initialisation is not finite in float32; scale its weights down."
-            )
+        kernel = _finite(kernel_in_float64(observed, params, x[rows]), name)
         values = np.ascontiguousarray(eigenvalues(kernel))
         scalars.append(_kernel_figures(kernel, values))
         kernels.append(kernel.astype(np.float32))
@@ -212,13 +210,20 @@ def _measure(name: str, net: nn.Module, task: Task, settings: dict[str, Any], re
 
     arrays = {"kernel": _heatmap(kernels[0]), "eigenvalues": np.stack(spectra)}
     if descends(task):
-        gd_rate = min(float(max_learning_rate(values, y.shape[1])) / 2 for values in spectra)
+        followed, limits = kernels, spectra
+        if is_frozen(single[0][1], single[0][2], x[rows]):
+            limits = [
+                _finite(training_kernel_in_float64(observed, params, x[rows]), name) for _, observed, params in single
+            ]
+            followed = [kernel.astype(np.float32) for kernel in limits]
+        # Where no step is stable, one at which the kernel itself would be shows the growth.
+        gd_rate = (_stable_rate(limits, y) or _stable_rate(spectra, y)) / 2
         predicted = [
             predict_training(
                 jnp.asarray(kernel), observed(params, x[rows]) - y[rows], learning_rate=gd_rate, steps=steps,
                 data_range=task.data_range,
             )
-            for kernel, (_, observed, params) in zip(kernels, single, strict=True)
+            for kernel, (_, observed, params) in zip(followed, single, strict=True)
         ]  # fmt: skip
         gd = train("gradient descent", optax.sgd(gd_rate))
         for figures, (_, observed, _), kernel, slow in zip(scalars, single, kernels, gd, strict=True):
@@ -258,6 +263,18 @@ def _heldout_psnr(task: Task, apply: Any, params: Any) -> float:
     x, y = task.heldout  # type: ignore[misc]
     error = in_batches(functools.partial(task.observe(apply), params), x, y.shape[1]) - y
     return float(psnr(np.mean(error.astype(np.float64) ** 2), task.data_range))
+
+
+def _finite(kernel: np.ndarray, name: str) -> np.ndarray:
+    """Return the kernel, or say that it can't be kept in float32."""
+    if np.abs(kernel).max() > np.finfo(np.float32).max or not np.isfinite(kernel).all():
+        raise ValueError(f"the kernel of {name!r} at initialisation is not finite in float32; scale its weights down.")
+    return kernel
+
+
+def _stable_rate(kernels: Sequence[np.ndarray], y: Array) -> float:
+    """Return the largest rate that is stable for all kernels, or their eigenvalues."""
+    return min(float(max_learning_rate(kernel, y.shape[1])) for kernel in kernels)
 
 
 def trained(apply: Any, run: FitResult) -> Any:

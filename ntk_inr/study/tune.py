@@ -23,10 +23,11 @@ from ntk_inr.study import record
 from ntk_inr.study.candidate import (
     TIMES,
     Curves,
+    Kernels,
     Sample,
     check_room,
     draw_sample,
-    kernel_of,
+    kernels_of,
     largest_eigenvalue,
     predict,
     predict_infinite,
@@ -309,23 +310,23 @@ class _Search:
         else:
             apply, params = init(net, key, jnp.asarray(sample.x), settings=candidate.settings)
             observed = self.task.observe(apply)
-            kernel = kernel_of(observed, params, sample)
+            kernels = kernels_of(observed, params, sample)
             if asked["pilot"]:
-                before = kernel
-                params = self._piloted(observed, params, kernel, sample, key)
-                kernel = kernel_of(observed, params, sample)
-                candidate.drift.append(float(np.linalg.norm(kernel - before) / np.linalg.norm(before)))
-            curves = predict(observed, params, kernel, sample)
+                before = kernels.own
+                params = self._piloted(observed, params, kernels, sample, key)
+                kernels = kernels_of(observed, params, sample)
+                candidate.drift.append(float(np.linalg.norm(kernels.own - before) / np.linalg.norm(before)))
+            curves = predict(observed, params, kernels, sample)
         if not np.isfinite(curves.train).all():
             raise ValueError("its kernel at initialisation is not finite; scale its weights down.")
         self._score(candidate, curves)
 
-    def _piloted(self, observed: Any, params: Any, kernel: np.ndarray, sample: Sample, key: Any) -> Any:
+    def _piloted(self, observed: Any, params: Any, kernels: Kernels, sample: Sample, key: Any) -> Any:
         """Return the parameters after the pilot run, which does not see what the sample holds out."""
         asked, task = self.found.settings, self.task
         rate = asked["learning_rate"]
         if asked["optimizer"] == "sgd":
-            rate = stable_rate(largest_eigenvalue(kernel, sample), sample) / 2
+            rate = stable_rate(largest_eigenvalue(kernels.followed, sample), sample) / 2
         batch = task.sampling if task.sampling is None else min(task.sampling, int(sample.seen.sum()))
         run = fit(
             observed, params, task.x[sample.seen], task.y[sample.seen], steps=asked["pilot"], loss=task.loss, key=key,

@@ -12,7 +12,7 @@ from jax import Array, lax
 
 from ntk_inr import _checks
 from ntk_inr._dtypes import unit_of
-from ntk_inr.spectra.eigen import Eigensystem, eigensystem
+from ntk_inr.spectra.eigen import Eigensystem, eigensystem, is_symmetric
 from ntk_inr.training.curves import first_reaching, psnr
 
 # Below this many steps per coordinate, applying K once a step is cheaper than decomposing it.
@@ -54,9 +54,13 @@ def predict_training(K: Any, residual: Any, *, learning_rate: float, steps: int,
     Exact for the linearised model, and for the network as far as its kernel stays put. The loss is
     that of :func:`fit` under full-batch ``optax.sgd(learning_rate)``.
 
+    Of a network that holds some of its derivative under ``stop_gradient`` (``ni.explain(...).frozen``), K is its
+    :func:`training_kernel`, (10.4). That is not symmetric, so all steps are taken one by one.
+
     Args:
         K: "trace" kernel (n, n), which lets each output evolve alone (exact at infinite width); its
-            :class:`Eigensystem`; or the "full" kernel (n, n, c, c), which is exact at any width.
+            :class:`Eigensystem`; or the "full" kernel (n, n, c, c), which is exact at any width. Of :func:`ntk`, or of
+            :func:`training_kernel`.
         residual: f - y at the start, (n, c).
         learning_rate: step size eta; stable below :func:`max_learning_rate`.
         steps: number of steps, at least 1.
@@ -87,7 +91,7 @@ def predict_training(K: Any, residual: Any, *, learning_rate: float, steps: int,
     else:
         K, start = K if isinstance(K, Eigensystem) else _checks.as_kernel(K), residual
     rate = learning_rate / (n * c)
-    if not isinstance(K, Eigensystem) and steps > _STEPS_PER_POINT * K.shape[0]:
+    if not isinstance(K, Eigensystem) and steps > _STEPS_PER_POINT * K.shape[0] and is_symmetric(K):
         K = eigensystem(K)
     start = _checks.as_floating(start, "residual")
     unit = unit_of(start)
