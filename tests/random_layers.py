@@ -97,7 +97,7 @@ def turned(p, h, form):
         lambda: h @ w.T,
         lambda: jnp.einsum("om,...m->...o", w, h),
         lambda: (w @ h[..., None])[..., 0],
-        lambda: jnp.tanh(h @ -w.T / 3),
+        lambda: jnp.tanh(h @ (-w.T / 3 * p("gain"))),
     )
 
 
@@ -176,14 +176,16 @@ def table(p, h, form):
 
 @layer()
 def stacked(p, h, form):
-    """A scan over layers' weights, from the front or the back, that may keep what each layer gives."""
+    """A scan over layers' weights, from the front or the back, that may scale them, or keep what each layer gives."""
     m = h.shape[-1]
 
-    def step(h, wb):
-        h = jnp.tanh(h @ wb[0] + wb[1])
+    def step(h, wbg):
+        w, b, gain = wbg
+        h = jnp.tanh(h @ (w if gain is None else gain * w) + b)
         return h, h if form == 2 else None
 
-    h, each = lax.scan(step, h, (p("w", 3, m, m), p("b", 3, m)), reverse=form == 1, unroll=3 if form == 3 else 1)
+    layers = p("w", 3, m, m), p("b", 3, m), p("gain", 3) if form in (1, 3) else None
+    h, each = lax.scan(step, h, layers, reverse=form == 1, unroll=3 if form == 3 else 1)
     return h + each.sum(0) if form == 2 else h
 
 
@@ -196,7 +198,7 @@ def recurrent(p, h, form):
     def step(h, row):
         if form == 1:
             h = lax.scan(lambda g, _: (jnp.sin(g @ w), None), h, length=2)[0]
-        return jnp.tanh(h @ w + (0 if row is None else row)), None
+        return jnp.tanh(h @ (w / 2) + (0 if row is None else row)), None
 
     if form == 2:
         return lax.fori_loop(0, 3, lambda i, h: jnp.tanh(h @ w + u[i]), h)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ntk_inr.kernels.follow import Indices, Scales, Source, follow, is_complex, is_zero, steps
+from ntk_inr.kernels.follow import Indices, Scales, Source, follow, is_complex, steps
 from ntk_inr.kernels.program import Atom, Equation, Loop, Name, Program, shape_of
 
 # What one pass over a tile of the kernel costs, in units of a product's multiply and add.
@@ -127,13 +127,14 @@ def find_sites(
     handling: list[Handling] = []
     places = [np.arange(math.prod(shape)).reshape(shape) for shape in shapes]
     for leaf, (cotangent, place) in enumerate(zip(program.outputs, places, strict=True)):
-        if fixed.get(leaf) == "unused" or is_zero(program, cotangent):
+        sources = follow(program, cotangent, place)
+        if fixed.get(leaf) == "unused" or not sources:
             handling.append(Handling("unused", "the output does not depend on it"))
             continue
         if leaf in fixed:
             found, why = list[Group](), "handled as in another function"
         else:
-            found, why = _grouped(program, leaf, follow(program, cotangent, place), place.size)
+            found, why = _grouped(program, leaf, sources, place.size)
         flops = sum(group.flops(backward, differentiable=differentiable) for group in found)
         if found and flops <= 2 * backward * place.size:
             groups += found
