@@ -28,6 +28,7 @@ from tests.random_programs import programs
 ROWS, COLUMNS = slice(0, 4), slice(3, 6)
 # By how much differences with small steps, some of them of differences, magnify a rounding.
 MAGNIFIED = 2.0**20
+# The largest entry of a kernel that may be nothing but rounding, as of second differences of a linear function.
 VANISHING = 2.0**-40
 # How many programs are compared, 200 by .ci/run, and how many of them make a test.
 PROGRAMS, EACH = int(os.environ.get("RANDOM_PROGRAMS", "10")), 10
@@ -48,7 +49,6 @@ class Comparison:
             full = reference(Partial(program.exact), jax.tree.map(jnp.asarray, params), jnp.asarray(points))
         assert np.isfinite(full).all()
         self.exact = reduced(full, program.outputs)
-        # What cancels but for rounding, as second differences of a linear function, is no kernel to compare with.
         hypothesis.assume(np.abs(full).max() > VANISHING)
         self.params = jax.tree.map(lambda leaf: jnp.asarray(leaf, program.dtype), params)
         self.points = jnp.asarray(points, program.dtype)
