@@ -97,28 +97,28 @@ def _verdict(apply: Partial, params: Any, rows: np.ndarray, n: int) -> str:
         alone = np.asarray(_alone(apply, near, rows), np.float64)
         if np.isfinite(alone).all():
             break
+    batches = _batches(rows)
     try:
-        batches = _batches(rows)
-        plain, turned, *rest = np.asarray(_together(apply, near, batches), np.float64)
-        rounding = 0.0
-        for draw in range(_NUDGES):
-            # Of one shape with the batches, so that nothing is compiled anew; each is nudged in its own way.
-            moved = _nudged(np.broadcast_to(rows, batches.shape), unit, draw)
-            nudged = _together(apply, jax.tree.map(lambda leaf, draw=draw: _nudged(leaf, unit, draw), near), moved)
-            rounding = max(rounding, np.abs(np.asarray(nudged, np.float64) - plain).max())
+        together = _together(apply, near, batches)
     except _NOT_TAKEN as error:
         return _takes_no(_ROWS, n, error)
+    plain, turned, *rest = np.asarray(together, np.float64)
+    rounding = 0.0
+    for draw in range(_NUDGES):
+        # Of one shape with the batches, so that nothing is compiled anew; each is nudged in its own way.
+        moved = _nudged(np.broadcast_to(rows, batches.shape), unit, draw)
+        nudged = _together(apply, jax.tree.map(lambda leaf, draw=draw: _nudged(leaf, unit, draw), near), moved)
+        rounding = max(rounding, np.abs(np.asarray(nudged, np.float64) - plain).max())
     size = np.abs(alone).max()
     among_others = max(np.abs(rest[i][i % _ROWS] - plain[i % _ROWS]).max() for i in range(2 * _ROWS))
     elsewhere = max(np.abs(plain - alone).max(), np.abs(turned[::-1] - plain).max())
-    moved = max(among_others, elsewhere)
     # Written so that NaN counts as moved.
     if among_others <= _DIGITS * unit * size and elsewhere <= _MAGNIFIED * rounding + _DIGITS * unit * size:
         return ""
     return (
         f"apply mixes examples: evaluating some of them together, or in another order, moves their outputs by "
-        f"{moved:.2g} (they are of size {size:.2g}), as batch normalization in training mode does. Pass coupled=True "
-        "to ni.ntk for the kernel of the whole batch, or use the running statistics."
+        f"{max(among_others, elsewhere):.2g} (they are of size {size:.2g}), as batch normalization in training mode "
+        "does. Pass coupled=True to ni.ntk for the kernel of the whole batch, or use the running statistics."
     )
 
 
@@ -173,7 +173,7 @@ def _nudged(array: Any, unit: float, draw: int) -> np.ndarray:
     wide = array.astype(np.float64)
     # Numbers near zero are moved too: differences round as the numbers that they are of.
     step = unit * np.maximum(np.abs(wide), np.abs(wide).mean() if array.size else 0)
-    return (wide + step * np.random.default_rng(draw).choice([-1.0, 1.0], array.shape)).astype(array.dtype)
+    return np.asarray(wide + step * np.random.default_rng(draw).choice([-1.0, 1.0], array.shape), array.dtype)
 
 
 def displaced(params: Any) -> Any:
@@ -184,7 +184,7 @@ def displaced(params: Any) -> Any:
         wide = leaf.astype(np.float64)
         size = np.sqrt(np.square(wide).mean()) if leaf.size else 0.0
         step = _MOVED * np.random.default_rng(0).choice([-1.0, 1.0], leaf.shape)
-        return (wide + (size or 1.0) * step).astype(leaf.dtype)
+        return np.asarray(wide + (size or 1.0) * step, leaf.dtype)
 
     return jax.tree.map(near, params)
 
