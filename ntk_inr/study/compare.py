@@ -210,14 +210,7 @@ def _measure(name: str, net: nn.Module, task: Task, settings: dict[str, Any], re
 
     arrays = {"kernel": _heatmap(kernels[0]), "eigenvalues": np.stack(spectra)}
     if descends(task):
-        followed, limits = kernels, spectra
-        if is_frozen(single[0][1], single[0][2], x[rows]):
-            limits = [
-                _finite(training_kernel_in_float64(observed, params, x[rows]), name) for _, observed, params in single
-            ]
-            followed = [kernel.astype(np.float32) for kernel in limits]
-        # Where no step is stable, one at which the kernel itself would be shows the growth.
-        gd_rate = (_stable_rate(limits, y) or _stable_rate(spectra, y)) / 2
+        followed, gd_rate = _followed(name, single, x[rows], y, kernels, spectra)
         predicted = [
             predict_training(
                 jnp.asarray(kernel), observed(params, x[rows]) - y[rows], learning_rate=gd_rate, steps=steps,
@@ -257,6 +250,18 @@ def _measure(name: str, net: nn.Module, task: Task, settings: dict[str, Any], re
         arrays["picture"] = picture(task.figure(found[0]))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(single[0][2]))
     return VariantResult(name, describe(net), parameters, scalars, arrays, numbers_of(net))
+
+
+def _followed(
+    name: str, models: Sequence[Any], x: Array, y: Array, kernels: list[np.ndarray], spectra: list[np.ndarray]
+) -> tuple[list[np.ndarray], float]:
+    """Return the kernels that gradient descent follows, and half of the largest rate at which it is stable."""
+    if not is_frozen(models[0][1], models[0][2], x):
+        return kernels, _stable_rate(spectra, y) / 2
+    found = [_finite(training_kernel_in_float64(observed, params, x), name) for _, observed, params in models]
+    # Where no step is stable, one at which the kernel itself would be shows the growth.
+    rate = _stable_rate(found, y) or _stable_rate(spectra, y)
+    return [kernel.astype(np.float32) for kernel in found], rate / 2
 
 
 def _heldout_psnr(task: Task, apply: Any, params: Any) -> float:
