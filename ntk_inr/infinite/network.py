@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Float
 
 from ntk_inr import _checks
@@ -187,11 +187,7 @@ def _forward(given: Description, x1: Array, x2: Array | None, hyper: Mapping[str
     parts = given.replaced(hyper)
     left, right = given.points(parts, x1), None if x2 is None else given.points(parts, x2)
     with jax.default_matmul_precision("highest"):
-        kernels = tiles.tiled(lambda left, right: _tile(given, parts, left, right), left, right)
-    if x2 is not None:
-        return kernels
-    # In between, or the compiler would compute the two sides anew, and round them apart.
-    return jax.tree.map(lambda kernel: (kernel + kernel.T) / 2, lax.optimization_barrier(kernels))
+        return tiles.tiled(lambda left, right: _tile(given, parts, left, right), left, right)
 
 
 def _tile(given: Description, parts: Mapping[str, Any], left: Points, right: Points | None) -> tuple[Array, Array]:

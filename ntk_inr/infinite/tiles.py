@@ -79,4 +79,9 @@ def _laid(grid: Array) -> Array:
 
 
 def _symmetric(matrix: Array) -> Array:
-    return (matrix + matrix.T) / 2
+    """Return the matrix whose entries (i, j) and (j, i) are both the upper one, read.
+
+    The mean of the two would not do: the compiler may compute each where it is used, and round them apart.
+    """
+    i, j = np.indices(matrix.shape)
+    return matrix[np.minimum(i, j), np.maximum(i, j)]
