@@ -1,6 +1,8 @@
 """Neural tangent kernels of implicit neural representations: compute, explain, predict, check."""
 
 from ntk_inr._version import __version__
+from ntk_inr.closed_forms.factors import TwoLayerFactors
+from ntk_inr.closed_forms.two_layer import TwoLayerMoments, two_layer_moments
 from ntk_inr.infinite.network import InfiniteKernel, infinite_kernel
 from ntk_inr.kernels.adapters import init, split
 from ntk_inr.kernels.api import ntk, training_kernel
@@ -69,8 +71,6 @@ from ntk_inr.variance.assumptions import check_assumptions
 from ntk_inr.variance.assumptions_report import AssumptionsReport
 from ntk_inr.variance.budget import GramMatrices, VarianceBudget, variance_budget
 from ntk_inr.variance.budget_change import BudgetChange
-from ntk_inr.variance.factors import TwoLayerFactors
-from ntk_inr.variance.two_layer import TwoLayerMoments, two_layer_moments
 
 __all__ = [
     "BACON",
