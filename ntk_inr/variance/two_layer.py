@@ -18,7 +18,7 @@ from ntk_inr.networks.modulation import FourierModulation
 from ntk_inr.networks.normalization import Sphere
 from ntk_inr.networks.sparsity import TopK
 from ntk_inr.networks.two_layer import Group, Readout, TwoLayerNetwork, two_layer_network
-from ntk_inr.spectra.moments import moments
+from ntk_inr.spectra.dense import moments
 from ntk_inr.variance import inputs, normalised_laws, scales, unit_laws
 from ntk_inr.variance.factors import TwoLayerFactors, two_layer_factors
 from ntk_inr.variance.gates import RELU, Threshold
