@@ -23,7 +23,7 @@ from ntk_inr.networks.modulation import FourierModulation
 from ntk_inr.networks.normalization import Sphere
 from ntk_inr.networks.sparsity import TopK
 from ntk_inr.networks.two_layer import Group, Readout, TwoLayerNetwork, two_layer_network
-from ntk_inr.spectra.moments import moments
+from ntk_inr.spectra.dense import moments
 
 Status = Literal["expectation", "asymptotic", "limit"]
 _Route = Literal["units", "first order", "limit"]

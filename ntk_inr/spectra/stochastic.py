@@ -12,7 +12,7 @@ from jax import Array
 
 from ntk_inr import _checks
 from ntk_inr._dtypes import accumulation_dtype, eps, unit_of
-from ntk_inr.spectra.moments import from_units
+from ntk_inr.spectra.dense import from_units
 
 Method = Literal["auto", "probes", "deflated"]
 
