@@ -134,6 +134,11 @@ def test_figures_survive_jit_and_grad(kernel):
     gradient = jax.grad(lambda k: ni.moments(k).variance)(given)
     centred = 2 / 40 * (kernel - np.trace(kernel) / 40 * np.eye(40))
     np.testing.assert_allclose(gradient, centred, atol=1e-4)
+    for figure in ("variance", "deviation", "cv", "effective_rank"):
+        at_equal = jax.grad(lambda k, figure=figure: getattr(ni.moments(k), figure))(jnp.eye(5))
+        assert np.isfinite(at_equal).all()
+    several = jax.vmap(ni.moments)(jnp.stack([given, 2 * given]))
+    assert (several.cv.shape, several.n) == ((2,), 40)
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,8 @@ def drawn(net, x, seeds, key=0):
     @jax.jit
     @jax.vmap
     def one(key):
-        return jnp.stack(ni.moments(ni.ntk(*ni.init(net, key, x), x))[:2])
+        m = ni.moments(ni.ntk(*ni.init(net, key, x), x))
+        return jnp.stack([m.mean, m.variance])
 
     found = np.asarray(one(jax.random.split(jax.random.key(key), seeds)), np.float64)
     return found.mean(axis=0), found.std(axis=0) / seeds**0.5
