@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 
 from ntk_inr import _checks
 from ntk_inr._dtypes import eps, unit_of
-from ntk_inr.spectra.moments import Moments, from_units
+from ntk_inr.spectra.dense import Moments, from_units
 
 # Points of a row that are evaluated at a time.
 _CHUNK = 2**15

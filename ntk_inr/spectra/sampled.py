@@ -17,7 +17,7 @@ from ntk_inr._dtypes import unit_of
 from ntk_inr._results import result, static
 from ntk_inr.kernels import assembly, memory
 from ntk_inr.kernels.model import Model, check_concrete, check_model, trace_of
-from ntk_inr.spectra.moments import Moments, from_units
+from ntk_inr.spectra.dense import Moments, from_units
 
 _LEAST_SUBMATRICES = 8
 _MOST_SUBMATRICES = 64

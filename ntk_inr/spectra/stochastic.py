@@ -13,7 +13,7 @@ from jax import Array
 from ntk_inr import _checks
 from ntk_inr._dtypes import accumulation_dtype, eps, unit_of
 from ntk_inr._results import result, static
-from ntk_inr.spectra.moments import Moments, from_units
+from ntk_inr.spectra.dense import Moments, from_units
 from ntk_inr.spectra.symmetry import FEW_ROWS, check_symmetric
 
 Method = Literal["auto", "probes", "deflated"]

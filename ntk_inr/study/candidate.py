@@ -19,8 +19,8 @@ from ntk_inr.infinite.network import infinite_kernel
 from ntk_inr.kernels import memory
 from ntk_inr.kernels.api import ntk, training_kernel
 from ntk_inr.kernels.frozen import is_frozen
+from ntk_inr.spectra.dense import moments
 from ntk_inr.spectra.eigen import eigensystem, rounding_floor
-from ntk_inr.spectra.moments import moments
 from ntk_inr.spectra.symmetry import is_symmetric, leading_pace
 from ntk_inr.tasks.interface import IndirectTask, Task
 

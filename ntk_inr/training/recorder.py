@@ -17,9 +17,9 @@ from ntk_inr import _checks
 from ntk_inr._dtypes import unit_of
 from ntk_inr._optional import require
 from ntk_inr.kernels.api import ntk
+from ntk_inr.spectra.dense import moments
 from ntk_inr.spectra.eigen import energy_shares
 from ntk_inr.spectra.lanczos import top_eigenpairs
-from ntk_inr.spectra.moments import moments
 from ntk_inr.training.losses import ExampleLoss
 from ntk_inr.training.options import subset
 
