@@ -14,6 +14,7 @@ import numpy as np
 from ntk_inr import _checks
 from ntk_inr._dtypes import unit_of
 from ntk_inr._results import result, static
+from ntk_inr.spectra.symmetry import FEW_ROWS, check_symmetric
 
 
 class ScaleFree:
@@ -80,7 +81,7 @@ def moments(K: Any) -> Moments:
 
     Raises:
         TypeError: K holds no real numbers.
-        ValueError: K is not square.
+        ValueError: K is not square, or not symmetric, as :func:`training_kernel` may be.
 
     Example:
         >>> import jax.numpy as jnp, ntk_inr as ni
@@ -89,6 +90,7 @@ def moments(K: Any) -> Moments:
         (2.0, 1.0, 0.5, 1.6)
     """
     K = _checks.as_kernel(K)
+    check_symmetric(K, rows=FEW_ROWS)
     return _moments(K, np) if isinstance(K, np.ndarray) else _compiled(K)
 
 

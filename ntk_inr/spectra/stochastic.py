@@ -14,6 +14,7 @@ from ntk_inr import _checks
 from ntk_inr._dtypes import accumulation_dtype, eps, unit_of
 from ntk_inr._results import result, static
 from ntk_inr.spectra.dense import Moments, from_units
+from ntk_inr.spectra.symmetry import FEW_ROWS, check_symmetric
 
 Method = Literal["auto", "probes", "deflated"]
 
@@ -144,7 +145,7 @@ def stochastic_moments(A: Any, *, key: Array, probes: int = 64, method: Method =
 
     Raises:
         TypeError: A can't be multiplied with, or is no pytree; ``probes`` is no integer.
-        ValueError: A is not square, too few probes, or an unknown method.
+        ValueError: A is not square, a dense one not symmetric, too few probes, or an unknown method.
 
     Example:
         >>> import jax, jax.numpy as jnp, ntk_inr as ni
@@ -191,6 +192,7 @@ def as_operator(A: Any, name: str = "A") -> tuple[Any, int]:
     """Return a dense kernel as a floating JAX array, an operator as it came, and the dimension n."""
     if isinstance(A, np.ndarray | Array) or not hasattr(A, "shape"):
         kernel = _checks.as_kernel(A, name)
+        check_symmetric(kernel, name, rows=FEW_ROWS)
         if isinstance(kernel, np.ndarray):
             size, range_ = unit_of(kernel), jnp.finfo(working_dtype(kernel))
             if not range_.tiny <= size <= range_.max:
