@@ -1,12 +1,15 @@
 """Neural tangent kernels of implicit neural representations: compute, explain, predict, check."""
 
 from ntk_inr._version import __version__
+from ntk_inr.closed_forms.factors import TwoLayerFactors
+from ntk_inr.closed_forms.two_layer import TwoLayerMoments, two_layer_moments
 from ntk_inr.infinite.network import InfiniteKernel, infinite_kernel
 from ntk_inr.kernels.adapters import init, split
 from ntk_inr.kernels.api import ntk, training_kernel
 from ntk_inr.kernels.operator import NTKOperator
 from ntk_inr.kernels.planning import Plan, explain
 from ntk_inr.networks.activations import Erf, Gabor, Gauss, Quadratic, ReLU, Sine
+from ntk_inr.networks.catalogue import variant, variants
 from ntk_inr.networks.dense import Dense
 from ntk_inr.networks.encodings import GaussianFourier, Identity, NeRFEncoding, OneBlob, TriangleWave
 from ntk_inr.networks.film import FiLM
@@ -20,8 +23,8 @@ from ntk_inr.networks.normalization import BatchNorm, LayerNorm, Sphere, WeightN
 from ntk_inr.networks.settings import settings_of, with_settings
 from ntk_inr.networks.sparsity import TopK
 from ntk_inr.networks.two_layer import TwoLayerNetwork, two_layer_network
-from ntk_inr.networks.variants import variant, variants
 from ntk_inr.networks.wire import Wire
+from ntk_inr.spectra.dense import Moments, moments
 from ntk_inr.spectra.density import Moment, SpectralDensity, spectral_density
 from ntk_inr.spectra.eigen import (
     Alignment,
@@ -36,16 +39,15 @@ from ntk_inr.spectra.eigen import (
 )
 from ntk_inr.spectra.grid import grid_eigenvalues, grid_moments
 from ntk_inr.spectra.lanczos import Eigenpairs, top_eigenpairs
-from ntk_inr.spectra.moments import Moments, moments
 from ntk_inr.spectra.sampled import SampledMoments, sampled_moments, streamed_moments
 from ntk_inr.spectra.stochastic import StochasticMoments, stochastic_moments
-from ntk_inr.study.compare import compare
+from ntk_inr.study.comparison import compare
 from ntk_inr.study.record import Study, VariantResult
 from ntk_inr.study.record import load as load_study
 from ntk_inr.study.report import write_report
+from ntk_inr.study.search import tune
 from ntk_inr.study.single import Fitted, fit_task
 from ntk_inr.study.summary import Summary, summarize
-from ntk_inr.study.tune import tune
 from ntk_inr.study.tuning import Candidate, Tuning
 from ntk_inr.study.tuning import read as load_tuning
 from ntk_inr.tasks.audio import AudioTask, audio_task
@@ -61,7 +63,7 @@ from ntk_inr.tasks.signal import SignalTask, signal_task
 from ntk_inr.tasks.tomography import TomographyTask, tomography_task
 from ntk_inr.tasks.volume import VolumeTask, volume_task
 from ntk_inr.training.dynamics import Prediction, predict_training
-from ntk_inr.training.fit import fit, fit_seeds
+from ntk_inr.training.fitting import fit, fit_seeds
 from ntk_inr.training.optimizers import optimizer
 from ntk_inr.training.recorder import Recorder
 from ntk_inr.training.result import FitResult
@@ -69,8 +71,6 @@ from ntk_inr.variance.assumptions import check_assumptions
 from ntk_inr.variance.assumptions_report import AssumptionsReport
 from ntk_inr.variance.budget import GramMatrices, VarianceBudget, variance_budget
 from ntk_inr.variance.budget_change import BudgetChange
-from ntk_inr.variance.factors import TwoLayerFactors
-from ntk_inr.variance.two_layer import TwoLayerMoments, two_layer_moments
 
 __all__ = [
     "BACON",

@@ -18,15 +18,15 @@ from ntk_inr import terminal
 from ntk_inr._claims import claimed
 from ntk_inr.arguments import Command, OnATask, named, named_ranges
 from ntk_inr.messages import in_options, output, print_error, shown
+from ntk_inr.networks.catalogue import variant, variants
 from ntk_inr.networks.settings import with_settings
-from ntk_inr.networks.variants import variant, variants
-from ntk_inr.study import compare as study_compare
+from ntk_inr.study.comparison import compare
 from ntk_inr.study.figures import save_figure
 from ntk_inr.study.record import RESULTS, load
 from ntk_inr.study.report import write_report
+from ntk_inr.study.search import tune
 from ntk_inr.study.single import fit_task
 from ntk_inr.study.summary import check_target, summarize
-from ntk_inr.study.tune import tune
 from ntk_inr.study.tuning import Objective
 from ntk_inr.study.tuning import read as load_tuning
 from ntk_inr.tasks.registry import TASKS
@@ -67,7 +67,7 @@ class Compare(OnATask):
         task = self.task(size=self.size, holdout=self.holdout, grey=self.grey or None)
         assert self.out is not None
         with terminal.progress(console) as progress:
-            study = study_compare.compare(
+            study = compare(
                 task, self.variants, features=self.features, depth=self.depth, steps=self.steps, seeds=self.seeds,
                 learning_rate=self.learning_rate, seed=self.seed, kernel_points=self.kernel_points, out=self.out,
                 overwrite=self.overwrite, resume=self.resume, progress=progress,

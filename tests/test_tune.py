@@ -14,10 +14,10 @@ import scipy.stats
 
 import ntk_inr as ni
 from ntk_inr import cli
-from ntk_inr.study import tune as tune_module
+from ntk_inr.study import search as tune_module
 from ntk_inr.study.candidate import TIMES, curves, draw_sample, kernel_in_float64, kernels_of, predict, predict_infinite
+from ntk_inr.study.search import _section
 from ntk_inr.study.space import axes_of, parse_values, spaces_of, usual_space
-from ntk_inr.study.tune import _section
 from ntk_inr.study.tuning import Candidate, Tuning
 from tests.conftest import types_unchecked
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 from ntk_inr import _checks
 from ntk_inr.kernels.adapters import init
-from ntk_inr.networks.variants import variant
+from ntk_inr.networks.catalogue import variant
 from ntk_inr.study import record
-from ntk_inr.study.compare import readable, trained
+from ntk_inr.study.comparison import readable, trained
 from ntk_inr.study.derivatives import check_derivatives
 from ntk_inr.study.description import (
     baselines_of,
@@ -32,7 +32,7 @@ from ntk_inr.study.figures import save_figure
 from ntk_inr.tasks.interface import Task
 from ntk_inr.tasks.metrics import score_lines
 from ntk_inr.tasks.registry import TASKS
-from ntk_inr.training.fit import fit
+from ntk_inr.training.fitting import fit
 from ntk_inr.training.optimizers import optimizer as make_optimizer
 from ntk_inr.training.recorder import Recorder
 from ntk_inr.training.result import FitResult

@@ -11,7 +11,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from ntk_inr.kernels.api import ntk
-from ntk_inr.spectra.moments import moments
+from ntk_inr.spectra.dense import moments
 from ntk_inr.training.curves import psnr
 from ntk_inr.training.interrupts import Interrupts
 from ntk_inr.training.options import Options, subset

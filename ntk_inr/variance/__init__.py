@@ -1,1 +1,1 @@
-"""What makes the variance of a kernel's eigenvalues: closed forms and the budget layer by layer."""
+"""Which layer and which factor make the variance of a kernel's eigenvalues (T8)."""

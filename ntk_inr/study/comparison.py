@@ -18,9 +18,9 @@ from jax import Array
 from ntk_inr import _checks
 from ntk_inr.kernels.adapters import init
 from ntk_inr.kernels.frozen import is_frozen
-from ntk_inr.networks.variants import variant
+from ntk_inr.networks.catalogue import variant
+from ntk_inr.spectra.dense import moments
 from ntk_inr.spectra.eigen import condition_number, eigenvalues, max_learning_rate
-from ntk_inr.spectra.moments import moments
 from ntk_inr.study import record
 from ntk_inr.study.candidate import check_room, kernel_in_float64, training_kernel_in_float64
 from ntk_inr.study.derivatives import check_derivatives
@@ -43,7 +43,7 @@ from ntk_inr.tasks.grid import in_batches
 from ntk_inr.tasks.interface import Task
 from ntk_inr.training.curves import psnr
 from ntk_inr.training.dynamics import predict_training
-from ntk_inr.training.fit import FitResult, fit, fit_seeds
+from ntk_inr.training.fitting import FitResult, fit, fit_seeds
 
 Progress = Callable[[str, int, int], None]
 
@@ -279,7 +279,7 @@ def _finite(kernel: np.ndarray, name: str) -> np.ndarray:
 
 def _stable_rate(kernels: Sequence[np.ndarray], y: Array) -> float:
     """Return the largest rate that is stable for all kernels, or their eigenvalues."""
-    return min(float(max_learning_rate(kernel, y.shape[1])) for kernel in kernels)
+    return min(float(max_learning_rate(kernel, c=y.shape[1])) for kernel in kernels)
 
 
 def trained(apply: Any, run: FitResult) -> Any:

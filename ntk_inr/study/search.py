@@ -17,8 +17,8 @@ import numpy as np
 
 from ntk_inr import _checks
 from ntk_inr.kernels.adapters import init
+from ntk_inr.networks.catalogue import variant as named_variant
 from ntk_inr.networks.settings import with_settings
-from ntk_inr.networks.variants import variant as named_variant
 from ntk_inr.study import record
 from ntk_inr.study.candidate import (
     TIMES,
@@ -33,7 +33,7 @@ from ntk_inr.study.candidate import (
     predict_infinite,
     stable_rate,
 )
-from ntk_inr.study.compare import readable
+from ntk_inr.study.comparison import readable
 from ntk_inr.study.derivatives import check_derivatives
 from ntk_inr.study.description import describe, describe_task, numbers_of, training_settings
 from ntk_inr.study.environment import environment
@@ -42,7 +42,7 @@ from ntk_inr.study.space import Axis, between, spaces_of
 from ntk_inr.study.tuning import OBJECTIVES, Candidate, Objective, Tuning, read, write
 from ntk_inr.tasks.interface import Task
 from ntk_inr.training.curves import psnr
-from ntk_inr.training.fit import fit
+from ntk_inr.training.fitting import fit
 from ntk_inr.training.optimizers import optimizer as make_optimizer
 
 ADAM_FACTOR = 0.4
