@@ -65,8 +65,8 @@ class SignalTask(SampledTask):
     def reconstruct(self, predict: Callable[[Any], Any]) -> np.ndarray:
         """Return the prediction (n, c) in the signal's own unit."""
         middle, half = self._middle_and_half_span()
-        found = in_batches(predict, self.coordinates, self.signal.shape[1])
-        return found.astype(np.float64) * half + middle
+        values = in_batches(predict, self.coordinates, self.signal.shape[1])
+        return values.astype(np.float64) * half + middle
 
     def scores(self, reconstruction: np.ndarray) -> dict[str, float]:
         """Return "psnr" in dB on the training samples, against the span of the signal, and "heldout_psnr"."""

@@ -221,15 +221,15 @@ def program_digest(function: Any, *arguments: Any) -> str:
 def _text_digest(text: str) -> str:
     """Return a digest of what JAX prints, without what is another in each process."""
     text = re.sub(r"0x[0-9a-f]+", "", text)  # addresses of functions
-    text = re.sub(r"\{([^{}:]*)\}", lambda found: ", ".join(sorted(found[1].split(", "))), text)  # the order of sets
+    text = re.sub(r"\{([^{}:]*)\}", lambda match: ", ".join(sorted(match[1].split(", "))), text)  # the order of sets
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _constants(closed: Any) -> list[Any]:
     """Return the arrays that a traced program and those within it have closed over."""
-    found = [value for value in closed.consts if hasattr(value, "dtype")]
+    arrays = [value for value in closed.consts if hasattr(value, "dtype")]
     for equation in closed.jaxpr.eqns:
         for value in jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda node: hasattr(node, "jaxpr")):
             if hasattr(value, "jaxpr") and hasattr(value, "consts"):
-                found += _constants(value)
-    return found
+                arrays += _constants(value)
+    return arrays

@@ -58,8 +58,8 @@ def report(run: Run, state: State, done: int, seconds: float) -> dict[str, np.nd
     options, seeds, model = run.options, run.seeds, run.model(state)
     row = _scores(run, model, state.params, run.x, run.y)
     if options.validation is not None:
-        found = _scores(run, model, state.params, *options.validation)
-        row |= {f"validation_{name}": column for name, column in found.items()}
+        scores = _scores(run, model, state.params, *options.validation)
+        row |= {f"validation_{name}": column for name, column in scores.items()}
     if options.ntk_points is not None:
         at = run.x[subset(len(run.x), options.ntk_points)]
         models = [jax.tree.map(lambda leaf, s=s: leaf[s], (model, state.params)) for s in range(seeds or 0)]
@@ -78,10 +78,10 @@ def report_steps(steps: int) -> list[int]:
 
 
 def _scores(run: Run, model: Partial, params: Any, x: Array, y: Array) -> dict[str, np.ndarray]:
-    found = evaluate(model, params, x, y, program=run.program)
-    row = {"loss": np.atleast_1d(found.loss)}
-    if found.mse is not None:
-        row["psnr"] = psnr(np.atleast_1d(found.mse), run.options.data_range)
+    evaluation = evaluate(model, params, x, y, program=run.program)
+    row = {"loss": np.atleast_1d(evaluation.loss)}
+    if evaluation.mse is not None:
+        row["psnr"] = psnr(np.atleast_1d(evaluation.mse), run.options.data_range)
     return row
 
 
