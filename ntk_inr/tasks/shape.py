@@ -71,16 +71,6 @@ class ShapeTask(IndirectTask):
         return "l1" if self.formulation == "sdf" else "bce"
 
     @property
-    def data_range(self) -> float:
-        """Span of the values."""
-        return float(self.y.max() - self.y.min())
-
-    @property
-    def channels(self) -> int:
-        """One output: the field, whatever is observed of it."""
-        return 1
-
-    @property
     def digest(self) -> str:
         """A fingerprint of the points and of what is known there."""
         return fingerprint(self.formulation, self.x, self.y, self.resolution, self.eikonal_loss)
