@@ -22,13 +22,12 @@ from ntk_inr.networks.catalogue import variant, variants
 from ntk_inr.networks.settings import with_settings
 from ntk_inr.study.comparison import compare
 from ntk_inr.study.figures import save_figure
-from ntk_inr.study.record import RESULTS, load
+from ntk_inr.study.record import RESULTS, load_study
 from ntk_inr.study.report import write_report
 from ntk_inr.study.search import tune
 from ntk_inr.study.single import fit_task
 from ntk_inr.study.summary import check_target, summarize
-from ntk_inr.study.tuning import Objective
-from ntk_inr.study.tuning import read as load_tuning
+from ntk_inr.study.tuning import Objective, load_tuning
 from ntk_inr.tasks.registry import TASKS
 
 _SAID = (ValueError, TypeError, OSError, ImportError, MemoryError, jax.errors.JaxRuntimeError)
@@ -86,7 +85,7 @@ class Compare(OnATask):
         """Return what to tell a user who pressed Ctrl-C."""
         if self.out is None or not (self.out / RESULTS).exists():
             return "No network was finished, so nothing was kept."
-        done = len(load(self.out).variants)
+        done = len(load_study(self.out).variants)
         return (
             f"{done} of {len(self.variants)} networks are finished and kept in {self.out}; "
             "the same command with --resume goes on from there."
@@ -286,7 +285,7 @@ class Report(Command):
 
     def run(self, console: Console) -> int:
         """Do it; return the exit status."""
-        study = load(self.folder)
+        study = load_study(self.folder)
         with terminal.progress(console) as progress, claimed(self.folder):
             page = write_report(study, self.folder, target_psnr=self.target, progress=progress)
         terminal.print_study(console, study, summarize(study, self.target))

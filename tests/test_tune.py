@@ -198,7 +198,7 @@ def test_the_ranking_is_that_of_training():
     for scale in scales:
         errors = []
         for seed in range(2):
-            net = ni.with_settings(ni.variant("rff", features=48, depth=2), {"encoding.scale": scale})
+            net = ni.networks.with_settings(ni.variant("rff", features=48, depth=2), {"encoding.scale": scale})
             apply, params = ni.init(net, jax.random.key(seed), task.x)
             run = ni.fit(apply, params, task.x, task.y, steps=200)
             errors.append(float(((apply(run.params, jnp.asarray(x)) - y) ** 2).mean()))
@@ -439,7 +439,7 @@ def test_the_command(capsys, tmp_path, monkeypatch):
 
 
 def test_axes_keep_their_ends_and_know_real_numbers_written_whole():
-    whole = ni.CoordinateMLP(16, 2, activation=ni.Sine(omega=30))
+    whole = ni.CoordinateMLP(16, 2, activation=ni.networks.Sine(omega=30))
     assert usual_space(whole) == {"activation.omega": (3.75, 120.0)}
     assert axes_of(whole, {"omega": (0.5, 60.0)}, 3)[0].grid == (0.5, 5.477, 60.0)
     narrow = axes_of(whole, {"omega": (30.001, 30.009)}, 4)[0].grid

@@ -103,7 +103,7 @@ def eigensystem(K: Any) -> Eigensystem:
 
     Example:
         >>> import jax.numpy as jnp, ntk_inr as ni
-        >>> values, vectors = ni.eigensystem(jnp.diag(jnp.array([1.0, 3.0])))
+        >>> values, vectors = ni.spectra.eigensystem(jnp.diag(jnp.array([1.0, 3.0])))
         >>> float(values[0]), abs(float(vectors[1, 0]))
         (3.0, 1.0)
     """
@@ -170,7 +170,7 @@ def _symmetric(K: Any) -> Any:
     if not is_symmetric(K):
         raise ValueError(
             "K is not symmetric, so it has no eigenvalues to rank. If it is the kernel that training follows "
-            "(ni.training_kernel), predict with ni.predict_training(K, ...), which iterates, and take "
+            "(ni.kernels.training_kernel), predict with ni.predict_training(K, ...), which iterates, and take "
             "ni.max_learning_rate(K); the spectrum is that of ni.ntk."
         )
     return K
@@ -194,9 +194,10 @@ def rounding_floor(K: Any, *, dtype: Any = None, host: bool = False) -> Any:
     Example:
         >>> import jax.numpy as jnp, numpy as np, ntk_inr as ni
         >>> K = jnp.diag(jnp.array([1.0, 4.0], jnp.float32))
-        >>> float(ni.rounding_floor(K, host=True)) == 8 * float(np.finfo(np.float32).eps)
+        >>> floor = ni.spectra.rounding_floor(K, host=True)
+        >>> float(floor) == 8 * float(np.finfo(np.float32).eps)
         True
-        >>> bool(ni.rounding_floor(ni.eigenvalues(K, host=True), dtype=K.dtype) == ni.rounding_floor(K, host=True))
+        >>> bool(ni.spectra.rounding_floor(ni.eigenvalues(K, host=True), dtype=K.dtype) == floor)
         True
     """
     values, relative = _spectrum_and_floor(K, dtype, host)

@@ -360,7 +360,7 @@ def readable(task: Task) -> Task:
 
 def _take_up(folder: Path, wanted: Study, networks: Mapping[str, nn.Module]) -> None:
     """Take in the variants that are done already, or say why the folder holds another study."""
-    found = record.load(folder)
+    found = record.load_study(folder)
     # Results of version 2 lack some settings; the size that modules have is a part of their descriptions.
     asked = {key: value for key, value in wanted.settings.items() if value is not None and key in found.settings}
     asked |= {"task or choice of rows": wanted.task["digest"]}

@@ -270,7 +270,7 @@ def read_results(folder: Path, schema: str, *, what: str, writer: str) -> dict[s
     return content
 
 
-def load(folder: str | Path) -> Study:
+def load_study(folder: str | Path) -> Study:
     """Read a study back.
 
     Args:

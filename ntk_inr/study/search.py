@@ -39,7 +39,7 @@ from ntk_inr.study.description import describe, describe_task, numbers_of, train
 from ntk_inr.study.environment import environment
 from ntk_inr.study.programs import free_programs_if_full
 from ntk_inr.study.space import Axis, between, spaces_of
-from ntk_inr.study.tuning import OBJECTIVES, Candidate, Objective, Tuning, read, write
+from ntk_inr.study.tuning import OBJECTIVES, Candidate, Objective, Tuning, load_tuning, write
 from ntk_inr.tasks.interface import Task
 from ntk_inr.training.curves import psnr
 from ntk_inr.training.fitting import fit
@@ -232,7 +232,7 @@ def _checked_sample(task: Task, sample: int | None, share: float) -> int:
 
 def _resumed(folder: Path, asked: Tuning, spaces: dict[str, list[Axis]]) -> list[Candidate]:
     """Return the candidates of an earlier search, which was for the same."""
-    earlier = read(folder)
+    earlier = load_tuning(folder)
     for what, old, new in (
         ("task", earlier.task, asked.task),
         ("settings", earlier.settings, asked.settings),

@@ -232,7 +232,7 @@ class Tuning:
                 "import ntk_inr as ni",
                 f"task = {task}",
                 f'net = ni.variant("{best.variant}", out=task.channels{given})',
-                f"net = ni.with_settings(net, {best.settings!r})",
+                f"net = ni.networks.with_settings(net, {best.settings!r})",
                 f'found = ni.fit_task(task, net, steps={asked["steps"]}, optimizer="{asked["optimizer"]}", '
                 f"learning_rate={self.learning_rate(best):.3g}{seed})",
                 "print(found.scores)",
@@ -324,7 +324,7 @@ def write(folder: Path, tuning: Tuning) -> Path:
     return folder / record.RESULTS
 
 
-def read(folder: str | Path) -> Tuning:
+def load_tuning(folder: str | Path) -> Tuning:
     """Read a search back.
 
     Args:
