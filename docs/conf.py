@@ -94,7 +94,9 @@ def shorten_signature(app, what, name, obj, options, signature, returns):
 def find_short_name(app, env, node, contnode):
     """Lead a name without its module to the one object that is called so, since docstrings don't repeat modules."""
     objects = env.domains["py"].objects
-    matches = [name for name in objects if name.rpartition(".")[2] == node.get("reftarget")]
+    matches = [
+        name for name, entry in objects.items() if not entry.aliased and name.endswith("." + node.get("reftarget", ""))
+    ]
     if node.get("refdomain") != "py" or len(matches) != 1:
         return None
     entry = objects[matches[0]]

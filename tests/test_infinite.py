@@ -549,10 +549,10 @@ MLP = ni.CoordinateMLP
         (lambda: infinite_kernel(MLP(), order=0), "order is 0"),
         (lambda: infinite_kernel(MLP())(np.zeros(3)), "Reshape it"),
         (lambda: infinite_kernel(MLP())(np.zeros((3, 2)), np.zeros((3, 1))), "both come from one domain"),
-        (lambda: infinite_kernel(MLP())(np.zeros((3, 2)), hyper={"activation.omega": 1.0}), "has no settings"),
+        (lambda: infinite_kernel(MLP())(np.zeros((3, 2)), hyper={"omega": 1.0}), "has no settings"),
         (
-            lambda: infinite_kernel(MLP(activation="sine"))(np.zeros((3, 2)), hyper={"omega": 1.0}),
-            "unknown name 'omega' in hyper; this kernel has activation.omega, activation.phase",
+            lambda: infinite_kernel(MLP(activation="sine"))(np.zeros((3, 2)), hyper={"omgea": 1.0}),
+            "unknown setting of CoordinateMLP 'omgea'; known: activation.omega, activation.phase, omega, phase",
         ),
     ],
 )

@@ -58,7 +58,7 @@ def test_a_name_that_is_elsewhere_or_misspelled_leads_to_the_right_one(name, mes
     with pytest.raises(AttributeError, match=message):
         getattr(ni, name)
     with pytest.raises(AttributeError, match=r"Did you mean ni\.networks\.OneBlob"):
-        ni.networks.OneBlobb
+        getattr(ni.networks, "OneBlobb")  # noqa: B009
 
 
 def test_every_renamed_name_of_the_changelog_says_its_new_one():

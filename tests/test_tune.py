@@ -397,14 +397,14 @@ def test_the_plot_shows_every_candidate_and_the_budget(found):
         ({"infinite": True, "pilot": 5}, "infinite=True and pilot=5 exclude each other"),
         ({"pilot": 500}, "pilot is 500 and steps is 500"),
         ({"resume": True}, "resume=True needs out="),
-        ({"variant": []}, "variant is empty"),
-        ({"variant": "rfff"}, "Did you mean 'rff'"),
+        ({"variants": []}, "variants is empty"),
+        ({"variants": "rfff"}, "Did you mean 'rff'"),
     ],
 )
 def test_mistakes_are_named(chirp, changed, message):
-    arguments = {"variant": "rff", "space": {"scale": (1.0, 2.0)}, **changed}
+    arguments = {"variants": "rff", "space": {"scale": (1.0, 2.0)}, **changed}
     with pytest.raises((ValueError, TypeError), match=message):
-        ni.tune(chirp, arguments.pop("variant"), arguments.pop("space"), **arguments)
+        ni.tune(chirp, arguments.pop("variants"), arguments.pop("space"), **arguments)
 
 
 def test_signals_that_teach_nothing_are_refused():
@@ -434,7 +434,7 @@ def test_the_command(capsys, tmp_path, monkeypatch):
     assert "write name=low:high" in capsys.readouterr().err
     assert cli.run(["tune", "signal", "chirp", "--over", "scale=a:b"]) == 2
     assert "neither a range" in capsys.readouterr().err
-    assert cli.run(["fit", "signal", "chirp", "--network", "omgea=3"]) == 2
+    assert cli.run(["fit", "signal", "chirp", "--variant", "siren:omgea=3"]) == 2
     assert "Did you mean" in capsys.readouterr().err
 
 

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import math
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -201,14 +200,6 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write text in one move."""
     write_atomically(path, lambda file: file.write(text.encode(errors="replace")))
-
-
-def printable(text: str) -> str:
-    """Return text that came from outside, such as a file's name, as one line that every file and console can hold.
-
-    Bytes that are not UTF-8, which Python has as surrogates, and control characters become replacement characters.
-    """
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", "\ufffd", text)
 
 
 def write_json(path: Path, content: Any) -> None:
