@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from ntk_inr import _checks
 from ntk_inr._roots import bisect
+from ntk_inr.networks.fields import REAL, WHOLE, real
 from ntk_inr.networks.normalization import Sphere
 
 Mode = Literal["hard", "sphere", "soft"]
@@ -60,11 +61,11 @@ class TopK:
         144
     """
 
-    k: int | Schedule
+    k: int | Schedule = dataclasses.field(metadata=WHOLE)
     mode: Mode = "hard"
-    temperature: float | Schedule | None = None
+    temperature: float | Schedule | None = dataclasses.field(default=None, metadata=REAL)
     soft: Soft = "shrinkage"
-    radius: float | None = None
+    radius: float | None = real(None)
 
     def __post_init__(self) -> None:
         if not callable(self.k):
