@@ -490,7 +490,7 @@ POSITIVE = "expected a finite number above 0"
         ({"normalization": ni.Sphere(radius=1.0)}, ValueError, "has radius 1.0.*radius=None"),
         ({"encoding": np.sin}, TypeError, "expected a Flax Linen module"),
         ({"encoding": nn.Dense(3)}, ValueError, "parameters of its own.*ni.ntk"),
-        ({"normalization": ni.LayerNorm()}, TypeError, "constant readout leaves f = 0"),
+        ({"normalization": ni.networks.LayerNorm()}, TypeError, "constant readout leaves f = 0"),
         ({"modulation": [np.sin]}, TypeError, "expected ni.FourierModulation"),
         ({"sparsity": 3}, TypeError, "expected ni.TopK"),
         ({"readout": "sign"}, ValueError, "Did you mean 'signs'"),
