@@ -14,8 +14,9 @@ from jax import Array
 from ntk_inr import _checks
 from ntk_inr._checks import Precision
 from ntk_inr._dtypes import unit_of
-from ntk_inr.kernels import assembly, memory
-from ntk_inr.kernels.model import Model, check_concrete, check_model, trace_of
+from ntk_inr.kernels import assembly
+from ntk_inr.kernels.model import trace_of
+from ntk_inr.kernels.request import Request
 from ntk_inr.spectra.moments import Moments, from_units
 
 _LEAST_SUBMATRICES = 8
@@ -104,10 +105,10 @@ def streamed_moments(
         >>> bool(np.allclose(ni.streamed_moments(apply, params, x), exact, rtol=1e-4))
         True
     """
-    _checks.check_options(block=block, memory_limit=memory_limit, precision=precision)
-    model = check_model(apply, params, x)
-    check_concrete(model, "streamed_moments")
-    return _reduced(model, model.x1, block, memory_limit, precision, progress).moments()
+    request = Request.of(
+        apply, params, x, block=block, memory_limit=memory_limit, precision=precision, progress=progress
+    )
+    return _reduced(request.on_host("streamed_moments")).moments()
 
 
 def sampled_moments(
@@ -165,12 +166,10 @@ def sampled_moments(
         >>> abs(m.variance - exact.variance) < 5 * m.variance_stderr
         True
     """
-    _checks.check_options(block=block, memory_limit=memory_limit, precision=precision)
     _checks.check_positive(size, "size", integer=True, least=2)
     _checks.check_positive(rtol, "rtol")
-    model = check_model(apply, params, x)
-    check_concrete(model, "sampled_moments")
-    points = np.asarray(model.x1)
+    request = Request.of(apply, params, x, block=block, memory_limit=memory_limit, precision=precision)
+    points = np.asarray(request.on_host("sampled_moments").model.x1)
     n = len(points)
     fit = n // size
     if submatrices is not None:
@@ -183,13 +182,13 @@ def sampled_moments(
     elif fit < _LEAST_SUBMATRICES and n > size:
         size, fit = n // _LEAST_SUBMATRICES, _LEAST_SUBMATRICES
     if n <= size or size < 2:
-        whole = _reduced(model, points, block, memory_limit, precision, None)
+        whole = _reduced(request)
         return SampledMoments(*whole.moments(), mean_stderr=0.0, variance_stderr=0.0, submatrices=1, size=n)
     most = submatrices or min(_MOST_SUBMATRICES, fit)
     order = np.asarray(jax.random.permutation(key, n)[: most * size]).reshape(most, size)
     found: list[_Sums] = []
     for done, subset in enumerate(order, 1):
-        drawn = _reduced(model, points[subset], block, memory_limit, precision, None)
+        drawn = _reduced(request.at(points[subset]))
         found.append(drawn.per(found[0].unit) if found else drawn)
         if progress:
             progress(done, most)
@@ -201,13 +200,9 @@ def sampled_moments(
     return estimate
 
 
-def _reduced(model: Model, x: Any, block: Any, memory_limit: Any, precision: str, progress: Any) -> _Sums:
-    trace = trace_of(model, "trace")
-    n = len(x)
-    cut = memory.cut(trace, n, n, "trace", stored=0, limit=memory_limit, block=block)
-    parts = assembly.tiles(
-        model.apply, model.params, x, None, c=model.c, outputs="trace", precision=precision, cut=cut, progress=progress
-    )
+def _reduced(request: Request) -> _Sums:
+    n = request.model.n1
+    parts = assembly.tiles(request, request.cut(trace_of(request.model, "trace")))
     started = (
         (rows, columns, _squares(tile, rows.stop - rows.start, columns.stop - columns.start, rows == columns))
         for rows, columns, tile in parts

@@ -14,7 +14,8 @@ from jax import Array
 
 from ntk_inr import _checks
 from ntk_inr.kernels import structured
-from ntk_inr.kernels.model import Model, check_model
+from ntk_inr.kernels.model import Model
+from ntk_inr.kernels.request import Request
 from ntk_inr.kernels.structured import Factor
 from ntk_inr.variance import assumptions_report as report
 from ntk_inr.variance import sums
@@ -119,9 +120,7 @@ def check_assumptions(
     """
     _checks.check_positive(size, "size", integer=True, least=2)
     _checks.check_positive(tolerance, "tolerance")
-    model = check_model(apply, params, x)
-    if model.traced:
-        raise ValueError("check_assumptions works on the host, so it can't be used inside jit, vmap or grad.")
+    model = Request.of(apply, params, x).on_host("check_assumptions").model
     points = np.asarray(model.x1)
     n = len(points)
     if n < 2:
