@@ -153,10 +153,11 @@ def explain(
         >>> plan = ni.explain(apply, params, x)
         >>> plan.leaves[3].name, plan.leaves[3].handling, plan.method
         ("['hidden_1']['kernel']", 'product', 'structured')
-        >>> huge = {"w": jax.ShapeDtypeStruct((9, 10**3), "f4"), "out": jax.ShapeDtypeStruct((10**3, 1), "f4")}
-        >>> plan = ni.explain(lambda p, x: jnp.tanh(x @ p["w"]) @ p["out"], huge, jax.ShapeDtypeStruct((64, 9), "f4"))
-        >>> [leaf.handling for leaf in plan.leaves], plan.unchecked[:1]
-        (['product', 'product'], ('numbers are finite',))
+        >>> net, point = ni.CoordinateMLP(features=2**15, depth=11), jax.ShapeDtypeStruct((1, 2), "float32")
+        >>> huge = jax.eval_shape(net.init, jax.random.key(0), point)["params"]  # 10.7 billion numbers
+        >>> plan = ni.explain(lambda p, x: net.apply({"params": p}, x), huge, jax.ShapeDtypeStruct((512, 2), "float32"))
+        >>> plan.leaves[3].handling, plan.unchecked
+        ('product', ('numbers are finite', "examples don't mix"))
     """
     request = Request.of(apply, params, x1, x2, outputs=outputs, block=block, memory_limit=memory_limit, abstract=True)
     model, stored = request.model, request.nbytes
