@@ -108,7 +108,7 @@ def unmasked(tree: Any, name: str) -> Any:
         raise ValueError(
             f"{name} holds {hidden} masked values, which would be taken for known ones; replace them by "
             f"{name}.filled(value), or leave their rows out. For an image whose masked pixels shall be filled in, pass "
-            "missing=np.ma.getmaskarray(image) to ni.inpainting_task."
+            "missing=np.ma.getmaskarray(image) to ni.tasks.inpainting_task."
         )
     return tree
 

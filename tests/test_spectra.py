@@ -96,7 +96,8 @@ def test_golden_values(model, mean, variance, cv):
 
 def test_eigensystem_reconstructs_the_kernel_in_both_libraries(kernel):
     for given, rtol in ((kernel, 1e-12), (jnp.asarray(kernel, jnp.float32), 1e-5)):
-        values, vectors = ni.eigensystem(given)
+        system = ni.spectra.eigensystem(given)
+        values, vectors = system.values, system.vectors
         assert np.all(np.diff(values) <= 0)
         np.testing.assert_allclose((vectors * values[None, :]) @ vectors.T, kernel, atol=rtol * kernel.max() * 10)
         np.testing.assert_allclose(ni.eigenvalues(given), values, atol=rtol * 100)
@@ -112,7 +113,7 @@ def test_condition_number_says_when_rounding_hides_it():
 
 
 def test_alignment_shares_add_up_and_follow_the_eigenvectors(kernel):
-    system = ni.eigensystem(kernel)
+    system = ni.spectra.eigensystem(kernel)
     mixed = 3 * system.vectors[:, [0]] + 4 * system.vectors[:, [5]]
     found = ni.alignment(system, mixed)
     np.testing.assert_allclose(found.energy.sum(), 1.0)
@@ -122,7 +123,7 @@ def test_alignment_shares_add_up_and_follow_the_eigenvectors(kernel):
 def test_max_learning_rate_is_the_stability_limit(kernel):
     """(10.2): just below it gradient descent on the linear model contracts, just above it grows."""
     limit = float(ni.max_learning_rate(kernel))
-    residual = ni.eigensystem(kernel).vectors[:, [0]]
+    residual = ni.spectra.eigensystem(kernel).vectors[:, [0]]
     for factor, grows in ((0.99, False), (1.01, True)):
         loss = ni.predict_training(kernel, residual, learning_rate=factor * limit, steps=50).loss
         assert (loss[-1] > loss[0]) == grows
@@ -134,6 +135,11 @@ def test_figures_survive_jit_and_grad(kernel):
     gradient = jax.grad(lambda k: ni.moments(k).variance)(given)
     centred = 2 / 40 * (kernel - np.trace(kernel) / 40 * np.eye(40))
     np.testing.assert_allclose(gradient, centred, atol=1e-4)
+    for figure in ("variance", "deviation", "cv", "effective_rank"):
+        at_equal = jax.grad(lambda k, figure=figure: getattr(ni.moments(k), figure))(jnp.eye(5))
+        assert np.isfinite(at_equal).all()
+    several = jax.vmap(ni.moments)(jnp.stack([given, 2 * given]))
+    assert (several.cv.shape, several.n) == ((2,), 40)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import ntk_inr as ni
+from ntk_inr.closed_forms import two_layer
+from ntk_inr.closed_forms.gates import Threshold
+from ntk_inr.closed_forms.soft_gates import soft_gates
+from ntk_inr.closed_forms.two_layer import two_layer_moments
 from ntk_inr.networks.two_layer import two_layer_network
-from ntk_inr.variance import two_layer
-from ntk_inr.variance.gates import Threshold
-from ntk_inr.variance.soft_gates import soft_gates
-from ntk_inr.variance.two_layer import two_layer_moments
 from tests.conftest import quick
 
 
@@ -96,7 +96,8 @@ def drawn(net, x, seeds, key=0):
     @jax.jit
     @jax.vmap
     def one(key):
-        return jnp.stack(ni.moments(ni.ntk(*ni.init(net, key, x), x))[:2])
+        m = ni.moments(ni.ntk(*ni.init(net, key, x), x))
+        return jnp.stack([m.mean, m.variance])
 
     found = np.asarray(one(jax.random.split(jax.random.key(key), seeds)), np.float64)
     return found.mean(axis=0), found.std(axis=0) / seeds**0.5
@@ -489,7 +490,7 @@ POSITIVE = "expected a finite number above 0"
         ({"normalization": ni.Sphere(radius=1.0)}, ValueError, "has radius 1.0.*radius=None"),
         ({"encoding": np.sin}, TypeError, "expected a Flax Linen module"),
         ({"encoding": nn.Dense(3)}, ValueError, "parameters of its own.*ni.ntk"),
-        ({"normalization": ni.LayerNorm()}, TypeError, "constant readout leaves f = 0"),
+        ({"normalization": ni.networks.LayerNorm()}, TypeError, "constant readout leaves f = 0"),
         ({"modulation": [np.sin]}, TypeError, "expected ni.FourierModulation"),
         ({"sparsity": 3}, TypeError, "expected ni.TopK"),
         ({"readout": "sign"}, ValueError, "Did you mean 'signs'"),

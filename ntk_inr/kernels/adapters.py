@@ -234,9 +234,9 @@ def init(net: nn.Module, key: Array, x: Any, *, settings: Mapping[str, Any] | No
         net: a Linen module from (n, d) to (n, c).
         key: a JAX random key.
         x: coordinates (n, d); only their width and dtype matter.
-        settings: settings of ``net`` to replace, ``{"omega_0": 10.0}``, as :func:`ntk_inr.with_settings` does. The
-            floats among them become arrays that ``apply`` carries, so that whatever compiles for one value serves
-            a whole sweep; where a network needs them as numbers, or changes in training by more than its
+        settings: settings of ``net`` to replace, ``{"omega_0": 10.0}``, as :func:`ntk_inr.networks.with_settings`
+            does. The floats among them become arrays that ``apply`` carries, so that whatever compiles for one value
+            serves a whole sweep; where a network needs them as numbers, or changes in training by more than its
             parameters, they are set as numbers.
 
     Returns:

@@ -173,11 +173,11 @@ def training_kernel(
         >>> import jax, jax.numpy as jnp, ntk_inr as ni
         >>> x = jnp.linspace(-1, 1, 16)[:, None]
         >>> apply, params = ni.init(ni.variant("finer", features=32, depth=2), jax.random.key(0), x)
-        >>> K = ni.training_kernel(apply, params, x)
+        >>> K = ni.kernels.training_kernel(apply, params, x)
         >>> bool(jnp.allclose(K, K.T, rtol=1e-3)), bool(jnp.allclose(K, ni.ntk(apply, params, x), rtol=1e-3))
         (False, False)
         >>> apply, params = ni.init(ni.variant("siren", features=32, depth=2), jax.random.key(0), x)
-        >>> bool((ni.training_kernel(apply, params, x) == ni.ntk(apply, params, x)).all())
+        >>> bool((ni.kernels.training_kernel(apply, params, x) == ni.ntk(apply, params, x)).all())
         True
 
     Source: T10 of the theory.

@@ -70,8 +70,8 @@ class Plan:
         kernel_bytes: size of the kernel itself.
         pairs: pairs of examples whose entries are computed.
         frozen: whether ``stop_gradient`` leaves out a part of the derivative, so that training follows
-            :func:`ntk_inr.training_kernel` and not this kernel. One that changes no derivative, as around a floor,
-            does not count.
+            :func:`ntk_inr.kernels.training_kernel` and not this kernel. One that changes no derivative, as around a
+            floor, does not count.
         unchecked: what could not be checked, for want of values.
     """
 
@@ -105,7 +105,7 @@ class Plan:
         if self.frozen:
             lines.append(
                 "stop_gradient leaves out a part of the derivative, so this is not the kernel that training follows; "
-                "that is ni.training_kernel"
+                "that is ni.kernels.training_kernel"
             )
         if self.unchecked:
             lines.append(f"not checked, since shapes have no values: {'; '.join(self.unchecked)}")

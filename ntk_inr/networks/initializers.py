@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from ntk_inr import _checks
+from ntk_inr.networks.fields import REAL, real, whole
 
 Mode = Literal["fan_in", "fan_out", "fan_avg"]
 
@@ -42,11 +43,11 @@ class Law:
         0.5
     """
 
-    gain: float
+    gain: float = dataclasses.field(metadata=REAL)
     distribution: Literal["normal", "uniform"] = "normal"
-    power: int = 1
+    power: int = whole(1)
     mode: Mode = "fan_in"
-    shift: float = 0.0
+    shift: float = real(0.0)
 
     def variance(self, fan_in: int, fan_out: int | None = None) -> Any:
         """Return the variance in a layer of ``fan_in`` inputs and ``fan_out`` outputs, by default as many."""
@@ -109,7 +110,7 @@ class Scheme:
 
     Example:
         >>> import ntk_inr as ni
-        >>> ni.Scheme(ni.Law(2.0), readout=ni.Law(1.0)).law(first=False, readout=True).gain
+        >>> ni.networks.Scheme(ni.networks.Law(2.0), readout=ni.networks.Law(1.0)).law(first=False, readout=True).gain
         1.0
     """
 
@@ -167,7 +168,7 @@ def geometric(radius: float = 0.5) -> Scheme:
 
     Example:
         >>> import jax, jax.numpy as jnp, ntk_inr as ni
-        >>> net = ni.CoordinateMLP(features=1024, initializer=ni.geometric(0.5))
+        >>> net = ni.CoordinateMLP(features=1024, initializer=ni.networks.geometric(0.5))
         >>> apply, params = ni.init(net, jax.random.key(0), jnp.zeros((1, 3)))
         >>> inside, outside = apply(params, jnp.array([[0.0, 0.0, 0.0], [0.0, 0.6, 0.8]]))[:, 0]
         >>> bool(inside < -0.4), bool(outside > 0.4)

@@ -11,6 +11,7 @@ from jax import Array
 from jaxtyping import Float
 
 from ntk_inr import _checks
+from ntk_inr.networks.fields import real
 
 PLACEMENTS = ("input", "hidden_post", "hidden_pre")
 
@@ -45,8 +46,8 @@ class Sphere:
     """
 
     placement: Literal["input", "hidden_post", "hidden_pre"] = "hidden_post"
-    radius: float | None = None
-    epsilon: float = 1e-6
+    radius: float | None = real(None)
+    epsilon: float = real(1e-6, tuned=False)
 
     def __post_init__(self) -> None:
         _checks.check_choice(self.placement, PLACEMENTS, "placement")
@@ -87,7 +88,7 @@ class LayerNorm:
     """
 
     placement: Literal["input", "hidden_post", "hidden_pre"] = "hidden_pre"
-    epsilon: float = 1e-6
+    epsilon: float = real(1e-6, tuned=False)
 
     def __post_init__(self) -> None:
         _checks.check_choice(self.placement, PLACEMENTS, "placement")
@@ -118,7 +119,7 @@ class BatchNorm:
 
     Example:
         >>> import jax, jax.numpy as jnp, ntk_inr as ni
-        >>> net = ni.CoordinateMLP(features=32, depth=2, normalization=ni.BatchNorm(momentum=0.8))
+        >>> net = ni.CoordinateMLP(features=32, depth=2, normalization=ni.networks.BatchNorm(momentum=0.8))
         >>> apply, params = ni.init(net, jax.random.key(0), jnp.zeros((1, 2)))
         >>> run = ni.fit(apply, params, jnp.eye(2), jnp.ones((2, 1)), steps=5)
         >>> run.apply(run.params, jnp.eye(2)).shape         # with the averages of the training
@@ -128,8 +129,8 @@ class BatchNorm:
     """
 
     placement: Literal["hidden_post", "hidden_pre"] = "hidden_pre"
-    momentum: float = 0.9
-    epsilon: float = 1e-5
+    momentum: float = real(0.9)
+    epsilon: float = real(1e-5, tuned=False)
 
     def __post_init__(self) -> None:
         _checks.check_choice(self.placement, PLACEMENTS[1:], "placement")
@@ -153,7 +154,8 @@ class WeightNorm:
     Example:
         >>> import jax, jax.numpy as jnp, ntk_inr as ni
         >>> key, x = jax.random.key(0), jnp.eye(2)
-        >>> nets = [ni.CoordinateMLP(features=32, depth=2, normalization=kind) for kind in (None, ni.WeightNorm())]
+        >>> kinds = None, ni.networks.WeightNorm()
+        >>> nets = [ni.CoordinateMLP(features=32, depth=2, normalization=kind) for kind in kinds]
         >>> (plain, a), (normed, b) = [ni.init(net, key, x) for net in nets]
         >>> bool(jnp.allclose(plain(a, x), normed(b, x), atol=1e-5))
         True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +13,6 @@ from ntk_inr import _checks
 from ntk_inr.networks import activations, normalization
 
 _RESOLVED = {"activation": activations.resolve, "normalization": normalization.resolve}
-_NOT_TUNED = {"out", "name", "parent", "epsilon"}
 _ALIASES = {"omega_0": "omega", "omega0": "omega", "sigma": "scale", "width": "features", "L": "bands"}
 
 
@@ -23,7 +22,9 @@ def settings_of(net: nn.Module) -> dict[str, Any]:
     Settings that may be numbers and are not, such as a radius of None, are in it too.
 
     Args:
-        net: a network of this package, or any Linen module whose fields are numbers, or have fields that are.
+        net: a network of this package, or any Linen module. Settings are the fields that a class declares as such,
+            by ``dataclasses.field(default=1.0, metadata={"setting": float})``, or ``int``; in a module that declares
+            none, the fields that hold numbers.
 
     Returns:
         The settings by their full names, which :func:`with_settings` takes.
@@ -33,33 +34,39 @@ def settings_of(net: nn.Module) -> dict[str, Any]:
         >>> settings_of(ni.variant("siren", features=64))
         {'features': 64, 'depth': 4, 'activation.omega': 30.0, 'activation.phase': 0.0}
     """
-    found = dict(_numbers(net))
+    settings = dict(_numbers(net))
     for name, part in parts_of(net).items():
-        found |= {f"{name}.{key}": value for key, value in _numbers(part).items()}
-    return found
+        settings |= {f"{name}.{field}": value for field, value in _numbers(part).items()}
+    return settings
 
 
-def setting_name(net: nn.Module, name: str) -> str:
+def setting_name(net: nn.Module, name: str, known: Iterable[str] | None = None) -> str:
     """Return the full name of a setting: "scale" is "encoding.scale" where nothing else is called so.
+
+    Args:
+        net: as :func:`settings_of` takes it.
+        name: what a user calls the setting.
+        known: full names of the settings that count; None is all of the network.
 
     Raises:
         ValueError: no setting of that name, or several.
     """
+    known = list(settings_of(net) if known is None else known)
     for alias in (False, True):
-        ends = names_like(net, name, alias=alias)
+        ends = names_like(known, name, alias=alias)
         if len(ends) > 1:
             raise ValueError(f"setting {name!r} is ambiguous; write {' or '.join(ends)}.")
         if ends:
             return ends[0]
-    known = settings_of(net)
+    if not known:
+        raise ValueError(f"{type(net).__name__} has no settings here, so none that {name!r} could be.")
     short = [path.rpartition(".")[2] for path in known if "." in path]
     _checks.check_choice(name, dict.fromkeys([*known, *short]), f"setting of {type(net).__name__}")
     raise AssertionError
 
 
-def names_like(net: nn.Module, name: str, *, alias: bool) -> list[str]:
-    """Return the full names that ``name``, or what it is an ``alias`` of, may stand for."""
-    known = settings_of(net)
+def names_like(known: Iterable[str], name: str, *, alias: bool) -> list[str]:
+    """Return which of the ``known`` full names ``name``, or what it is an ``alias`` of, may stand for."""
     wanted = _ALIASES.get(name, name) if alias else name
     return [wanted] if wanted in known else [path for path in known if path.rpartition(".")[2] == wanted]
 
@@ -67,8 +74,7 @@ def names_like(net: nn.Module, name: str, *, alias: bool) -> list[str]:
 def takes_floats(net: nn.Module, name: str) -> bool:
     """Return whether a setting, by its full name, is a real number, even where it is a whole one now."""
     part, _, field = name.rpartition(".")
-    fields = dataclasses.fields(parts_of(net)[part] if part else net)
-    return any(entry.name == field and "float" in str(entry.type) for entry in fields)
+    return declared_in(parts_of(net)[part] if part else net)[field].get("setting") is float
 
 
 def with_settings(net: nn.Module, values: Mapping[str, Any]) -> nn.Module:
@@ -99,10 +105,12 @@ def with_settings(net: nn.Module, values: Mapping[str, Any]) -> nn.Module:
         part, _, field = setting_name(net, name).rpartition(".")
         (of_parts.setdefault(part, {}) if part else own)[field] = value
     parts = parts_of(net)
-    for name, changed in of_parts.items():
-        part = parts[name]
-        own[name] = part.clone(**changed) if isinstance(part, nn.Module) else dataclasses.replace(part, **changed)
-    return net.clone(**own)
+    return net.clone(**own, **{name: with_fields(parts[name], changed) for name, changed in of_parts.items()})
+
+
+def with_fields(part: Any, values: Mapping[str, Any]) -> Any:
+    """Return a part, or a network, with fields replaced, which its class checks."""
+    return part.clone(**values) if isinstance(part, nn.Module) else dataclasses.replace(part, **values)
 
 
 def parts_of(net: nn.Module) -> dict[str, Any]:
@@ -116,12 +124,24 @@ def parts_of(net: nn.Module) -> dict[str, Any]:
     return parts
 
 
+def declared_in(part: Any) -> Mapping[str, Mapping[str, Any]]:
+    """Return the metadata of a part's settings by field, ``{"omega": {"setting": float, "tuned": True}}``."""
+    fields = [field for field in dataclasses.fields(part) if field.name not in ("name", "parent")]
+    declared = {field.name: field.metadata for field in fields if "setting" in field.metadata}
+    if declared:
+        return declared
+    values = {field.name: getattr(part, field.name, None) for field in fields}
+    return {
+        name: {"setting": float if isinstance(value, float | np.floating) else int}
+        for name, value in values.items()
+        if _is_number(value)
+    }
+
+
 def _numbers(part: Any) -> dict[str, Any]:
-    found = {}
-    for field in dataclasses.fields(part):
-        value, kind = getattr(part, field.name, None), str(field.type)
-        plain = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        optional = value is None and "Sequence" not in kind and ("float" in kind or "int" in kind)
-        if field.name not in _NOT_TUNED and (plain or optional):
-            found[field.name] = value
-    return found
+    values = {name: getattr(part, name) for name, how in declared_in(part).items() if how.get("tuned", True)}
+    return {name: value for name, value in values.items() if value is None or _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)

@@ -17,7 +17,7 @@ from ntk_inr import _checks
 from ntk_inr.kernels.adapters import training_call
 from ntk_inr.kernels.api import ntk
 from ntk_inr.kernels.model import check_apply, check_params
-from ntk_inr.spectra.moments import moments
+from ntk_inr.spectra.dense import moments
 from ntk_inr.training import options as checks
 from ntk_inr.training.curves import psnr
 from ntk_inr.training.interrupts import Interrupts

@@ -17,9 +17,9 @@ from ntk_inr import _checks
 from ntk_inr._dtypes import unit_of
 from ntk_inr._optional import require
 from ntk_inr.kernels.api import ntk
+from ntk_inr.spectra.dense import moments
 from ntk_inr.spectra.eigen import energy_shares
 from ntk_inr.spectra.lanczos import top_eigenpairs
-from ntk_inr.spectra.moments import moments
 from ntk_inr.training.losses import ExampleLoss
 from ntk_inr.training.options import subset
 
@@ -160,7 +160,9 @@ class Recorder:
         unit = unit_of(self._first)
         first = self._first / unit
         change = np.linalg.norm(np.asarray(kernel) / unit - first)
-        row: dict[str, Any] = {f"ntk_{name}": float(value) for name, value in found._asdict().items()}
+        row: dict[str, Any] = {
+            f"ntk_{name}": float(getattr(found, name)) for name in ("mean", "variance", "cv", "effective_rank")
+        }
         row |= {
             "eigenvalues": np.asarray(top.values).tolist(),
             "residual_alignment": np.asarray(shares[0]).tolist(),
