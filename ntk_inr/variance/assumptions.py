@@ -14,7 +14,8 @@ from jax import Array
 
 from ntk_inr import _checks
 from ntk_inr.kernels import structured
-from ntk_inr.kernels.model import Model, check_model
+from ntk_inr.kernels.model import Model
+from ntk_inr.kernels.request import Request
 from ntk_inr.kernels.structured import Factor
 from ntk_inr.spectra.submatrices import draw, standard_errors
 from ntk_inr.variance import assumptions_report as report
@@ -127,9 +128,7 @@ def check_assumptions(
         if key is None:
             raise ValueError(f"size={size} is of a subset that is drawn; pass key=jax.random.key(0) too.")
     _checks.check_positive(tolerance, "tolerance")
-    model = check_model(apply, params, x)
-    if model.traced:
-        raise ValueError("check_assumptions works on the host, so it can't be used inside jit, vmap or grad.")
+    model = Request.of(apply, params, x).on_host("check_assumptions").model
     points = np.asarray(model.x1)
     n = len(points)
     if n < 2:
