@@ -16,7 +16,7 @@ PYTEST_ARGS ?= -m "not slow"
 
 demo: $(READY)
 	$(BIN)/ntk-inr compare camera --size 48 --steps 300 --seeds 2 --features 128 --depth 3 --out runs/demo --overwrite \
-		--variants relu pe pe+sphere pe+hadamard pe+sphere+hadamard siren
+		--variant relu pe pe+sphere pe+hadamard pe+sphere+hadamard siren
 
 # Most of the tests' time is compilation, which these make many times faster; make test XLA_FLAGS= tests programs
 # optimised as users run them.

@@ -106,14 +106,14 @@ def _drawn(net: Any, x: jax.Array, keys: jax.Array) -> dict[str, jax.Array]:
 def measured(x: jax.Array, width: int, settings: dict[str, Any], seeds: int) -> dict[str, list[float]]:
     """Return Monte Carlo [mean, standard error] of the mean and the variance of the eigenvalues, and of v_off."""
     keys = jax.random.split(jax.random.key(width), seeds)
-    drawn = _drawn(ni.two_layer_network(width, **settings), x, keys)
+    drawn = _drawn(ni.networks.two_layer_network(width, **settings), x, keys)
     return {
         name: [float(np.mean(values, dtype=float)), float(np.std(values, ddof=1, dtype=float) / math.sqrt(seeds))]
         for name, values in drawn.items()
     }
 
 
-def predicted(x: jax.Array, width: int, settings: dict[str, Any], **options: Any) -> ni.TwoLayerMoments:
+def predicted(x: jax.Array, width: int, settings: dict[str, Any], **options: Any) -> ni.closed_forms.TwoLayerMoments:
     """Return the closed form, in float64."""
     with jax.enable_x64(True):
         return ni.two_layer_moments(jnp.asarray(np.asarray(x), jnp.float64), width=width, **settings, **options)

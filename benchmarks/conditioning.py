@@ -77,7 +77,7 @@ def measure(settings: Settings) -> dict[str, Any]:
             for kept, value in zip(cell.values(), measures, strict=True):
                 kept.append(value.item())
             # What rounding hides is drawn at its floor: a geometric mean needs positive values.
-            spectra.append(np.maximum(values, ni.rounding_floor(values)) / moments.mean)
+            spectra.append(np.maximum(values, ni.spectra.rounding_floor(values)) / moments.mean)
             if network == settings.base and seed == 0:
                 found["heatmaps"][name] = (kernel[np.ix_(rows, rows)] / moments.mean).round(3).tolist()
         if network == settings.base:

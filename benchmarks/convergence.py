@@ -90,7 +90,7 @@ PROFILES: dict[Profile, Settings] = {
 }  # fmt: skip
 
 
-def predicted_steps(spectrum: ni.Alignment, rate: float, share: float) -> int | None:
+def predicted_steps(spectrum: ni.spectra.Alignment, rate: float, share: float) -> int | None:
     """Return the steps that (T10.1) takes until this share of the squared error is left; None beyond LONGEST."""
 
     def reached(steps: int) -> bool:
@@ -110,7 +110,8 @@ def measure(task: Any, name: str, settings: Settings) -> dict[str, Any]:
     kernels = [kernel_in_float64(one, own, x) for one, own in each]
     if not np.isfinite(kernels).all():
         return {"variant": name, "failed": "the kernel at initialisation is not finite"}
-    systems, moments = [ni.eigensystem(kernel) for kernel in kernels], [ni.moments(kernel) for kernel in kernels]
+    systems = [ni.spectra.eigensystem(kernel) for kernel in kernels]
+    moments = [ni.moments(kernel) for kernel in kernels]
     # All seeds train in one program, so at one rate: half of the least.
     rate = float(min(ni.max_learning_rate(system, c=task.y.shape[1]) for system in systems)) / 2
     residuals = [np.asarray(one(own, x), np.float64) - task.y for one, own in each]

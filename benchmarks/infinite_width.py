@@ -60,7 +60,7 @@ MEAN_WIDTH, MEAN_SEEDS, MEAN_POINTS, MEAN_DEPTH = 4096, 64, 16, 2
 SPEED_POINTS, SPEED_DEPTH, SPEED_REPEATS = 2048, 4, 15
 
 
-class NormalSine(ni.Sine):
+class NormalSine(ni.networks.Sine):
     """With normal weights in every layer, as stax has them."""
 
     def law(self, *, first: bool, readout: bool) -> Law:
@@ -68,7 +68,7 @@ class NormalSine(ni.Sine):
         return Law(4 / self.omega**2) if first else Law(2 / self.omega**2)
 
 
-class NormalGauss(ni.Gauss):
+class NormalGauss(ni.networks.Gauss):
     """With normal weights in every layer."""
 
     def law(self, *, first: bool, readout: bool) -> Law:

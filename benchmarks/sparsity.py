@@ -109,7 +109,7 @@ def network(depth: int, width: int, x: np.ndarray, sparsity: ni.TopK | None, nor
     """Return the two-layer network of the closed forms, or a deeper coordinate network."""
     if depth > 1:
         return ni.CoordinateMLP(features=width, depth=depth, sparsity=sparsity, normalization=normalization)
-    return ni.two_layer_network(width, sparsity=sparsity, weight_std=x.shape[1] ** -0.5)
+    return ni.networks.two_layer_network(width, sparsity=sparsity, weight_std=x.shape[1] ** -0.5)
 
 
 def closed_form(x: np.ndarray, width: int, sparsity: ni.TopK) -> dict[str, Any]:

@@ -107,7 +107,9 @@ def _of_net(apply: Any, params: Any, x: Any) -> Any:
     return apply(params["net"], x)
 
 
-def trained(networks: Any, task: Any, rates: np.ndarray, optimizer: Any, steps: int) -> list[list[ni.FitResult]]:
+def trained(
+    networks: Any, task: Any, rates: np.ndarray, optimizer: Any, steps: int
+) -> list[list[ni.training.FitResult]]:
     """Train each seed of ``(apply, params)`` at each of its rates (seeds, k), all at once."""
     seeds, k = rates.shape
     apply, params = jax.tree.map(lambda leaf: jnp.repeat(leaf[:seeds], k, axis=0), networks)
@@ -116,7 +118,7 @@ def trained(networks: Any, task: Any, rates: np.ndarray, optimizer: Any, steps: 
     return [runs[i : i + k] for i in range(0, len(runs), k)]
 
 
-def final_psnr(run: ni.FitResult) -> float:
+def final_psnr(run: ni.training.FitResult) -> float:
     """Return the PSNR at the end in dB; 0, that of an error as large as the range, where there is worse or none."""
     return 0.0 if run.status == "diverged" else max(0.0, float(run.history["psnr"][-1]))
 
@@ -127,7 +129,7 @@ def tolerance(exponents: np.ndarray, psnr: np.ndarray) -> float:
     return float((curve > curve.max() - CLOSE_DB).mean() * (HIGH - LOW))
 
 
-def stable(run: ni.FitResult, criterion: str) -> bool:
+def stable(run: ni.training.FitResult, criterion: str) -> bool:
     """Return whether a run of gradient descent is stable by one of CRITERIA."""
     start = run.history["loss"][0]
     # Rounding may raise the loss of a run that hardly moves.

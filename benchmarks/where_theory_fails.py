@@ -126,7 +126,7 @@ def descend(net: nn.Module, task: Any, settings: Settings, change: str = AS_IS) 
     models = CHANGES[change](*models) if change in CHANGES else models
     each = one_by_one(models)
     before = [kernel_in_float64(*model, x) for model in each]
-    systems = [ni.eigensystem(kernel) for kernel in before]
+    systems = [ni.spectra.eigensystem(kernel) for kernel in before]
     starts = [np.asarray(apply(params, x), np.float64) for apply, params in each]
     # All seeds train in one program, so at one rate: half of the least.
     rate = float(min(map(ni.max_learning_rate, systems))) / 2

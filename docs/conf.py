@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from docutils import nodes
+from sphinx.util.nodes import make_refnode
 
 import ntk_inr
 
@@ -90,6 +91,18 @@ def shorten_signature(app, what, name, obj, options, signature, returns):
     return signature, None
 
 
+def find_short_name(app, env, node, contnode):
+    """Lead a name without its module to the one object that is called so, since docstrings don't repeat modules."""
+    objects = env.domains["py"].objects
+    matches = [
+        name for name, entry in objects.items() if not entry.aliased and name.endswith("." + node.get("reftarget", ""))
+    ]
+    if node.get("refdomain") != "py" or len(matches) != 1:
+        return None
+    entry = objects[matches[0]]
+    return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, contnode, matches[0])
+
+
 def skip_fields(app, what, name, obj, skip, options):
     """Leave out fields, which the class's docstring describes."""
     return None if inspect.isroutine(obj) or isinstance(obj, property | functools.cached_property) else True
@@ -113,6 +126,7 @@ def setup(app):
     """Connect the steps above."""
     app.connect("builder-inited", prepare)
     app.connect("doctree-read", strip_code)
+    app.connect("missing-reference", find_short_name)
     app.connect("build-finished", copy_mathjax)
     app.connect("autodoc-process-signature", shorten_signature)
     app.connect("autodoc-process-docstring", undo_types, priority=501)

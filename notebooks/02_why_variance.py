@@ -42,7 +42,7 @@ print(f"{SIDE} × {SIDE} pixels, with a constant appended: x {x.shape}")
 # %%
 def measured(width=WIDTH, seeds=SEEDS, x=x, **settings):
     """Mean and standard error, over seeds, of the variance and of the mean of a kernel's eigenvalues."""
-    net = ni.two_layer_network(width, **settings)
+    net = ni.networks.two_layer_network(width, **settings)
 
     def one(key):
         found = ni.moments(ni.ntk(*ni.init(net, key, x), x))

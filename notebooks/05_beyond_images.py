@@ -138,7 +138,7 @@ with figure_style():
 chord = ni.audio_task("chord", seconds=0.25)
 even, odd = np.arange(0, len(chord.x), 2), np.arange(1, len(chord.x), 2)
 omegas = [30, 90, 300, 900, 3000]
-first_omega = ni.variant("siren", features=64, depth=3, encoding=ni.Identity())
+first_omega = ni.variant("siren", features=64, depth=3, encoding=ni.networks.Identity())
 sound_models = {
     omega: ni.init(first_omega, jax.random.key(0), chord.x, settings={"encoding.scale": omega / 30}) for omega in omegas
 }

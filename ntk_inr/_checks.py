@@ -21,8 +21,8 @@ Precision = Literal["highest", "high", "default", "float32", "tensorfloat32", "b
 _WORDS = {"outputs": get_args(Outputs), "method": get_args(Method), "precision": get_args(Precision)}
 
 
-def as_coordinates(x: Any, name: str = "x") -> Array:
-    """Return ``x`` as a float array of shape (n, d), or say what is wrong with it."""
+def as_coordinates(x: Any, name: str = "x") -> Any:
+    """Return ``x`` as a float array of shape (n, d), or say what is wrong with it; a shape stays one."""
     x = _as_real_matrix(x, name, "(n, d), one row a coordinate")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
@@ -86,6 +86,11 @@ def as_numpy(source: Any, name: str) -> np.ndarray | None:
     return array
 
 
+def is_abstract(tree: Any) -> bool:
+    """Return whether a ``jax.ShapeDtypeStruct`` stands for some array of a tree."""
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
+
+
 def native(tree: Any) -> Any:
     """Return a tree whose NumPy arrays have the machine's byte order, the only one that JAX takes; else as it is."""
 
@@ -103,7 +108,7 @@ def unmasked(tree: Any, name: str) -> Any:
         raise ValueError(
             f"{name} holds {hidden} masked values, which would be taken for known ones; replace them by "
             f"{name}.filled(value), or leave their rows out. For an image whose masked pixels shall be filled in, pass "
-            "missing=np.ma.getmaskarray(image) to ni.inpainting_task."
+            "missing=np.ma.getmaskarray(image) to ni.tasks.inpainting_task."
         )
     return tree
 
@@ -111,7 +116,7 @@ def unmasked(tree: Any, name: str) -> Any:
 def check_finite_tree(tree: Any, name: str) -> None:
     """Raise ``ValueError`` naming the first leaf of ``tree`` that holds NaN or infinity; traced ones can't be seen."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    seen = {path: leaf for path, leaf in leaves if not isinstance(leaf, jax.core.Tracer)}
+    seen = {path: leaf for path, leaf in leaves if not isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct)}
     # Eager inside a transformation too, where parameters that the function closes over are values.
     with jax.ensure_compile_time_eval():
         if not seen or _are_finite(list(seen.values())):
@@ -182,7 +187,7 @@ def check_options(**options: Any) -> None:
             check_positive(value, name, integer=True)
 
 
-def _as_real_matrix(array: Any, name: str, expected: str) -> Array:
+def _as_real_matrix(array: Any, name: str, expected: str) -> Any:
     if array is None or isinstance(array, str | bytes | os.PathLike):
         raise TypeError(
             f"{name} is {array!r}; expected an array {expected}. Load a file first, with np.load or skimage."
@@ -194,11 +199,11 @@ def _as_real_matrix(array: Any, name: str, expected: str) -> Array:
         raise ValueError(f"{name} has shape {tuple(array.shape)}; expected {expected}.{fix}")
     if 0 in array.shape:
         raise ValueError(f"{name} has shape {tuple(array.shape)}, so it is empty; expected {expected}.")
-    return jnp.asarray(array)
+    return array if is_abstract(array) else jnp.asarray(array)
 
 
-def _check_finite(array: Array, name: str) -> None:
-    if isinstance(array, jax.core.Tracer) or not jnp.issubdtype(array.dtype, jnp.inexact):
+def _check_finite(array: Any, name: str) -> None:
+    if isinstance(array, jax.core.Tracer | jax.ShapeDtypeStruct) or not jnp.issubdtype(array.dtype, jnp.inexact):
         return
     with jax.ensure_compile_time_eval():
         if _are_finite([array]):

@@ -1,55 +1,56 @@
-"""What the commands share: the options of a task, and settings written as text."""
+"""What a user of ``ntk-inr`` may write: the commands and their options, read before JAX is imported."""
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 import tyro
 
-from ntk_inr.messages import check_device
-from ntk_inr.study.record import printable
-from ntk_inr.study.space import parse_values
-from ntk_inr.tasks.interface import Task
-from ntk_inr.tasks.registry import TASKS, kind_of, load_task
+_VARIANT = tyro.conf.arg(aliases=["--variants"], metavar="NAME ...")
+_SETTINGS = tyro.conf.arg(metavar="NAME=VALUE ...", help_behavior_hint="")
+_SOURCE = tyro.conf.arg(metavar="[TASK] FILE", help_behavior_hint="")
 
 
 @dataclasses.dataclass
-class Command:
-    """What all commands share."""
+class Data:
+    """What is fitted."""
 
-    renamed: ClassVar = {"target_psnr": "--target", "objective": "--for", "space": "--over"}
-
-    def options(self) -> dict[str, str]:
-        """Return what a user of the command writes for each keyword of the library."""
-        return {f.name: f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(self)} | self.renamed
-
-    def interrupted(self) -> str:
-        """Return what to tell a user who pressed Ctrl-C."""
-        return ""
-
-
-@dataclasses.dataclass
-class OnATask(Command):
-    """What the commands share that take a task."""
-
-    prefix: ClassVar[str] = ""
-    source: tyro.conf.Positional[tuple[str, ...]]
-    """[TASK] FILE: a file, or something bundled. The task is told by that or by the file's suffix, else it is an image.
-    `ntk-inr tasks` lists both."""
-    set: tuple[str, ...] = ()
-    """Settings of the task, such as size=128 holdout=0.5 or angles=90; `ntk-inr tasks` lists them."""
+    source: tyro.conf.Positional[Annotated[tuple[str, ...], _SOURCE]]
+    """A file, or something bundled, which also tells the task, else it is an image; `ntk-inr tasks` lists both."""
     size: int | None = None
     """Longer side of an image in pixels, after reduction; by default the task's own, 64 for images."""
-    features: int = 128
+    set: Annotated[tuple[str, ...], _SETTINGS] = ()
+    """Settings of the task, such as size=128 holdout=0.5 or angles=90; `ntk-inr tasks` lists them."""
+
+
+@dataclasses.dataclass
+class ComparedData(Data):
+    """What is fitted."""
+
+    holdout: float | None = None
+    """Share of the values held out for testing."""
+    grey: bool = False
+    """Turn a colour image into grey."""
+
+
+@dataclasses.dataclass
+class Network:
+    """What fits it."""
+
+    variant: Annotated[tuple[str, ...], _VARIANT]
+    """One or several, with settings where wanted: siren:omega=10 or rff:scale=4,depth=3. See `ntk-inr variants`."""
+    features: int = 256
     """Width of the hidden layers."""
-    depth: int = 3
+    depth: int = 4
     """Number of hidden layers."""
-    seed: int = 0
-    """First random seed."""
+
+
+@dataclasses.dataclass
+class Output:
+    """Where the results go."""
+
     out: Path | None = None
     """Folder for the results; by default runs/NAME, or runs/TASK-NAME where NAME does not tell the task."""
     overwrite: bool = False
@@ -57,51 +58,178 @@ class OnATask(Command):
     resume: bool = False
     """Go on from results in the folder."""
 
-    @property
-    def kind(self) -> str:
-        """The task's kind."""
-        return self.source[0] if len(self.source) == 2 else kind_of(self.source[-1])
 
-    def options(self) -> dict[str, str]:
-        """Return what a user of the command writes for each keyword of the library."""
-        kind = TASKS.get(self.kind) if self.source else None
-        return {name: f"--set {name}=" for name in (kind.settings if kind else ())} | super().options()
+@dataclasses.dataclass
+class ComparedTraining:
+    """How the networks are trained, and held beside what their kernels predict."""
 
-    def task(self, **settings: object) -> Task:
-        """Return the task; ``settings`` are options of their own, left out where they are None."""
-        check_device()
-        if not 1 <= len(self.source) <= 2:
-            raise ValueError(f"expected [TASK] FILE, got {' '.join(self.source) or 'nothing'}.")
-        source, kind = self.source[-1], self.kind
-        given = {name: value for name, value in settings.items() if value is not None}
-        given |= named(self.set, "--set", "size=128")
-        if kind in TASKS and "seed" in TASKS[kind].settings:
-            given.setdefault("seed", self.seed)
-        task, name = load_task(kind, source, **given), printable(Path(source).stem).replace("\ufffd", "_")
-        self.out = self.out or Path("runs") / (self.prefix + (name if kind == kind_of(source) else f"{kind}-{name}"))
-        return task
+    steps: int = 500
+    """Training steps, of Adam and of gradient descent each."""
+    learning_rate: float = 1e-3
+    """Learning rate of Adam."""
+    seeds: int = 2
+    """Independent initialisations a network."""
+    seed: int = 0
+    """First random seed."""
+    target: float | None = None
+    """PSNR in dB to count steps to; by default the highest that every network reached."""
+    kernel_points: int = 4096
+    """Most values that a kernel is taken on; more are sampled."""
 
 
-def named(texts: Sequence[str], option: str, example: str) -> dict[str, Any]:
-    """Return what texts such as "name=value" say; what is no Python value is a text."""
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ValueError(f"{option} {text!r} is no setting; write name=value, such as {example}.")
-        try:
-            found[name.replace("-", "_")] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            found[name.replace("-", "_")] = value
-    return found
+@dataclasses.dataclass
+class Training:
+    """How the network is trained."""
+
+    steps: int = 1000
+    """Training steps."""
+    optimizer: str = "adam"
+    """Any of optax's, by name."""
+    learning_rate: float | None = None
+    """Its largest learning rate; by default 1e-3, and for lbfgs its line search."""
+    schedule: Literal["constant", "cosine", "exponential", "linear"] = "constant"
+    """How the learning rate falls over the steps."""
+    seed: int = 0
+    """Random seed."""
 
 
-def named_ranges(texts: Sequence[str]) -> Mapping[str, Any]:
-    """Return what texts such as "scale=0.25:32" say."""
-    found = {}
-    for text in texts:
-        name, equals, values = text.partition("=")
-        if not equals:
-            raise ValueError(f"--over {text!r} is no range; write name=low:high or name=a,b,c, such as scale=0.25:32.")
-        found[name] = parse_values(values)
-    return found
+@dataclasses.dataclass
+class PlannedTraining:
+    """The training that is planned."""
+
+    steps: int = 500
+    """Training steps that are planned."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """What will train the network."""
+    learning_rate: float = 1e-3
+    """Learning rate of Adam; that of sgd is predicted."""
+    seed: int = 0
+    """First random seed."""
+
+
+@dataclasses.dataclass
+class Search:
+    """What is chosen from, and for what."""
+
+    over: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=LOW:HIGH ...", help_behavior_hint="")] = ()
+    """Settings to choose, with a range or a list: scale=0.25:32 or bands=2,4,8; by default what matters most."""
+    objective: Annotated[Literal["heldout", "fit", "speed"], tyro.conf.arg(name="for")] = "heldout"
+    """heldout: best PSNR on values that are held out. fit: PSNR after --steps. speed: steps to --target."""
+    target: float | None = None
+    """PSNR in dB, of --for speed."""
+    points: int = 8
+    """Values of a range that are tried first."""
+    refine: int = 4
+    """Further candidates around the best."""
+    sample: int | None = None
+    """Rows that a kernel is taken on; by default 512, or all."""
+    repeats: int = 3
+    """Samples and initialisations a candidate."""
+    pilot: int = 0
+    """Steps of a short training of each candidate, after which its kernel is taken."""
+    infinite: bool = False
+    """Take the kernel of infinite width."""
+
+
+@dataclasses.dataclass
+class Compare:
+    """Compare networks on a task: conditioning, predicted and measured training, reconstruction.
+
+    Example: ntk-inr compare photo.png --variant relu pe siren --size 64 --out runs/photo
+
+    Example: ntk-inr compare shape torus --variant relu siren siren:omega=10 --set points=4000
+    """
+
+    prefix: ClassVar[str] = ""
+    data: ComparedData
+    network: Network = dataclasses.field(
+        default_factory=lambda: Network(("relu", "pe", "pe+sphere", "pe+hadamard", "pe+sphere+hadamard", "siren"))
+    )
+    training: ComparedTraining = dataclasses.field(default_factory=ComparedTraining)
+    output: Output = dataclasses.field(default_factory=Output)
+
+
+@dataclasses.dataclass
+class Fit:
+    """Train a network on a task; keep the reconstruction, its scores, the curve and checkpoints.
+
+    Several networks are trained one after the other, each in a folder of its own.
+
+    Example: ntk-inr fit audio song.wav --variant siren --steps 2000 --out runs/song
+
+    Example: ntk-inr fit photo.png --size 128 --variant rff:scale=4 --schedule cosine
+
+    Example: ntk-inr fit shape bunny.obj --set kind=occupancy
+    """
+
+    prefix: ClassVar[str] = "fit-"
+    data: Data
+    network: Network = dataclasses.field(default_factory=lambda: Network(("siren",)))
+    training: Training = dataclasses.field(default_factory=Training)
+    output: Output = dataclasses.field(default_factory=Output)
+
+
+@dataclasses.dataclass
+class Tune:
+    """Choose settings before training, by what the kernel at initialisation predicts.
+
+    Example: ntk-inr tune photo.png --variant rff --over scale=0.25:32 --for heldout
+
+    Example: ntk-inr tune photo.png --variant siren rff pe --pilot 50 --out runs/choice
+    """
+
+    prefix: ClassVar[str] = "tune-"
+    data: Data
+    network: Network = dataclasses.field(default_factory=lambda: Network(("rff",)))
+    search: Search = dataclasses.field(default_factory=Search)
+    training: PlannedTraining = dataclasses.field(default_factory=PlannedTraining)
+    output: Output = dataclasses.field(default_factory=Output)
+
+
+@dataclasses.dataclass
+class Variants:
+    """List the networks that can be compared.
+
+    Example: ntk-inr variants
+    """
+
+
+@dataclasses.dataclass
+class Tasks:
+    """List the tasks, what they take and their settings.
+
+    Example: ntk-inr tasks
+    """
+
+
+@dataclasses.dataclass
+class Report:
+    """Rebuild the page, the table and the figures from results.json.
+
+    Example: ntk-inr report runs/photo --target 25
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """Folder that `ntk-inr compare --out` wrote."""
+    target: float | None = None
+    """PSNR in dB to count steps to; by default the highest that every network reached."""
+
+
+OnATask: TypeAlias = Compare | Fit | Tune
+Command: TypeAlias = (
+    Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Fit, tyro.conf.subcommand("fit")]
+    | Annotated[Tune, tyro.conf.subcommand("tune")]
+    | Annotated[Variants, tyro.conf.subcommand("variants")]
+    | Annotated[Tasks, tyro.conf.subcommand("tasks")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+)
+
+
+def values_of(command: object) -> dict[str, object]:
+    """Return the options of a command by their names, whatever group they are in."""
+    values: dict[str, object] = {}
+    for field in dataclasses.fields(command):  # type: ignore[arg-type]
+        value = getattr(command, field.name)
+        values |= values_of(value) if dataclasses.is_dataclass(value) else {field.name: value}
+    return values

@@ -11,11 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
 
-import jax
-from rich.console import Console
-from rich.markup import escape
-
-from ntk_inr.study.record import printable
+from ntk_inr._text import printable
 
 
 class Output:
@@ -87,6 +83,8 @@ def log_in_lines(name: str) -> Iterator[None]:
 
 def print_error(message: str, what: str = "error:") -> None:
     """Print one line to stderr."""
+    from rich.console import Console  # here, and below, since help is printed without it
+
     style = "bold red" if what == "error:" else "bold"
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(f"[{style}]ntk-inr: {what}[/] {shown(' '.join(message.splitlines()))}")
@@ -94,6 +92,8 @@ def print_error(message: str, what: str = "error:") -> None:
 
 def shown(text: Any) -> str:
     """Return text that came from outside, such as a path, as what a console prints as it is."""
+    from rich.markup import escape
+
     return escape(printable(str(text)))
 
 
@@ -110,22 +110,24 @@ def in_options(message: str, options: Mapping[str, str]) -> str:
     names = "|".join(options)
     value = r"True|False|None|'[^']*'|\"[^\"]*\"|-?\d+(?:\.\d+)?(?:e[-+]?\d+)?"
 
-    def option(found: re.Match[str]) -> str:
-        name, key, value = found["name"], found["key"], (found["value"] or "").strip("'\"")
+    def option(match: re.Match[str]) -> str:
+        name, key, value = match["name"], match["key"], (match["value"] or "").strip("'\"")
         written = options[name]
         if written.endswith("="):
-            return f"{written}{value}" if found["equals"] else found[0]
+            return f"{written}{value}" if match["equals"] else match[0]
         if value == "False":
             return written.replace("--", "--no-", 1)
         return " ".join(part for part in (written, key, value) if part and part != "True")
 
     keyword = rf"\b(?P<name>{names})(?:(?P<equals>=)(?P<value>{value})?(?![\w(])|\[['\"](?P<key>[^'\"]+)['\"]\])"
     message = re.sub(keyword, option, message)
-    return re.sub(rf"(?:^|(?<=and ))({names})(?= is )", lambda found: options[found[1]].removesuffix("="), message)
+    return re.sub(rf"(?:^|(?<=and ))({names})(?= is )", lambda match: options[match[1]].removesuffix("="), message)
 
 
 def check_device() -> None:
     """Raise ``ValueError`` where JAX has none of the devices that it is to run on."""
+    import jax  # here, since help and mistakes are printed without it
+
     with log_in_lines("jax._src.xla_bridge"):
         try:
             jax.devices()

@@ -35,11 +35,11 @@ def test_kernels_of_whole_networks_equal_jacobians(key, x, name):
 
 
 FORMULAS = {
-    "finer": (ni.Finer(omega=3.0, frozen_scale=False), lambda u: np.sin(3 * (np.abs(u) + 1) * u)),
-    "spder": (ni.Spder(omega=3.0), lambda u: np.sin(3 * u) * np.sqrt(np.abs(3 * u))),
-    "sinc": (ni.Sinc(omega=3.0), lambda u: np.sinc(3 * u / np.pi)),
-    "hosc": (ni.Hosc(sharpness=2.0, omega=3.0), lambda u: np.tanh(2 * np.sin(3 * u))),
-    "quadratic": (ni.Quadratic(width=0.3), lambda u: 1 / (1 + (u / 0.3) ** 2)),
+    "finer": (ni.networks.Finer(omega=3.0, frozen_scale=False), lambda u: np.sin(3 * (np.abs(u) + 1) * u)),
+    "spder": (ni.networks.Spder(omega=3.0), lambda u: np.sin(3 * u) * np.sqrt(np.abs(3 * u))),
+    "sinc": (ni.networks.Sinc(omega=3.0), lambda u: np.sinc(3 * u / np.pi)),
+    "hosc": (ni.networks.Hosc(sharpness=2.0, omega=3.0), lambda u: np.tanh(2 * np.sin(3 * u))),
+    "quadratic": (ni.networks.Quadratic(width=0.3), lambda u: 1 / (1 + (u / 0.3) ** 2)),
 }
 
 
@@ -59,11 +59,12 @@ def test_activations_and_their_slopes(x64, name):
 
 
 def test_finers_scale_is_a_constant_to_its_derivative():
-    assert float(jax.grad(ni.Finer(omega=2.0))(0.5)) == pytest.approx(2 * 1.5 * np.cos(2 * 1.5 * 0.5), rel=1e-6)
+    slope = float(jax.grad(ni.networks.Finer(omega=2.0))(0.5))
+    assert slope == pytest.approx(2 * 1.5 * np.cos(2 * 1.5 * 0.5), rel=1e-6)
 
 
 def test_finers_first_biases_are_wide(key, x):
-    net = ni.CoordinateMLP(features=4000, depth=2, activation=ni.Finer(bias_spread=5.0))
+    net = ni.CoordinateMLP(features=4000, depth=2, activation=ni.networks.Finer(bias_spread=5.0))
     _, params = ni.init(net, key, x)
     assert 4.9 < float(jnp.abs(params["hidden_0"]["bias"]).max()) <= 5.0
     assert float(jnp.abs(params["hidden_1"]["bias"]).max()) <= 4000**-0.5
@@ -76,12 +77,12 @@ def test_initializer_overrides_the_activation(key, x):
         kernel = params[name]["kernel"]
         # Glorot and Bengio's variance 2 / (fan_in + fan_out).
         assert float(kernel.var()) == pytest.approx(2 / sum(fans), rel=4 * (2 / kernel.size) ** 0.5)
-    only = ni.CoordinateMLP(initializer=ni.Scheme(ni.Law(1.0)), bias_law=None)
-    assert only.laws(readout=True) == (ni.Law(1.0), None)
+    only = ni.CoordinateMLP(initializer=ni.networks.Scheme(ni.networks.Law(1.0)), bias_law=None)
+    assert only.laws(readout=True) == (ni.networks.Law(1.0), None)
 
 
 def test_geometric_networks_start_as_distances(key):
-    net = ni.CoordinateMLP(features=4096, depth=3, initializer=ni.geometric(radius=0.4))
+    net = ni.CoordinateMLP(features=4096, depth=3, initializer=ni.networks.geometric(radius=0.4))
     x = jax.random.uniform(key, (40, 3), minval=-1.0)
     apply, params = ni.init(net, key, x)
     # Each of the three layers keeps the norm to about 1/sqrt(width), the readout likewise.
@@ -91,8 +92,8 @@ def test_geometric_networks_start_as_distances(key):
 
 
 def test_vi3nr_keeps_preactivations(key):
-    activation, sigma, width = ni.Gauss(0.3), 0.7, 1500
-    scheme = ni.vi3nr(activation, sigma=sigma)
+    activation, sigma, width = ni.networks.Gauss(0.3), 0.7, 1500
+    scheme = ni.networks.vi3nr(activation, sigma=sigma)
     h = jax.random.uniform(key, (400, 3), minval=-1.0)
     for layer in range(4):
         law = scheme.law(first=layer == 0, readout=False)
@@ -104,17 +105,19 @@ def test_vi3nr_keeps_preactivations(key):
 
 
 def test_vi3nr_balances_values_and_gradients():
-    gauss = ni.Gauss(0.5)
+    gauss = ni.networks.Gauss(0.5)
     # E phi^2 = 1/sqrt(d) and E phi'^2 = 16 sigma^2 / d^1.5 with d = 1 + 8 sigma^2.
-    assert ni.vi3nr(gauss).first.gain / 3 == pytest.approx((8 + 128**0.5) / 32, rel=1e-4)
+    assert ni.networks.vi3nr(gauss).first.gain / 3 == pytest.approx((8 + 128**0.5) / 32, rel=1e-4)
     for function in (jnp.tanh, jax.nn.relu):
         with pytest.raises(ValueError, match="give sigma"):
-            ni.vi3nr(function)
-    assert ni.vi3nr(jax.nn.relu, sigma=1.0).hidden.gain == pytest.approx(2, rel=1e-5)
+            ni.networks.vi3nr(function)
+    assert ni.networks.vi3nr(jax.nn.relu, sigma=1.0).hidden.gain == pytest.approx(2, rel=1e-5)
 
 
 def test_batch_norm_by_the_batch_in_training_and_by_averages_after(key, x):
-    net = ni.CoordinateMLP(features=8, depth=1, activation=lambda u: u, normalization=ni.BatchNorm(momentum=0.0))
+    net = ni.CoordinateMLP(
+        features=8, depth=1, activation=lambda u: u, normalization=ni.networks.BatchNorm(momentum=0.0)
+    )
     apply, params = ni.init(net, key, x)
     values, trained = training_call(apply)(apply, params, x, 0)
     # Without momentum the averages are this batch's own, so evaluation repeats it.
@@ -169,7 +172,7 @@ def test_models_without_state_train_as_they_are(key, x):
 
 
 def test_fouriernet_is_products_of_filters(key, x):
-    net = ni.FourierNet(features=6, depth=3, scale=5.0)
+    net = ni.networks.FourierNet(features=6, depth=3, scale=5.0)
     apply, params = ni.init(net, key, x)
     p = arrays(params)
     filters = [np.sin(np.asarray(x) @ p[f"frequency_{i}"] + p[f"phase_{i}"]) for i in range(3)]
@@ -185,7 +188,7 @@ def test_fouriernet_is_products_of_filters(key, x):
 
 
 def test_gabornets_filters_are_windows(key, x):
-    net = ni.GaborNet(features=6, depth=1, scale=5.0)
+    net = ni.networks.GaborNet(features=6, depth=1, scale=5.0)
     apply, params = ni.init(net, key, x)
     p = arrays(params)
     distances = ((np.asarray(x)[:, None] - p["centre_0"][None]) ** 2).sum(2)
@@ -194,7 +197,7 @@ def test_gabornets_filters_are_windows(key, x):
 
 
 def test_bacon_keeps_its_band_limits(x64, key):
-    net = ni.BACON(features=32, depth=3, bandwidth=6.0, scales=(1, 2, 3), param_dtype=jnp.float64)
+    net = ni.networks.BACON(features=32, depth=3, bandwidth=6.0, scales=(1, 2, 3), param_dtype=jnp.float64)
     n = 64
     x = jnp.asarray(-1 + 2 * np.arange(n)[:, None] / n)
     apply, params = ni.init(net, key, x)
@@ -205,7 +208,7 @@ def test_bacon_keeps_its_band_limits(x64, key):
         assert power[limit + 1 :, column].max() < 1e-12
         assert power[: limit + 1, column].max() > 1e-3
     np.testing.assert_allclose(apply(params, x + 2), values, atol=1e-9)
-    assert ni.BACON(depth=2, bandwidth=6.0).readouts == (2,)
+    assert ni.networks.BACON(depth=2, bandwidth=6.0).readouts == (2,)
 
 
 @pytest.mark.parametrize(
@@ -218,12 +221,14 @@ def test_bacon_keeps_its_band_limits(x64, key):
 )
 def test_bacon_refuses(settings, said):
     with pytest.raises(ValueError, match=said):
-        ni.BACON(**settings)
+        ni.networks.BACON(**settings)
 
 
 def test_wire_is_complex_arithmetic(x64, key):
     x = jax.random.uniform(key, (7, 2), minval=-1.0, dtype=jnp.float64)
-    apply, params = ni.init(ni.Wire(features=12, depth=3, scale=2.0, omega=3.0, param_dtype=jnp.float64), key, x)
+    apply, params = ni.init(
+        ni.networks.Wire(features=12, depth=3, scale=2.0, omega=3.0, param_dtype=jnp.float64), key, x
+    )
     p = arrays(params)
 
     def psi(z):
@@ -263,7 +268,7 @@ def test_hash_grid_interpolates(x64, key):
 
 def test_gabor_modulation_has_windows(key):
     x = jax.random.uniform(key, (6, 2), minval=-1.0)
-    modulation = ni.GaborModulation(omega=2.0, width=0.4, trained=True)
+    modulation = ni.networks.GaborModulation(omega=2.0, width=0.4, trained=True)
     factors, variables = modulation.init_with_output(key, x, 5, 2)
     p = arrays(variables["params"])
     waves = 2**0.5 * np.sin(2 * np.asarray(x) @ p["waves"]["v"] + p["waves"]["b"])
@@ -273,7 +278,7 @@ def test_gabor_modulation_has_windows(key):
 
 
 def test_modulator_is_a_second_network(key, x):
-    factors, variables = ni.MLPModulation(shift=0.5).init_with_output(key, x, 5, 2)
+    factors, variables = ni.networks.MLPModulation(shift=0.5).init_with_output(key, x, 5, 2)
     first, second = (arrays(variables["params"][f"hidden_{i}"]) for i in range(2))
     g = np.maximum(np.asarray(x) @ first["kernel"] + first["bias"], 0)
     g2 = np.maximum(np.concatenate([g, x], 1) @ second["kernel"] + second["bias"], 0)
@@ -281,7 +286,7 @@ def test_modulator_is_a_second_network(key, x):
 
 
 def test_film_scales_and_shifts_by_its_code(key, x):
-    net = ni.CoordinateMLP(features=6, depth=2, activation="sine", modulation=ni.FiLM(latent=3))
+    net = ni.CoordinateMLP(features=6, depth=2, activation="sine", modulation=ni.networks.FiLM(latent=3))
     apply, params = ni.init(net, key, x)
     p, own = arrays(params), arrays(params["modulation"])
     scale, shift = ((own["latent"] @ own[name]).reshape(2, 6) for name in ("gain", "shift"))
@@ -308,11 +313,11 @@ def test_heads_follow_the_readout(key, x):
 
 def test_triangle_waves_and_blobs():
     x = jnp.linspace(-1, 1, 9)[:, None]
-    waves = ni.TriangleWave(bands=3).apply({}, x)
+    waves = ni.networks.TriangleWave(bands=3).apply({}, x)
     np.testing.assert_allclose(waves[:, 0], -x[:, 0], atol=1e-6)  # so no two places have the same code
     np.testing.assert_allclose(waves[:, 1], 2 * np.abs(x[:, 0]) - 1, atol=1e-6)
     np.testing.assert_allclose(waves[:4, 2], waves[4:8, 2], atol=1e-6)  # the octave above has period 1
-    blobs = ni.OneBlob(bins=4).apply({}, jnp.array([[-0.75]]))
+    blobs = ni.networks.OneBlob(bins=4).apply({}, jnp.array([[-0.75]]))
     np.testing.assert_allclose(blobs[0], np.exp(-(np.arange(4) ** 2) / 2), atol=1e-6)
 
 
@@ -331,8 +336,8 @@ def test_learnable_frequencies_are_parameters(key, x):
     [
         ({"normalization": "batch"}, "normalization BatchNorm"),
         ({"normalization": "weight"}, "normalization WeightNorm"),
-        ({"modulation": ni.FiLM()}, "modulation FiLM"),
-        ({"modulation": ni.GaborModulation()}, "modulation GaborModulation"),
+        ({"modulation": ni.networks.FiLM()}, "modulation FiLM"),
+        ({"modulation": ni.networks.GaborModulation()}, "modulation GaborModulation"),
         ({"head": "sigmoid"}, "head='sigmoid'"),
         ({"initializer": "geometric"}, "nonzero mean"),
     ],
@@ -349,16 +354,16 @@ def test_parts_without_a_known_limit_are_named(settings, said):
         (lambda: ni.CoordinateMLP(initializer="xavier"), "unknown initializer"),
         (lambda: ni.CoordinateMLP(head="softmax"), "unknown head"),
         (lambda: ni.CoordinateMLP(normalization="bach"), "Did you mean 'batch'"),
-        (lambda: ni.BatchNorm(momentum=1.0), "share in"),
+        (lambda: ni.networks.BatchNorm(momentum=1.0), "share in"),
         (lambda: ni.HashGrid(log2_size=31), "at most 30"),
         (lambda: ni.HashGrid(growth=0.5), "growth"),
-        (lambda: ni.OneBlob(bins=1), "bins"),
-        (lambda: ni.FourierNet(scale=0.0), "scale"),
-        (lambda: ni.GaborNet(alpha=-1.0), "alpha"),
-        (lambda: ni.Wire(omega=0.0), "omega"),
-        (lambda: ni.FiLM(latent=0), "latent"),
+        (lambda: ni.networks.OneBlob(bins=1), "bins"),
+        (lambda: ni.networks.FourierNet(scale=0.0), "scale"),
+        (lambda: ni.networks.GaborNet(alpha=-1.0), "alpha"),
+        (lambda: ni.networks.Wire(omega=0.0), "omega"),
+        (lambda: ni.networks.FiLM(latent=0), "latent"),
         (lambda: initializers.siren(0.0), "omega"),
-        (lambda: ni.geometric(-1.0), "radius"),
+        (lambda: ni.networks.geometric(-1.0), "radius"),
     ],
 )
 def test_bad_settings_are_refused(build, said):

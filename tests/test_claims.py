@@ -35,8 +35,8 @@ def elsewhere(tmp_path):
 
 
 def test_a_claim_ends_with_its_process(tmp_path, elsewhere):
-    study = ni.Study({}, {}, {}, None, [])
-    tuning = ni.Tuning({}, {}, {}, [])
+    study = ni.study.Study({}, {}, {}, None, [])
+    tuning = ni.study.Tuning({}, {}, {}, [])
     for save in (study.save, tuning.save):
         with pytest.raises(FileExistsError, match=rf"being written to by process {elsewhere.pid} on .*; wait until"):
             save(tmp_path)

@@ -60,7 +60,7 @@ def test_compare_interrupted_then_resumed_then_reported(capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_default_folder_is_named_after_the_image():
-    assert cli.run(["compare", "photo.png", *FAST, "--variants", "relu"]) == 0
+    assert cli.run(["compare", "photo.png", *FAST, "--variant", "relu"]) == 0
     assert ni.load_study("runs/photo").complete
 
 
@@ -77,7 +77,7 @@ def test_variants_are_a_line_each(capsys):
         (["compare", "camra"], "no bundled image of that name"),
         (["compare", "text.png"], "can't be read as an image"),
         (["compare", "pixel.png"], "has 1 pixel"),
-        (["compare", "photo.png", "--variants", "sirne"], "Did you mean 'siren'?"),
+        (["compare", "photo.png", "--variant", "sirne"], "Did you mean 'siren'?"),
         (["compare", "photo.png", "--steps", "0"], "error: --steps is 0; expected at least 1"),
         (["compare", "photo.png", "--holdout", "2"], "holdout is 2.0"),
         (["compare", "photo.png", "--out", "full"], "exists and is not empty"),

@@ -21,7 +21,7 @@ OF_A_MODEL = {
     "ntk": ni.ntk,
     "explain": ni.explain,
     "NTKOperator": lambda *model, block=None, **options: ni.NTKOperator(*model, microbatch=block, **options),
-    "training_kernel": ni.training_kernel,
+    "training_kernel": ni.kernels.training_kernel,
 }
 # What some of them have no use for.
 LACKING = {"explain": ("precision",), "NTKOperator": ("memory_limit",)}
@@ -82,7 +82,7 @@ FIGURES = {
     "eigenvalues": lambda K: (values := ni.eigenvalues(K))[:6] / values[0],
     "alignment": lambda K: ni.alignment(K, TARGET).energy[:6],
     "max_learning_rate": lambda K: ni.max_learning_rate(K) * ni.eigenvalues(K)[0],
-    "rounding_floor": lambda K: ni.rounding_floor(K, dtype=np.float32) / ni.eigenvalues(K)[0],
+    "rounding_floor": lambda K: ni.spectra.rounding_floor(K, dtype=np.float32) / ni.eigenvalues(K)[0],
     "predict_training": lambda K: (
         ni.predict_training(K, TARGET, learning_rate=float(ni.max_learning_rate(K)), steps=9).loss
     ),
@@ -199,7 +199,7 @@ def test_every_dtype_of_parameters(name):
 def _everything_of_the_kernel(apply, params, x):
     K = ni.ntk(apply, params, x)
     ni.predict_training(K, x, learning_rate=0.1, steps=99)
-    return [figures(K) for figures in (ni.moments, ni.condition_number, ni.eigensystem, ni.max_learning_rate)]
+    return [figures(K) for figures in (ni.moments, ni.condition_number, ni.spectra.eigensystem, ni.max_learning_rate)]
 
 
 def _trained(apply, params, x, **options):

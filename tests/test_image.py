@@ -234,7 +234,7 @@ def test_a_task_knows_whether_its_data_came_in_8_bits(save, ramp):
     assert ni.volume_task(np.stack([grey, grey])).eight_bit
     assert not ni.volume_task("orbits").eight_bit
     assert ni.tomography_task("camera", size=8, angles=4).eight_bit
-    assert ni.inpainting_task(grey, size=None).eight_bit
+    assert ni.tasks.inpainting_task(grey, size=None).eight_bit
     assert ni.pde_task("poisson-gradients", image=grey, resolution=8).eight_bit
 
 

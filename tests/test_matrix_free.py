@@ -260,10 +260,10 @@ def test_the_floor_is_that_of_the_arithmetic_the_kernel_came_in():
     found = ni.eigenvalues(wide)
     assert isinstance(found, np.ndarray)
     assert found.dtype == np.float64
-    floor = ni.rounding_floor(wide, dtype=K.dtype)
+    floor = ni.spectra.rounding_floor(wide, dtype=K.dtype)
     np.testing.assert_allclose(floor, np.finfo(np.float32).eps * N, rtol=1e-6)
-    np.testing.assert_allclose(ni.rounding_floor(found, dtype=K.dtype), floor)
-    assert ni.rounding_floor(wide) < 1e-8 * floor
+    np.testing.assert_allclose(ni.spectra.rounding_floor(found, dtype=K.dtype), floor)
+    assert ni.spectra.rounding_floor(wide) < 1e-8 * floor
     above = values > floor
     np.testing.assert_allclose(found[above], values[above], atol=floor)
     condition = ni.condition_number(wide, dtype=K.dtype)

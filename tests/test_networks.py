@@ -81,7 +81,7 @@ def test_sphere_placements(key, x, placement):
 
 
 def test_layer_norm_standardises_rows(key):
-    z = ni.LayerNorm(epsilon=1e-12)(3 + jax.random.normal(key, (7, 16)))
+    z = ni.networks.LayerNorm(epsilon=1e-12)(3 + jax.random.normal(key, (7, 16)))
     np.testing.assert_allclose(z.mean(axis=1), 0, atol=1e-6)
     np.testing.assert_allclose(z.std(axis=1), 1, rtol=1e-5)
 
@@ -105,10 +105,10 @@ def test_biases_follow_their_law_or_are_left_out(key, x):
 @pytest.mark.parametrize(
     ("activation", "formula"),
     [
-        (ni.Sine(omega=3.0, phase=0.5), lambda u: np.sin(3 * u + 0.5)),
-        (ni.Gauss(width=0.3), lambda u: np.exp(-(u**2) / 0.18)),
-        (ni.Gabor(scale=2.0, omega=5.0, phase=0.2), lambda u: np.exp(-4 * u**2) * np.cos(5 * u + 0.2)),
-        (ni.Erf(slope=0.7), lambda u: scipy.special.erf(0.7 * u)),
+        (ni.networks.Sine(omega=3.0, phase=0.5), lambda u: np.sin(3 * u + 0.5)),
+        (ni.networks.Gauss(width=0.3), lambda u: np.exp(-(u**2) / 0.18)),
+        (ni.networks.Gabor(scale=2.0, omega=5.0, phase=0.2), lambda u: np.exp(-4 * u**2) * np.cos(5 * u + 0.2)),
+        (ni.networks.Erf(slope=0.7), lambda u: scipy.special.erf(0.7 * u)),
     ],
 )
 def test_activations_are_their_formulas(activation, formula):
@@ -155,7 +155,7 @@ def test_any_callable_is_an_activation(key, x):
 
 
 def test_pieces_work_alone_in_another_network(key, x):
-    net = nn.Sequential([ni.NeRFEncoding(bands=2), ni.Dense(8), nn.relu, ni.Sphere(), ni.Dense(1)])
+    net = nn.Sequential([ni.NeRFEncoding(bands=2), ni.networks.Dense(8), nn.relu, ni.Sphere(), ni.networks.Dense(1)])
     apply, params = ni.init(net, key, x)
     assert ni.ntk(apply, params, x).shape == (23, 23)
 
@@ -173,7 +173,7 @@ def test_pieces_work_alone_in_another_network(key, x):
         (lambda: ni.Sphere(placement="output"), "unknown placement"),
         (lambda: ni.Sphere(radius=0.0), "radius is 0.0"),
         (lambda: ni.FourierModulation(omega=float("nan")), "omega is nan"),
-        (lambda: ni.Sine(omega=0.0), "omega is 0.0"),
+        (lambda: ni.networks.Sine(omega=0.0), "omega is 0.0"),
     ],
 )
 def test_wrong_settings_say_what_is_expected(unchecked, make, message):

@@ -99,7 +99,8 @@ def test_networks_that_hold_back_a_derivative_are_refused(name):
     for call in (ni.fit_task, ni.compare, ni.tune):
         with pytest.raises(ValueError, match="about derivatives by the coordinates"):
             call(task, name, features=8, depth=1)
-    assert ni.fit_task(task, ni.CoordinateMLP(8, 1, activation=ni.Finer(frozen_scale=False)), steps=2).run.steps == 2
+    followed = ni.CoordinateMLP(8, 1, activation=ni.networks.Finer(frozen_scale=False))
+    assert ni.fit_task(task, followed, steps=2).run.steps == 2
 
 
 def test_the_grid_that_scores_are_taken_on_counts():

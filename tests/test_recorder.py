@@ -40,7 +40,7 @@ def test_records_are_of_the_kernel_at_that_step(problem, tmp_path):
     for at, trained in ((0, params), (-1, run.params)):
         kernel = ni.ntk(apply, trained, x)
         np.testing.assert_allclose(history["ntk_cv"][at], ni.moments(kernel).cv, rtol=1e-4)
-        np.testing.assert_allclose(history["eigenvalues"][at], ni.eigensystem(kernel).values[:4], rtol=1e-3)
+        np.testing.assert_allclose(history["eigenvalues"][at], ni.spectra.eigensystem(kernel).values[:4], rtol=1e-3)
         drift = np.linalg.norm(kernel - first) / np.linalg.norm(first)
         np.testing.assert_allclose(history["drift"][at], drift, rtol=1e-3, atol=1e-6)
         for name, vectors in (("target", y), ("residual", apply(trained, x) - y)):

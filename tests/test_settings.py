@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ntk_inr as ni
-from ntk_inr.networks.settings import setting_name
+from ntk_inr.networks.settings import setting_name, with_settings
 from tests.conftest import quick
 
 REAL = {"siren": "activation.omega", "rff": "encoding.scale", "gauss": "activation.width", "wire": "omega"}
@@ -25,15 +25,18 @@ def test_every_setting_of_a_variant_can_be_named_and_replaced(name):
     for path, value in found.items():
         assert setting_name(net, path) == path
         if value is not None:
-            assert ni.settings_of(ni.with_settings(net, {path: value})) == found
-    assert ni.settings_of(ni.with_settings(net, {"features": 24, "depth": 3})) == found | {"features": 24, "depth": 3}
+            assert ni.settings_of(with_settings(net, {path: value})) == found
+    assert ni.settings_of(with_settings(net, {"features": 24, "depth": 3})) == found | {
+        "features": 24,
+        "depth": 3,
+    }
 
 
 def test_a_replaced_setting_is_that_of_a_network_built_with_it(x):
-    by_name = ni.with_settings(ni.variant("rff", features=16), {"encoding.scale": 2.0})
+    by_name = with_settings(ni.variant("rff", features=16), {"encoding.scale": 2.0})
     built = ni.variant("rff", features=16, encoding=ni.GaussianFourier(features=128, scale=2.0))
     np.testing.assert_array_equal(values_of(by_name, x), values_of(built, x))
-    by_name = ni.with_settings(ni.variant("pe+sphere", features=16), {"normalization.radius": 2.0})
+    by_name = with_settings(ni.variant("pe+sphere", features=16), {"normalization.radius": 2.0})
     assert by_name.normalization == ni.Sphere(placement="hidden_post", radius=2.0)
 
 
@@ -52,9 +55,9 @@ def test_names_are_short_where_that_is_clear():
 
 def test_replaced_settings_pass_the_checks_of_their_classes(unchecked):
     with pytest.raises(ValueError, match="omega is -1"):
-        ni.with_settings(ni.variant("siren"), {"activation.omega": -1.0})
+        with_settings(ni.variant("siren"), {"activation.omega": -1.0})
     with pytest.raises(TypeError, match=r"bands is 2\.5"):
-        ni.with_settings(ni.variant("pe"), {"encoding.bands": 2.5})
+        with_settings(ni.variant("pe"), {"encoding.bands": 2.5})
 
 
 @pytest.mark.parametrize("name", quick(REAL))
@@ -64,7 +67,7 @@ def test_one_compilation_serves_all_values_of_a_real_setting(name, x, unchecked)
     structures = [jax.tree.structure(model) for model in models]
     assert structures[0] == structures[1]
     for (apply, params), value in zip(models, (0.5, 3.0), strict=True):
-        plain, own = ni.init(ni.with_settings(net, {setting: value}), jax.random.key(0), x)
+        plain, own = ni.init(with_settings(net, {setting: value}), jax.random.key(0), x)
         np.testing.assert_allclose(apply(params, x), plain(own, x), rtol=2e-5, atol=2e-5)
         np.testing.assert_allclose(ni.ntk(apply, params, x), ni.ntk(plain, own, x), rtol=1e-3)
 
@@ -72,7 +75,7 @@ def test_one_compilation_serves_all_values_of_a_real_setting(name, x, unchecked)
 def test_what_can_not_be_traced_is_built_plainly(x):
     for name, values in [("bacon", {"bandwidth": 8.0}), ("pe+batch", {"normalization.momentum": 0.5})]:
         apply, params = ni.init(ni.variant(name, features=16, depth=2), jax.random.key(0), x, settings=values)
-        plain, own = ni.init(ni.with_settings(ni.variant(name, features=16, depth=2), values), jax.random.key(0), x)
+        plain, own = ni.init(with_settings(ni.variant(name, features=16, depth=2), values), jax.random.key(0), x)
         assert jax.tree.structure(apply) == jax.tree.structure(plain)
         np.testing.assert_array_equal(apply(params, x), plain(own, x))
 
@@ -93,5 +96,5 @@ def test_settings_of_init_have_short_names_and_are_checked(x):
 def test_arrays_as_settings_are_checked_inside_jit_too(unchecked):
     omega = jnp.float32(-1.0)
     with pytest.raises(ValueError, match="expected a finite number above 0"):
-        jax.jit(lambda u: ni.Sine(omega=omega)(u))(1.0)
-    assert np.isfinite(jax.jit(lambda omega: ni.Sine(omega=omega)(1.0))(2.0))
+        jax.jit(lambda u: ni.networks.Sine(omega=omega)(u))(1.0)
+    assert np.isfinite(jax.jit(lambda omega: ni.networks.Sine(omega=omega)(1.0))(2.0))

@@ -96,7 +96,7 @@ def test_golden_values(model, mean, variance, cv):
 
 def test_eigensystem_reconstructs_the_kernel_in_both_libraries(kernel):
     for given, rtol in ((kernel, 1e-12), (jnp.asarray(kernel, jnp.float32), 1e-5)):
-        system = ni.eigensystem(given)
+        system = ni.spectra.eigensystem(given)
         values, vectors = system.values, system.vectors
         assert np.all(np.diff(values) <= 0)
         np.testing.assert_allclose((vectors * values[None, :]) @ vectors.T, kernel, atol=rtol * kernel.max() * 10)
@@ -113,7 +113,7 @@ def test_condition_number_says_when_rounding_hides_it():
 
 
 def test_alignment_shares_add_up_and_follow_the_eigenvectors(kernel):
-    system = ni.eigensystem(kernel)
+    system = ni.spectra.eigensystem(kernel)
     mixed = 3 * system.vectors[:, [0]] + 4 * system.vectors[:, [5]]
     found = ni.alignment(system, mixed)
     np.testing.assert_allclose(found.energy.sum(), 1.0)
@@ -123,7 +123,7 @@ def test_alignment_shares_add_up_and_follow_the_eigenvectors(kernel):
 def test_max_learning_rate_is_the_stability_limit(kernel):
     """(10.2): just below it gradient descent on the linear model contracts, just above it grows."""
     limit = float(ni.max_learning_rate(kernel))
-    residual = ni.eigensystem(kernel).vectors[:, [0]]
+    residual = ni.spectra.eigensystem(kernel).vectors[:, [0]]
     for factor, grows in ((0.99, False), (1.01, True)):
         loss = ni.predict_training(kernel, residual, learning_rate=factor * limit, steps=50).loss
         assert (loss[-1] > loss[0]) == grows

@@ -35,7 +35,7 @@ def half_frozen(params, x):
 def test_prediction_is_exact_for_a_linear_model(x, y, x64, model):
     x, y = in_float64((x, two_columns(y)))
     params = in_float64(np.random.default_rng(0).normal(size=(6, 2)))
-    kernel = ni.training_kernel(model, params, x)
+    kernel = ni.kernels.training_kernel(model, params, x)
     rate = float(ni.max_learning_rate(kernel, c=2)) / 2
     # So many that a symmetric kernel is decomposed.
     curve = ni.predict_training(kernel, model(params, x) - y, learning_rate=rate, steps=100)
@@ -107,14 +107,14 @@ def test_a_small_step_follows_the_training_kernel(key, x64, name):
         return float(jnp.linalg.norm(change - expected) / jnp.linalg.norm(change))
 
     plan = ni.explain(apply, params, x)
-    assert plan.frozen == ("ni.training_kernel" in str(plan)) == (name not in WHOLE)
-    own, followed = (of(apply, params, x, outputs="full") for of in (ni.ntk, ni.training_kernel))
+    assert plan.frozen == ("ni.kernels.training_kernel" in str(plan)) == (name not in WHOLE)
+    own, followed = (of(apply, params, x, outputs="full") for of in (ni.ntk, ni.kernels.training_kernel))
     assert error(followed) < 1e-6
     assert (error(own) > 1e-3) == plan.frozen
     if name in ("finer", "while"):
-        parts = ni.training_kernel(apply, params, x, x[:4], outputs="diagonal", block=3, out="host")
+        parts = ni.kernels.training_kernel(apply, params, x, x[:4], outputs="diagonal", block=3, out="host")
         np.testing.assert_allclose(parts, jnp.einsum("ijoo->ijo", followed)[:, :4], rtol=1e-9, atol=1e-12)
-        traced = jax.jit(functools.partial(ni.training_kernel, apply))(params, x)
+        traced = jax.jit(functools.partial(ni.kernels.training_kernel, apply))(params, x)
         np.testing.assert_allclose(traced, jnp.einsum("ijoo->ij", followed) / 2, rtol=1e-9, atol=1e-12)
 
 
@@ -125,7 +125,7 @@ def test_a_full_derivative_that_jax_has_in_no_mode_says_why(x):
     params = {"in": jnp.ones((2, 3)), "out": jnp.ones((3, 1))}
     assert ni.explain(apply, params, x).frozen
     with pytest.raises(ValueError, match=r"neither in reverse.*nor forward.*Write the loop as a scan"):
-        ni.training_kernel(apply, params, x)
+        ni.kernels.training_kernel(apply, params, x)
 
 
 @pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
@@ -138,7 +138,7 @@ def test_a_kernel_that_is_not_symmetric_has_a_rate_and_no_spectrum(array):
         loss = ni.predict_training(array(kernel), np.ones((40, 1)), learning_rate=factor * limit, steps=3000).loss
         assert (loss[-1] > loss[0]) == grows
     some_pairs = functools.partial(ni.top_eigenpairs, k=2, key=jax.random.key(0))
-    for function in (ni.eigenvalues, ni.eigensystem, ni.condition_number, ni.moments, some_pairs):
+    for function in (ni.eigenvalues, ni.spectra.eigensystem, ni.condition_number, ni.moments, some_pairs):
         with pytest.raises(ValueError, match=r"not symmetric.*ni\.predict_training.*ni\.max_learning_rate"):
             function(array(kernel))
     assert ni.max_learning_rate(array(np.array([[0.0, 1.0], [-1.0, 0.0]]))) == 0
@@ -151,8 +151,8 @@ def test_three_forms_of_the_kernel_predict_the_same(x, y, x64):
     kernel = ni.ntk(linear, params, x)
     forms = [
         kernel,
-        ni.eigensystem(kernel),
-        ni.eigensystem(np.asarray(kernel)),
+        ni.spectra.eigensystem(kernel),
+        ni.spectra.eigensystem(np.asarray(kernel)),
         ni.ntk(linear, params, x, outputs="full"),
     ]
     curves = [ni.predict_training(form, residual, learning_rate=0.1, steps=200) for form in forms]

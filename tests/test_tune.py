@@ -198,7 +198,7 @@ def test_the_ranking_is_that_of_training():
     for scale in scales:
         errors = []
         for seed in range(2):
-            net = ni.with_settings(ni.variant("rff", features=48, depth=2), {"encoding.scale": scale})
+            net = ni.networks.with_settings(ni.variant("rff", features=48, depth=2), {"encoding.scale": scale})
             apply, params = ni.init(net, jax.random.key(seed), task.x)
             run = ni.fit(apply, params, task.x, task.y, steps=200)
             errors.append(float(((apply(run.params, jnp.asarray(x)) - y) ** 2).mean()))
@@ -397,14 +397,14 @@ def test_the_plot_shows_every_candidate_and_the_budget(found):
         ({"infinite": True, "pilot": 5}, "infinite=True and pilot=5 exclude each other"),
         ({"pilot": 500}, "pilot is 500 and steps is 500"),
         ({"resume": True}, "resume=True needs out="),
-        ({"variant": []}, "variant is empty"),
-        ({"variant": "rfff"}, "Did you mean 'rff'"),
+        ({"variants": []}, "variants is empty"),
+        ({"variants": "rfff"}, "Did you mean 'rff'"),
     ],
 )
 def test_mistakes_are_named(chirp, changed, message):
-    arguments = {"variant": "rff", "space": {"scale": (1.0, 2.0)}, **changed}
+    arguments = {"variants": "rff", "space": {"scale": (1.0, 2.0)}, **changed}
     with pytest.raises((ValueError, TypeError), match=message):
-        ni.tune(chirp, arguments.pop("variant"), arguments.pop("space"), **arguments)
+        ni.tune(chirp, arguments.pop("variants"), arguments.pop("space"), **arguments)
 
 
 def test_signals_that_teach_nothing_are_refused():
@@ -434,12 +434,12 @@ def test_the_command(capsys, tmp_path, monkeypatch):
     assert "write name=low:high" in capsys.readouterr().err
     assert cli.run(["tune", "signal", "chirp", "--over", "scale=a:b"]) == 2
     assert "neither a range" in capsys.readouterr().err
-    assert cli.run(["fit", "signal", "chirp", "--network", "omgea=3"]) == 2
+    assert cli.run(["fit", "signal", "chirp", "--variant", "siren:omgea=3"]) == 2
     assert "Did you mean" in capsys.readouterr().err
 
 
 def test_axes_keep_their_ends_and_know_real_numbers_written_whole():
-    whole = ni.CoordinateMLP(16, 2, activation=ni.Sine(omega=30))
+    whole = ni.CoordinateMLP(16, 2, activation=ni.networks.Sine(omega=30))
     assert usual_space(whole) == {"activation.omega": (3.75, 120.0)}
     assert axes_of(whole, {"omega": (0.5, 60.0)}, 3)[0].grid == (0.5, 5.477, 60.0)
     narrow = axes_of(whole, {"omega": (30.001, 30.009)}, 4)[0].grid

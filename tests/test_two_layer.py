@@ -9,8 +9,8 @@ import pytest
 import ntk_inr as ni
 from ntk_inr.closed_forms import two_layer
 from ntk_inr.closed_forms.gates import Threshold
-from ntk_inr.closed_forms.soft_gates import soft_gates
 from ntk_inr.closed_forms.two_layer import two_layer_moments
+from ntk_inr.infinite.soft_gates import soft_gates
 from ntk_inr.networks.two_layer import two_layer_network
 from tests.conftest import quick
 
@@ -490,7 +490,7 @@ POSITIVE = "expected a finite number above 0"
         ({"normalization": ni.Sphere(radius=1.0)}, ValueError, "has radius 1.0.*radius=None"),
         ({"encoding": np.sin}, TypeError, "expected a Flax Linen module"),
         ({"encoding": nn.Dense(3)}, ValueError, "parameters of its own.*ni.ntk"),
-        ({"normalization": ni.LayerNorm()}, TypeError, "constant readout leaves f = 0"),
+        ({"normalization": ni.networks.LayerNorm()}, TypeError, "constant readout leaves f = 0"),
         ({"modulation": [np.sin]}, TypeError, "expected ni.FourierModulation"),
         ({"sparsity": 3}, TypeError, "expected ni.TopK"),
         ({"readout": "sign"}, ValueError, "Did you mean 'signs'"),

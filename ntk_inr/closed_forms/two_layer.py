@@ -18,7 +18,7 @@ from ntk_inr.closed_forms import inputs, scales, tied_laws, unit_laws
 from ntk_inr.closed_forms.factors import TwoLayerFactors, two_layer_factors
 from ntk_inr.closed_forms.gates import RELU, Threshold
 from ntk_inr.closed_forms.inputs import Modulator, Pairs
-from ntk_inr.closed_forms.soft_gates import SoftGates, soft_gates
+from ntk_inr.infinite.soft_gates import SoftGates, soft_gates
 from ntk_inr.networks.modulation import FourierModulation
 from ntk_inr.networks.normalization import Sphere
 from ntk_inr.networks.sparsity import TopK
@@ -106,7 +106,7 @@ def two_layer_moments(
     bias_std: Any = None,
     output_bias: Any = None,
 ) -> TwoLayerMoments:
-    r"""Return the moments of the kernel's eigenvalues of :func:`ntk_inr.two_layer_network`, without drawing one.
+    r"""Return the moments of the kernel's eigenvalues of :func:`.two_layer_network`, without drawing one.
 
     .. math:: E\mu = \tfrac1n\sum_i E H_{ii},\qquad E v = v(E H) + \tfrac1n\sum_{ij}\operatorname{Var}H_{ij}
         - \tfrac1{n^2}\sum_{ij}\operatorname{Cov}(H_{ii}, H_{jj})
@@ -136,7 +136,7 @@ def two_layer_moments(
         limit: take the limit with k / width, and the sphere's radius over sqrt(width), as given.
         key: draws a random encoding once, as ``encoding.init(key, x)`` does. None averages a
             :class:`GaussianFourier` over its frequencies to second order, (4.2).
-        encoding: as of :func:`ntk_inr.two_layer_network`, like all that follow; without parameters of its own.
+        encoding: as of :func:`ntk_inr.networks.two_layer_network`, like all that follow; without parameters of its own.
         normalization: a :class:`Sphere`.
         modulation: a :class:`FourierModulation`, or several.
         sparsity: a :class:`TopK` of at most half of the units.

@@ -21,6 +21,7 @@ from ntk_inr.infinite.quadrature import Quadrature
 from ntk_inr.networks.filter_networks import FilterNetwork
 from ntk_inr.networks.mlp import CoordinateMLP
 from ntk_inr.networks.normalization import Sphere
+from ntk_inr.networks.settings import setting_name
 
 Backend = Literal["own", "neural-tangents"]
 
@@ -79,8 +80,9 @@ def infinite_kernel(
 
     Returns:
         ``kernel(x1, x2=None, hyper=None)`` for x1 (n1, d) and x2 (n2, d), None for x1. ``hyper`` replaces real settings
-        of the network's parts by name, as numbers or traced scalars: ``{"activation.omega": 30.0}``. Under uniform
-        weights traced ones of Gauss and Gabor have the accuracy above up to twice the network's own omega and scale.
+        of the network's parts by numbers or traced scalars, named as :func:`ntk_inr.networks.with_settings` takes them:
+        ``{"omega": 30.0}``. Under uniform weights traced ones of Gauss and Gabor have the accuracy above up to twice
+        the network's own omega and scale.
 
     Raises:
         TypeError: ``net`` is none of these.
@@ -98,7 +100,7 @@ def infinite_kernel(
 
         How the variance of the kernel's eigenvalues answers to the frequency:
 
-        >>> slope = jax.grad(lambda omega: ni.moments(kernel(x, hyper={"activation.omega": omega}).ntk).cv)(30.0)
+        >>> slope = jax.grad(lambda omega: ni.moments(kernel(x, hyper={"omega": omega}).ntk).cv)(30.0)
         >>> bool(jnp.isfinite(slope))
         True
 
@@ -143,12 +145,10 @@ class NetworkKernel:
                     f"x2 has {x2.shape[1]} coordinates a row but x1 has {x1.shape[1]}; both come from one domain."
                 )
         names, forward = self._names_and_forward
-        hyper = {name: jnp.asarray(_checks.native(value), x1.dtype) for name, value in (hyper or {}).items()}
-        for name in hyper:
-            if name not in names:
-                known = ", ".join(names) or "no settings"
-                raise ValueError(f"unknown name {name!r} in hyper; this kernel has {known}.")
-        return InfiniteKernel(*forward(x1, x2, hyper))
+        values = {setting_name(self.net, name, names): value for name, value in (hyper or {}).items()}
+        return InfiniteKernel(
+            *forward(x1, x2, {name: jnp.asarray(_checks.native(value), x1.dtype) for name, value in values.items()})
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         # Without what is cached: compiled functions don't pickle.

@@ -196,7 +196,7 @@ def _alike(sites: Sites, others: Sites, leaf: int) -> bool:
     ours, theirs = ([group for group in found.groups if group.leaf == leaf] for found in (sites, others))
     return len(ours) == len(theirs) and all(
         a.tokens == b.tokens
-        and np.array_equal(a.index, b.index)
+        and a.index.same_as(b.index)
         and len(a.biases) == len(b.biases)
         and all(map(np.array_equal, a.biases, b.biases))
         for a, b in zip(ours, theirs, strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -19,6 +19,7 @@ from ntk_inr.networks.mlp import CoordinateMLP
 from ntk_inr.networks.modulated_sines import Finer
 from ntk_inr.networks.modulation import FourierModulation, GaborModulation, MLPModulation
 from ntk_inr.networks.normalization import Sphere
+from ntk_inr.networks.settings import with_settings
 from ntk_inr.networks.sparsity import TopK
 from ntk_inr.networks.wire import Wire
 
@@ -107,7 +108,8 @@ def variant(name: str, *, features: int = 256, depth: int = 4, out: int = 1, **s
     """Build a named variant.
 
     Args:
-        name: one of :func:`variants`.
+        name: one of :func:`variants`, and settings of it as :func:`settings_of` has them, by their full or short names:
+            "siren:omega=10", "rff:scale=4,depth=3".
         features: width of the hidden layers.
         depth: number of hidden layers.
         out: number of outputs.
@@ -117,11 +119,80 @@ def variant(name: str, *, features: int = 256, depth: int = 4, out: int = 1, **s
         A Flax Linen module from (n, d) to (n, out).
 
     Raises:
-        ValueError: unknown name; the message suggests the nearest.
+        ValueError: an unknown name or setting, with the nearest; a short name that several settings have; a setting
+            that is no number.
 
     Example:
         >>> variant("siren", features=64, depth=3).activation
         'sine'
+        >>> variant("siren:omega=10").activation.omega
+        10
     """
+    name, numbers = parse(name)
     _checks.check_choice(name, VARIANTS, "variant")
-    return VARIANTS[name].build(features=features, depth=depth, out=out, **settings)
+    return with_settings(VARIANTS[name].build(features=features, depth=depth, out=out, **settings), numbers)
+
+
+def parse(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the name and the settings that a text such as "rff:scale=4,depth=3" names.
+
+    Raises:
+        ValueError: a setting without a value, or with one that is no number.
+
+    Example:
+        >>> parse("rff:scale=4,depth=3")
+        ('rff', {'scale': 4, 'depth': 3})
+    """
+    name, colon, settings = text.partition(":")
+    numbers = {}
+    for setting in settings.split(",") if colon else ():
+        key, _, value = setting.partition("=")
+        try:
+            numbers[key.strip()] = int(value) if value.strip().lstrip("+-").isdecimal() else float(value)
+        except ValueError:
+            raise ValueError(
+                f"variant {text!r} has the setting {setting!r}; write name=number, such as {name}:features=128,depth=3."
+            ) from None
+    return name, numbers
+
+
+def written(name: str, settings: Mapping[str, Any]) -> str:
+    """Return the text that :func:`variant` builds the network with these settings from.
+
+    Example:
+        >>> written("rff", {"encoding.scale": 4.0}), written("rff:depth=3", {"features": 64}), written("relu", {})
+        ('rff:encoding.scale=4.0', 'rff:depth=3,features=64', 'relu')
+    """
+    numbers = ",".join(f"{key}={value!r}" for key, value in settings.items())
+    return f"{name}{',' if ':' in name else ':'}{numbers}" if numbers else name
+
+
+def networks_of(
+    variants: str | nn.Module | Sequence[str] | Mapping[str, nn.Module],
+    *,
+    features: int = 256,
+    depth: int = 4,
+    out: int = 1,
+) -> dict[str, nn.Module]:
+    """Return networks by name, from names as :func:`variant` takes them, a module, or modules by names of one's own.
+
+    Raises:
+        ValueError: none, one named twice, or a name that is unknown.
+
+    Example:
+        >>> {name: net.features for name, net in networks_of(["relu", "siren:features=64"]).items()}
+        {'relu': 256, 'siren:features=64': 64}
+    """
+    if isinstance(variants, Mapping):
+        networks = dict(variants)
+    elif isinstance(variants, nn.Module):
+        networks = {type(variants).__name__: variants}
+    else:
+        names = [variants] if isinstance(variants, str) else list(variants)
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"variants names {', '.join(repeated)} more than once; name each once.")
+        networks = {name: variant(name, features=features, depth=depth, out=out) for name in names}
+    if not networks:
+        raise ValueError("variants is empty; name at least one, such as 'relu' (ni.variants() lists them).")
+    return networks

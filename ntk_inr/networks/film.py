@@ -43,7 +43,7 @@ class FiLM(nn.Module):
 
     Example:
         >>> import jax, jax.numpy as jnp, ntk_inr as ni
-        >>> net = ni.CoordinateMLP(features=32, depth=2, activation="sine", modulation=ni.FiLM(latent=8))
+        >>> net = ni.CoordinateMLP(features=32, depth=2, activation="sine", modulation=ni.networks.FiLM(latent=8))
         >>> apply, params = ni.init(net, jax.random.key(0), jnp.zeros((1, 2)))
         >>> params["modulation"]["latent"].shape
         (8,)

@@ -34,7 +34,7 @@ class FilterNetwork(nn.Module):
         out: number of outputs c.
         weight_scale: hidden weights and the readout's are :math:`U(\pm\sqrt{s/m})`.
         trained: train the filters too.
-        parameterization: of W and b, "standard" or "ntk"; see :class:`~ntk_inr.Dense`.
+        parameterization: of W and b, "standard" or "ntk"; see :class:`~ntk_inr.networks.Dense`.
         param_dtype: dtype that parameters are drawn in.
 
     Raises:

@@ -110,7 +110,7 @@ class Scheme:
 
     Example:
         >>> import ntk_inr as ni
-        >>> ni.Scheme(ni.Law(2.0), readout=ni.Law(1.0)).law(first=False, readout=True).gain
+        >>> ni.networks.Scheme(ni.networks.Law(2.0), readout=ni.networks.Law(1.0)).law(first=False, readout=True).gain
         1.0
     """
 
@@ -168,7 +168,7 @@ def geometric(radius: float = 0.5) -> Scheme:
 
     Example:
         >>> import jax, jax.numpy as jnp, ntk_inr as ni
-        >>> net = ni.CoordinateMLP(features=1024, initializer=ni.geometric(0.5))
+        >>> net = ni.CoordinateMLP(features=1024, initializer=ni.networks.geometric(0.5))
         >>> apply, params = ni.init(net, jax.random.key(0), jnp.zeros((1, 3)))
         >>> inside, outside = apply(params, jnp.array([[0.0, 0.0, 0.0], [0.0, 0.6, 0.8]]))[:, 0]
         >>> bool(inside < -0.4), bool(outside > 0.4)

@@ -119,7 +119,7 @@ class BatchNorm:
 
     Example:
         >>> import jax, jax.numpy as jnp, ntk_inr as ni
-        >>> net = ni.CoordinateMLP(features=32, depth=2, normalization=ni.BatchNorm(momentum=0.8))
+        >>> net = ni.CoordinateMLP(features=32, depth=2, normalization=ni.networks.BatchNorm(momentum=0.8))
         >>> apply, params = ni.init(net, jax.random.key(0), jnp.zeros((1, 2)))
         >>> run = ni.fit(apply, params, jnp.eye(2), jnp.ones((2, 1)), steps=5)
         >>> run.apply(run.params, jnp.eye(2)).shape         # with the averages of the training
@@ -154,7 +154,8 @@ class WeightNorm:
     Example:
         >>> import jax, jax.numpy as jnp, ntk_inr as ni
         >>> key, x = jax.random.key(0), jnp.eye(2)
-        >>> nets = [ni.CoordinateMLP(features=32, depth=2, normalization=kind) for kind in (None, ni.WeightNorm())]
+        >>> kinds = None, ni.networks.WeightNorm()
+        >>> nets = [ni.CoordinateMLP(features=32, depth=2, normalization=kind) for kind in kinds]
         >>> (plain, a), (normed, b) = [ni.init(net, key, x) for net in nets]
         >>> bool(jnp.allclose(plain(a, x), normed(b, x), atol=1e-5))
         True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -40,27 +40,33 @@ def settings_of(net: nn.Module) -> dict[str, Any]:
     return settings
 
 
-def setting_name(net: nn.Module, name: str) -> str:
+def setting_name(net: nn.Module, name: str, known: Iterable[str] | None = None) -> str:
     """Return the full name of a setting: "scale" is "encoding.scale" where nothing else is called so.
+
+    Args:
+        net: as :func:`settings_of` takes it.
+        name: what a user calls the setting.
+        known: full names of the settings that count; None is all of the network.
 
     Raises:
         ValueError: no setting of that name, or several.
     """
+    known = list(settings_of(net) if known is None else known)
     for alias in (False, True):
-        ends = names_like(net, name, alias=alias)
+        ends = names_like(known, name, alias=alias)
         if len(ends) > 1:
             raise ValueError(f"setting {name!r} is ambiguous; write {' or '.join(ends)}.")
         if ends:
             return ends[0]
-    known = settings_of(net)
+    if not known:
+        raise ValueError(f"{type(net).__name__} has no settings here, so none that {name!r} could be.")
     short = [path.rpartition(".")[2] for path in known if "." in path]
     _checks.check_choice(name, dict.fromkeys([*known, *short]), f"setting of {type(net).__name__}")
     raise AssertionError
 
 
-def names_like(net: nn.Module, name: str, *, alias: bool) -> list[str]:
-    """Return the full names that ``name``, or what it is an ``alias`` of, may stand for."""
-    known = settings_of(net)
+def names_like(known: Iterable[str], name: str, *, alias: bool) -> list[str]:
+    """Return which of the ``known`` full names ``name``, or what it is an ``alias`` of, may stand for."""
     wanted = _ALIASES.get(name, name) if alias else name
     return [wanted] if wanted in known else [path for path in known if path.rpartition(".")[2] == wanted]
 

@@ -54,7 +54,7 @@ class Wire(nn.Module):
     r"""Complex Gabor wavelets :math:`\psi(z) = e^{i\omega z - s^2|z|^2}` between complex affine layers.
 
     The first layer's weights are real, the output is the real part of the last.
-    :class:`ntk_inr.Gabor` is the real wavelet, for :class:`ntk_inr.CoordinateMLP`.
+    :class:`ntk_inr.networks.Gabor` is the real wavelet, for :class:`ntk_inr.CoordinateMLP`.
 
     Attributes:
         features: width of the real network with as many parameters; there are features / sqrt(2) complex units.

@@ -100,7 +100,7 @@ def eigensystem(K: Any) -> Eigensystem:
 
     Example:
         >>> import jax.numpy as jnp, ntk_inr as ni
-        >>> system = ni.eigensystem(jnp.diag(jnp.array([1.0, 3.0])))
+        >>> system = ni.spectra.eigensystem(jnp.diag(jnp.array([1.0, 3.0])))
         >>> float(system.values[0]), abs(float(system.vectors[1, 0]))
         (3.0, 1.0)
     """
@@ -140,9 +140,9 @@ def rounding_floor(K: Any, *, dtype: Any = None) -> Any:
     Example:
         >>> import jax.numpy as jnp, numpy as np, ntk_inr as ni
         >>> K = jnp.diag(jnp.array([1.0, 4.0], jnp.float32))
-        >>> float(ni.rounding_floor(K)) == 8 * float(np.finfo(np.float32).eps)
+        >>> float(ni.spectra.rounding_floor(K)) == 8 * float(np.finfo(np.float32).eps)
         True
-        >>> float(ni.rounding_floor(np.asarray(K, float), dtype=K.dtype)) == float(ni.rounding_floor(K))
+        >>> float(ni.spectra.rounding_floor(np.asarray(K, float), dtype=K.dtype)) == float(ni.spectra.rounding_floor(K))
         True
     """
     values, relative = _spectrum_and_floor(K, dtype)

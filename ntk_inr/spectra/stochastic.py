@@ -207,7 +207,10 @@ def as_operator(A: Any, name: str = "A") -> tuple[Any, int]:
             "a JAX pytree, such as ni.NTKOperator(apply, params, x)."
         )
     if len(A.shape) != 2 or A.shape[0] != A.shape[1]:
-        raise ValueError(f"{name} has shape {tuple(A.shape)}; expected a square operator (n, n).")
+        raise ValueError(
+            f"{name} has shape {tuple(A.shape)}; expected a square operator (n, n), as ni.NTKOperator is "
+            'without x2, for outputs "trace" or "full".'
+        )
     return A, A.shape[0]
 
 

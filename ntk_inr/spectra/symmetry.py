@@ -33,8 +33,8 @@ def check_symmetric(K: Any, name: str = "K", rows: int | None = None) -> None:
     if apart > _ROUNDING:
         raise ValueError(
             f"{name} is not symmetric: it differs from its transpose by {apart:.1e} of its largest entry. If it is the "
-            "kernel that training follows (ni.training_kernel), predict with ni.predict_training(K, ...), which "
-            "iterates, and take ni.max_learning_rate(K); eigenvalues and their moments are those of ni.ntk. If "
+            "kernel that training follows (ni.kernels.training_kernel), predict with ni.predict_training(K, ...), "
+            "which iterates, and take ni.max_learning_rate(K); eigenvalues and their moments are those of ni.ntk. If "
             "something else set its halves apart, pass (K + K.T) / 2."
         )
 

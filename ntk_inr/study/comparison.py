@@ -16,9 +16,10 @@ import optax
 from jax import Array
 
 from ntk_inr import _checks
+from ntk_inr._text import printable
 from ntk_inr.kernels.adapters import init
 from ntk_inr.kernels.frozen import is_frozen
-from ntk_inr.networks.catalogue import variant
+from ntk_inr.networks.catalogue import networks_of
 from ntk_inr.spectra.dense import moments
 from ntk_inr.spectra.eigen import condition_number, eigenvalues, max_learning_rate
 from ntk_inr.study import record
@@ -55,7 +56,7 @@ _FLOATS_PER_UNIT = 8
 
 def compare(
     task: Task,
-    variants: Sequence[str] | Mapping[str, nn.Module],
+    variants: str | nn.Module | Sequence[str] | Mapping[str, nn.Module],
     *,
     features: int = 256,
     depth: int = 4,
@@ -83,8 +84,9 @@ def compare(
 
     Args:
         task: what to fit, such as ``ni.image_task("camera")`` or any other :class:`ntk_inr.tasks.interface.Task`.
-        variants: names of :func:`variants`, or a mapping from names of your own to Linen modules
-            (n, d) -> (n, c), to which ``features`` and ``depth`` do not apply.
+        variants: names as :func:`ntk_inr.variant` takes them ("siren:omega=10"), one or several; or a Linen module
+            (n, d) -> (n, c), or a mapping from names of your own to such modules. ``features`` and ``depth`` do not
+            apply to modules.
         features: width of the hidden layers.
         depth: number of hidden layers.
         steps: training steps, of Adam and of gradient descent each.
@@ -114,13 +116,13 @@ def compare(
         ['relu', 'pe']
     """
     task = readable(task)
-    networks = _networks(variants, features, depth, task.channels)
+    networks = networks_of(variants, features=features, depth=depth, out=task.channels)
     for name, value in {"steps": steps, "seeds": seeds, "kernel_points": kernel_points}.items():
         _checks.check_positive(value, name, integer=True)
     check_room(min(kernel_points, len(task.x)), "kernel_points")
     _checks.check_positive(learning_rate, "learning_rate")
     _checks.check_positive(seed, "seed", integer=True, least=0)
-    named = not isinstance(variants, Mapping)
+    named = not isinstance(variants, Mapping | nn.Module)
     settings = {
         "features": features if named else None, "depth": depth if named else None, "steps": steps, "seeds": seeds,
         **training_settings(task, "adam", learning_rate), "seed": seed, "kernel_points": kernel_points,
@@ -157,21 +159,6 @@ def _measure_all(
     if folder is not None:
         record.save_index(folder, study)
     report("variants", len(networks), len(networks))
-
-
-def _networks(variants: Any, features: int, depth: int, out: int) -> dict[str, nn.Module]:
-    if isinstance(variants, Mapping):
-        networks = dict(variants)
-    else:
-        if isinstance(variants, str):
-            variants = [variants]
-        repeated = sorted({name for name in variants if list(variants).count(name) > 1})
-        if repeated:
-            raise ValueError(f"variants names {', '.join(repeated)} more than once; name each once.")
-        networks = {name: variant(name, features=features, depth=depth, out=out) for name in variants}
-    if not networks:
-        raise ValueError("variants is empty; name at least one, such as 'relu'.")
-    return networks
 
 
 def _measure(name: str, net: nn.Module, task: Task, settings: dict[str, Any], report: Progress) -> VariantResult:
@@ -354,13 +341,13 @@ def _curve(run: FitResult, steps: int) -> np.ndarray:
 
 def readable(task: Task) -> Task:
     """Return the task under a name that every file can hold, since some have their file's name."""
-    name = record.printable(task.name)
+    name = printable(task.name)
     return dataclasses.replace(task, name=name) if name != task.name and dataclasses.is_dataclass(task) else task
 
 
 def _take_up(folder: Path, wanted: Study, networks: Mapping[str, nn.Module]) -> None:
     """Take in the variants that are done already, or say why the folder holds another study."""
-    found = record.load(folder)
+    found = record.load_study(folder)
     # Results of version 2 lack some settings; the size that modules have is a part of their descriptions.
     asked = {key: value for key, value in wanted.settings.items() if value is not None and key in found.settings}
     asked |= {"task or choice of rows": wanted.task["digest"]}

@@ -93,8 +93,8 @@ def _refuse_partial_derivatives(task: Task, net: nn.Module) -> None:
         if isinstance(part, Finer) and part.frozen_scale:
             raise ValueError(
                 f"{task.name} is about derivatives by the coordinates, and FINER's published gradient leaves out that "
-                "of its scale; take ni.CoordinateMLP(activation=ni.Finer(frozen_scale=False)), or a variant such as "
-                "siren."
+                "of its scale; take ni.CoordinateMLP(activation=ni.networks.Finer(frozen_scale=False)), or a variant "
+                "such as siren."
             )
         if isinstance(part, TopK) and part.mode == "soft":
             raise ValueError(

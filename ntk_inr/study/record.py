@@ -11,7 +11,6 @@ import dataclasses
 import json
 import math
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -203,14 +202,6 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode(errors="replace")))
 
 
-def printable(text: str) -> str:
-    """Return text that came from outside, such as a file's name, as one line that every file and console can hold.
-
-    Bytes that are not UTF-8, which Python has as surrogates, and control characters become replacement characters.
-    """
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", "\ufffd", text)
-
-
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as JSON in one move; numbers that are not finite become null."""
     write_text(path, json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
@@ -270,7 +261,7 @@ def read_results(folder: Path, schema: str, *, what: str, writer: str) -> dict[s
     return content
 
 
-def load(folder: str | Path) -> Study:
+def load_study(folder: str | Path) -> Study:
     """Read a study back.
 
     Args:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ntk_inr import _checks
 from ntk_inr.kernels.adapters import init
-from ntk_inr.networks.catalogue import variant as named_variant
+from ntk_inr.networks.catalogue import networks_of
 from ntk_inr.networks.settings import with_settings
 from ntk_inr.study import record
 from ntk_inr.study.candidate import (
@@ -39,7 +39,7 @@ from ntk_inr.study.description import describe, describe_task, numbers_of, train
 from ntk_inr.study.environment import environment
 from ntk_inr.study.programs import free_programs_if_full
 from ntk_inr.study.space import Axis, between, spaces_of
-from ntk_inr.study.tuning import OBJECTIVES, Candidate, Objective, Tuning, read, write
+from ntk_inr.study.tuning import OBJECTIVES, Candidate, Objective, Tuning, load_tuning, write
 from ntk_inr.tasks.interface import Task
 from ntk_inr.training.curves import psnr
 from ntk_inr.training.fitting import fit
@@ -63,7 +63,7 @@ _DESCENTS = ("adam", "sgd")
 
 def tune(
     task: Task,
-    variant: str | nn.Module | Sequence[str] | Mapping[str, nn.Module],
+    variants: str | nn.Module | Sequence[str] | Mapping[str, nn.Module],
     space: Mapping[str, Any] | None = None,
     *,
     objective: Objective = "heldout",
@@ -104,7 +104,8 @@ def tune(
 
     Args:
         task: what to fit. What it holds out itself is not looked at.
-        variant: a name of :func:`variants` or a Linen module; several names, or modules by name, compare them.
+        variants: a name as :func:`ntk_inr.variant` takes it or a Linen module; several names, or modules by name,
+            compare them.
         space: ``{setting: range or values}``: a tuple ``(low, high)`` is a range, spaced geometrically and refined; a
             list is tried as it is. Settings go by their full names, as :func:`settings_of` has them, or by their last
             part ("scale" for "encoding.scale"). With several variants each takes the settings it has. None is a
@@ -167,7 +168,7 @@ def tune(
     _checks.refuse_if(pilot >= steps, f"pilot is {pilot} and steps is {steps}; a pilot run is shorter than training.")
     share = _HELD_OUT if objective == "heldout" else 0.0
     size = _checked_sample(task, sample, share)
-    networks = _networks(variant, features, depth, task.channels)
+    networks = networks_of(variants, features=features, depth=depth, out=task.channels)
     warned = check_derivatives(task, networks)
     spaces = spaces_of(networks, space, points)
     asked = {
@@ -193,16 +194,6 @@ def tune(
         if folder is not None:
             write(folder, found)
     return found
-
-
-def _networks(variant: Any, features: int, depth: int, out: int) -> dict[str, nn.Module]:
-    if isinstance(variant, Mapping):
-        return dict(variant)
-    if isinstance(variant, nn.Module):
-        return {type(variant).__name__: variant}
-    names = [variant] if isinstance(variant, str) else list(variant)
-    _checks.refuse_if(not names, "variant is empty; name at least one, such as 'rff' (ni.variants() lists them).")
-    return {name: named_variant(name, features=features, depth=depth, out=out) for name in names}
 
 
 def _checked_sample(task: Task, sample: int | None, share: float) -> int:
@@ -232,7 +223,7 @@ def _checked_sample(task: Task, sample: int | None, share: float) -> int:
 
 def _resumed(folder: Path, asked: Tuning, spaces: dict[str, list[Axis]]) -> list[Candidate]:
     """Return the candidates of an earlier search, which was for the same."""
-    earlier = read(folder)
+    earlier = load_tuning(folder)
     for what, old, new in (
         ("task", earlier.task, asked.task),
         ("settings", earlier.settings, asked.settings),

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from ntk_inr import _checks
 from ntk_inr.kernels.adapters import init
-from ntk_inr.networks.catalogue import variant
+from ntk_inr.networks.catalogue import networks_of
 from ntk_inr.study import record
 from ntk_inr.study.comparison import readable, trained
 from ntk_inr.study.derivatives import check_derivatives
@@ -71,7 +71,7 @@ class Fitted:
 
 def fit_task(
     task: Task,
-    network: str | nn.Module,
+    variant: str | nn.Module,
     *,
     features: int = 256,
     depth: int = 4,
@@ -93,8 +93,8 @@ def fit_task(
 
     Args:
         task: what to fit.
-        network: a name of :func:`variants`, or a Linen module (n, d) -> (n, c), to which features and depth do
-            not apply.
+        variant: a name as :func:`ntk_inr.variant` takes it, or a Linen module (n, d) -> (n, c), to which features
+            and depth do not apply.
         features: width of the hidden layers.
         depth: number of hidden layers.
         steps: training steps; of minibatches where the task recommends them.
@@ -123,15 +123,13 @@ def fit_task(
         >>> found.run.status, sorted(found.scores)
         ('finished', ['psnr'])
     """
-    task, net = readable(task), network
-    if isinstance(net, str):
-        net = variant(net, features=features, depth=depth, out=task.channels)
+    task = readable(task)
+    ((name, net),) = networks_of(variant, features=features, depth=depth, out=task.channels).items()
     _checks.refuse_if(
         optimizer == "lbfgs" and task.sampling is not None,
         f"{task.name} has {len(task.x)} rows and is trained in batches of {task.sampling}, but optimizer='lbfgs' "
         "compares losses of one and the same batch; take another, such as optimizer='adam', or a smaller task.",
     )
-    name = network if isinstance(network, str) else type(net).__name__
     warned, numbers = check_derivatives(task, {name: net}), numbers_of(net)
     maker = make_optimizer(optimizer, learning_rate=learning_rate, schedule=schedule, steps=steps)
     start, shuffles = jax.random.split(jax.random.key(seed))

@@ -82,7 +82,7 @@ def spaces_of(networks: Mapping[str, nn.Module], space: Mapping[str, Any] | None
     for setting, values in space.items():
         # "width" is what a Gauss has, and another word for features only where no network has it.
         for alias in (False, True):
-            having = [name for name, net in networks.items() if names_like(net, setting, alias=alias)]
+            having = [name for name, net in networks.items() if names_like(settings_of(net), setting, alias=alias)]
             if having:
                 break
         for name in having or networks:

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ntk_inr import style
+from ntk_inr.networks.catalogue import written
 from ntk_inr.study import record
 
 Objective = Literal["heldout", "fit", "speed"]
@@ -198,12 +199,9 @@ class Tuning:
     def command(self, *arguments: str) -> str:
         """Return the ``ntk-inr fit`` command that trains the best; ``arguments`` say on what, such as "photo.png"."""
         asked, best = self.settings, self.best
-        words = ["ntk-inr", "fit", *arguments, "--variant", best.variant]
-        if best.settings:
-            words += ["--network", *[f"{name}={value!r}" for name, value in best.settings.items()]]
+        words = ["ntk-inr", "fit", *arguments, "--variant", written(best.variant, best.settings)]
         for name in ("features", "depth", "steps"):
-            if name not in best.settings:
-                words += [f"--{name}", str(asked[name])]
+            words += [f"--{name}", str(asked[name])]
         rate = self.learning_rate(best)
         return shlex.join([*words, "--optimizer", asked["optimizer"], "--learning-rate", f"{rate:.3g}"])
 
@@ -224,18 +222,16 @@ class Tuning:
     def snippet(self, task: str = 'ni.image_task("photo.png")') -> str:
         """Return the Python that trains the best on ``task``, an expression."""
         asked, best = self.settings, self.best
-        size = {name: asked[name] for name in ("features", "depth") if name not in best.settings}
-        given = "".join(f", {name}={value}" for name, value in size.items())
+        network = written(best.variant, best.settings)
         seed = f", seed={asked['seed']}" if asked["seed"] else ""
         return "\n".join(
             [
                 "import ntk_inr as ni",
                 f"task = {task}",
-                f'net = ni.variant("{best.variant}", out=task.channels{given})',
-                f"net = ni.with_settings(net, {best.settings!r})",
-                f'found = ni.fit_task(task, net, steps={asked["steps"]}, optimizer="{asked["optimizer"]}", '
+                f'fitted = ni.fit_task(task, "{network}", features={asked["features"]}, depth={asked["depth"]}, '
+                f'steps={asked["steps"]}, optimizer="{asked["optimizer"]}", '
                 f"learning_rate={self.learning_rate(best):.3g}{seed})",
-                "print(found.scores)",
+                "print(fitted.scores)",
             ]
         )
 
@@ -324,7 +320,7 @@ def write(folder: Path, tuning: Tuning) -> Path:
     return folder / record.RESULTS
 
 
-def read(folder: str | Path) -> Tuning:
+def load_tuning(folder: str | Path) -> Tuning:
     """Read a search back.
 
     Args:

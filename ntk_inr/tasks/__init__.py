@@ -1,1 +1,5 @@
-"""Signals to fit: coordinates, values and how well a reconstruction matches."""
+"""Signals to fit, and the scores of what is reconstructed."""
+
+from ntk_inr import _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach(__name__)

@@ -30,7 +30,7 @@ class Task(Protocol):
 
     Example:
         >>> import ntk_inr as ni
-        >>> isinstance(ni.signal_task("chirp", samples=64), ni.Task)
+        >>> isinstance(ni.signal_task("chirp", samples=64), ni.tasks.Task)
         True
     """
 

@@ -1,0 +1,9 @@
+from ntk_inr.kernels.adapters import init as init
+from ntk_inr.kernels.adapters import split as split
+from ntk_inr.kernels.api import ntk as ntk
+from ntk_inr.kernels.api import training_kernel as training_kernel
+from ntk_inr.kernels.operator import NTKOperator as NTKOperator
+from ntk_inr.kernels.planning import LeafPlan as LeafPlan
+from ntk_inr.kernels.planning import MethodCost as MethodCost
+from ntk_inr.kernels.planning import Plan as Plan
+from ntk_inr.kernels.planning import explain as explain

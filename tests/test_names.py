@@ -1,0 +1,81 @@
+"""The public names: where they are, that each comes when asked for, and what leads to those that moved."""
+
+import inspect
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ntk_inr as ni
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted(set(dir(ni)) - set(ni.__all__))
+PLACES = [(f"ntk_inr.{module}", name) for module in MODULES for name in dir(getattr(ni, module))]
+
+
+def run(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_importing_the_package_imports_no_framework():
+    code = "import sys, ntk_inr; print(*[name for name in ('jax', 'flax', 'numpy', 'optax') if name in sys.modules])"
+    assert run(code) == []
+
+
+def test_the_flat_names_are_those_of_a_first_day_and_of_modules():
+    assert len(ni.__all__) < 65
+    assert set(ni.__all__) - {"__version__"} <= {name for _, name in PLACES}
+    assert all(getattr(ni, name) is getattr(sys.modules[module], name) for module, name in PLACES if name in ni.__all__)
+    assert ni.training.fit is ni.fit
+    exec("from ntk_inr import *; from ntk_inr.networks import *", names := {})
+    assert {"ntk", "OneBlob"} <= set(names)
+
+
+@pytest.mark.parametrize(("module", "name"), PLACES)
+def test_every_name_is_what_it_says(module, name):
+    value = getattr(sys.modules[module], name)
+    assert value.__name__ == name
+    assert inspect.getdoc(value)
+    assert pickle.loads(pickle.dumps(value)) is value
+    # Importing a file of that name would put the file in its place.
+    assert not (ROOT / module.replace(".", "/") / f"{name}.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("OneBlob", "it is ni.networks.OneBlob"),
+        ("eigensystem", "it is ni.spectra.eigensystem"),
+        ("condition_nubmer", r"Did you mean ni\.condition_number\?"),
+        ("zzzz", r"dir\(ni\) lists"),
+    ],
+)
+def test_a_name_that_is_elsewhere_or_misspelled_leads_to_the_right_one(name, message):
+    with pytest.raises(AttributeError, match=message):
+        getattr(ni, name)
+    with pytest.raises(AttributeError, match=r"Did you mean ni\.networks\.OneBlob"):
+        getattr(ni.networks, "OneBlobb")  # noqa: B009
+
+
+def test_every_renamed_name_of_the_changelog_says_its_new_one():
+    section = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split("### Renamed")[1].split("\n## ")[0]
+    for old, new in re.findall(r"`ni\.(\w+)`[^`\n]*→ `(ni\.[\w.]+)", section):
+        with pytest.raises(AttributeError, match=re.escape(f"it is {new}")):
+            getattr(ni, old)
+        place = ni
+        for part in new.split(".")[1:]:
+            place = getattr(place, part)
+
+
+@pytest.mark.slow
+def test_type_checkers_see_signatures(tmp_path):
+    user = tmp_path / "user.py"
+    user.write_text("import ntk_inr as ni\nreveal_type(ni.ntk)\nreveal_type(ni.networks.OneBlob)\nni.nkt\n")
+    done = subprocess.run([sys.executable, "-m", "mypy", str(user)], capture_output=True, text=True, check=False)
+    assert "apply: Any, params: Any" in done.stdout
+    assert "OneBlob" in done.stdout
+    assert 'Module has no attribute "nkt"' in done.stdout
