@@ -113,7 +113,7 @@ def measured(x: jax.Array, width: int, settings: dict[str, Any], seeds: int) -> 
     }
 
 
-def predicted(x: jax.Array, width: int, settings: dict[str, Any], **options: Any) -> ni.variance.TwoLayerMoments:
+def predicted(x: jax.Array, width: int, settings: dict[str, Any], **options: Any) -> ni.closed_forms.TwoLayerMoments:
     """Return the closed form, in float64."""
     with jax.enable_x64(True):
         return ni.two_layer_moments(jnp.asarray(np.asarray(x), jnp.float64), width=width, **settings, **options)

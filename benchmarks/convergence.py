@@ -113,7 +113,7 @@ def measure(task: Any, name: str, settings: Settings) -> dict[str, Any]:
     systems = [ni.spectra.eigensystem(kernel) for kernel in kernels]
     moments = [ni.moments(kernel) for kernel in kernels]
     # All seeds train in one program, so at one rate: half of the least.
-    rate = float(min(ni.max_learning_rate(system, task.y.shape[1]) for system in systems)) / 2
+    rate = float(min(ni.max_learning_rate(system, c=task.y.shape[1]) for system in systems)) / 2
     residuals = [np.asarray(one(own, x), np.float64) - task.y for one, own in each]
     modes = [ni.alignment(*pair) for pair in zip(systems, residuals, strict=True)]
     targets = [float(psnr(np.var(task.y), task.data_range)) + gain for gain in GAINS]

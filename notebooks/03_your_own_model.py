@@ -239,7 +239,7 @@ with figure_style():
     axes[0].set(xscale="log", ylim=(0, 180), xlabel="coordinates n", ylabel="effective rank n / (1 + cv²)")
     axes[0].set(title="Beyond a thousand points a finer grid adds no patterns")
     axes[0].legend(loc="lower right")
-    values = ni.eigenvalues(K, host=True) / len(x)
+    values = ni.eigenvalues(np.asarray(K, float)) / len(x)
     levels = np.geomspace(values[0], values[400], 80)
     above = A.shape[0] * (1 - density.cdf(levels * A.shape[0]))
     axes[1].loglog(values[:400], np.arange(1, 401), color=MEASURED, label="n = 1,024, eigenvalues of K")

@@ -1,7 +1,7 @@
 """Neural tangent kernels of implicit neural representations: compute, explain, predict, check.
 
-The names of a first day are here; :mod:`ntk_inr.networks`, ``kernels``, ``infinite``, ``spectra``, ``variance``,
-``training``, ``tasks`` and ``study`` have the rest. Each is imported when it is asked for.
+The names of a first day are here, and the rest is in :mod:`ntk_inr.networks`, ``kernels``, ``infinite``, ``spectra``,
+``closed_forms``, ``variance``, ``training``, ``tasks`` and ``study``. Each is imported when it is asked for.
 """
 
 from ntk_inr import _lazy

@@ -1,3 +1,4 @@
+from ntk_inr import closed_forms as closed_forms
 from ntk_inr import infinite as infinite
 from ntk_inr import kernels as kernels
 from ntk_inr import networks as networks
@@ -8,6 +9,7 @@ from ntk_inr import training as training
 from ntk_inr import variance as variance
 from ntk_inr._version import __version__ as __version__
 from ntk_inr.citation import cite as cite
+from ntk_inr.closed_forms import two_layer_moments as two_layer_moments
 from ntk_inr.infinite import infinite_kernel as infinite_kernel
 from ntk_inr.kernels import NTKOperator as NTKOperator
 from ntk_inr.kernels import explain as explain
@@ -56,5 +58,4 @@ from ntk_inr.training import fit_seeds as fit_seeds
 from ntk_inr.training import optimizer as optimizer
 from ntk_inr.training import predict_training as predict_training
 from ntk_inr.variance import check_assumptions as check_assumptions
-from ntk_inr.variance import two_layer_moments as two_layer_moments
 from ntk_inr.variance import variance_budget as variance_budget

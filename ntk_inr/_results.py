@@ -40,7 +40,7 @@ def result(cls: type[T]) -> type[T]:
     """
     cls = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
     for name, method in {"rows": _rows, "__str__": _table, "__repr__": _line}.items():
-        if name not in vars(cls):
+        if getattr(cls, name, None) is getattr(object, name, None):  # neither the class nor a base has its own
             setattr(cls, name, method)
     return jax.tree_util.register_dataclass(cls)
 

@@ -46,6 +46,11 @@ def quick(names, *first):
     return [pytest.param(name, marks=() if name in first else pytest.mark.slow) for name in names]
 
 
+def figures_of(moments, *names):
+    """Return the figures of moments as a list, all that they share where none are named."""
+    return [getattr(moments, name) for name in names or ("mean", "variance", "cv", "effective_rank")]
+
+
 def in_float64(tree):
     """Return a model with every leaf in float64, to be used under x64."""
     # By NumPy, since JAX would compile a program for each shape.

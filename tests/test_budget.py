@@ -13,9 +13,10 @@ import ntk_inr as ni
 from ntk_inr.kernels.model import check_model
 from ntk_inr.variance import sums
 from ntk_inr.variance.budget import variance_budget
-from tests.conftest import in_float64, quick, small
+from tests.conftest import figures_of, in_float64, quick, small
 from tests.kernel_models import MODELS
 
+MOMENTS = ("mean", "variance", "cv")
 EPS = float(jnp.finfo(jnp.float32).eps)
 
 
@@ -84,12 +85,12 @@ def test_equals_moments_and_jacobians(name, key, x, x64):
     if name in IN_FLOAT32:
         single, moments = variance_budget(*model, x), ni.moments(ni.ntk(*model, x))
         # Sums of n**2 squares, each rounded apart; the forward pass is the same one.
-        np.testing.assert_allclose([single.mean, single.variance, single.cv], moments[:3], rtol=1e-5)
+        np.testing.assert_allclose(figures_of(single, *MOMENTS), figures_of(moments, *MOMENTS), rtol=1e-5)
 
     model, x = in_float64(model), x.astype(jnp.float64)
     budget, kernels = variance_budget(*model, x, block=7), leaf_kernels(*model, x)
     moments = ni.moments(sum(kernels.values()))
-    np.testing.assert_allclose([budget.mean, budget.variance, budget.cv], moments[:3], rtol=1e-11)
+    np.testing.assert_allclose(figures_of(budget, *MOMENTS), figures_of(moments, *MOMENTS), rtol=1e-11)
     np.testing.assert_allclose([budget.shares.sum(), budget.matrix.sum() / budget.variance], 1, rtol=1e-12)
     assert np.linalg.eigvalsh(budget.matrix).min() > -1e-12 * budget.variance
     assert np.linalg.eigvalsh(budget.off_diagonal).min() > -1e-12 * budget.variance

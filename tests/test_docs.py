@@ -1,3 +1,5 @@
+import ast
+import graphlib
 import re
 import sys
 from pathlib import Path
@@ -57,3 +59,40 @@ def test_tables_are_made_of_what_was_measured(monkeypatch):
     assert included == set(tables)
     assert tables["quality"].count("\n| `") >= 20
     assert all(f"| `{name}` |" in tables["camera_width128_depth3"] for name in ("relu", "pe+hadamard", "siren"))
+
+
+def _imports():
+    """Return each module of the package with the modules of the package that it imports, at its head or later."""
+    paths = {path.with_suffix("").relative_to(ROOT).parts: path for path in (ROOT / "ntk_inr").rglob("*.py")}
+    modules = {".".join(parts).removesuffix(".__init__"): path for parts, path in paths.items()}
+    graph = {}
+    for module, path in modules.items():
+        imported = graph[module] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module in modules:
+                whole = [f"{node.module}.{alias.name}" for alias in node.names]
+                imported.update(name if name in modules else node.module for name in whole)
+            elif isinstance(node, ast.Import):
+                imported.update({alias.name for alias in node.names} & set(modules))
+    return graph
+
+
+def test_folders_import_only_from_those_above_them_in_the_table():
+    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    order = re.findall(r"^\| `ntk_inr/(\w+)` \|", table, re.MULTILINE)
+    assert set(order) == {path.parent.name for path in (ROOT / "ntk_inr").glob("*/__init__.py")}
+    apart = {("variance", "closed_forms"), ("kernels", "networks")}
+    for module, imported in _imports().items():
+        _, folder, *_ = *module.split("."), ""
+        for other in imported:
+            _, above, *_ = *other.split("."), ""
+            if folder in order and above in order and module != "ntk_inr.kernels.adapters":
+                assert order.index(above) <= order.index(folder), f"{module} imports upward, {other}"
+                assert (folder, above) not in apart, f"{module} imports {other}"
+
+
+def test_no_module_imports_itself_in_a_circle():
+    graph = _imports()
+    del graph["ntk_inr"]  # shows what is public, and is imported by nothing but examples
+    graph["ntk_inr.training.saver"].discard("ntk_inr.training.loop")
+    graphlib.TopologicalSorter(graph).prepare()

@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 import ntk_inr as ni
 from ntk_inr.training.recorder import Recorder
 from ntk_inr.variance.assumptions import check_assumptions
-from tests.conftest import quick, small
+from tests.conftest import figures_of, quick, small
 
 X = jnp.linspace(-1, 1, 12)[:, None]
 
@@ -77,7 +77,7 @@ def _density(K):
 
 # Of the kernel, no scale: what the figures below say must not depend on its unit, its dtype or its library.
 FIGURES = {
-    "moments": lambda K: ni.moments(K)[2:],
+    "moments": lambda K: figures_of(ni.moments(K), "cv", "effective_rank"),
     "condition_number": lambda K: ni.condition_number(K, dtype=np.float32),
     "eigenvalues": lambda K: (values := ni.eigenvalues(K))[:6] / values[0],
     "alignment": lambda K: ni.alignment(K, TARGET).energy[:6],
@@ -125,8 +125,10 @@ def _assumptions(*model):
 
 
 FIGURES_OF_A_MODEL = {
-    "streamed_moments": lambda *model: ni.streamed_moments(*model, block=7)[2:],
-    "sampled_moments": lambda *model: ni.sampled_moments(*model, key=KEY, size=5, submatrices=2)[2:4],
+    "streamed_moments": lambda *model: figures_of(ni.streamed_moments(*model, block=7), "cv", "effective_rank"),
+    "sampled_moments": lambda *model: figures_of(
+        ni.sampled_moments(*model, key=KEY, size=5, submatrices=2), "cv", "effective_rank"
+    ),
     "operator": lambda *model: _stochastic("probes")(ni.NTKOperator(*model)),
     "variance_budget": _budget,
     "check_assumptions": _assumptions,

@@ -350,6 +350,7 @@ def test_distances_to_concave_faces(rng, tmp_path):
 
 
 @pytest.mark.usefixtures("compared_coarsely")
+@pytest.mark.filterwarnings("ignore:Setting the shape on a NumPy array:DeprecationWarning")  # scikit-image, NumPy 2.5
 @pytest.mark.parametrize("name", ["cube", "octahedron", "gyroid"])
 def test_triangles_without_area_are_no_holes(rng, tmp_path, name):
     """Marching cubes leaves them where a value is 0, also in what we save ourselves."""

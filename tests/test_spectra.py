@@ -96,7 +96,8 @@ def test_golden_values(model, mean, variance, cv):
 
 def test_eigensystem_reconstructs_the_kernel_in_both_libraries(kernel):
     for given, rtol in ((kernel, 1e-12), (jnp.asarray(kernel, jnp.float32), 1e-5)):
-        values, vectors = ni.spectra.eigensystem(given)
+        system = ni.spectra.eigensystem(given)
+        values, vectors = system.values, system.vectors
         assert np.all(np.diff(values) <= 0)
         np.testing.assert_allclose((vectors * values[None, :]) @ vectors.T, kernel, atol=rtol * kernel.max() * 10)
         np.testing.assert_allclose(ni.eigenvalues(given), values, atol=rtol * 100)
@@ -134,6 +135,11 @@ def test_figures_survive_jit_and_grad(kernel):
     gradient = jax.grad(lambda k: ni.moments(k).variance)(given)
     centred = 2 / 40 * (kernel - np.trace(kernel) / 40 * np.eye(40))
     np.testing.assert_allclose(gradient, centred, atol=1e-4)
+    for figure in ("variance", "deviation", "cv", "effective_rank"):
+        at_equal = jax.grad(lambda k, figure=figure: getattr(ni.moments(k), figure))(jnp.eye(5))
+        assert np.isfinite(at_equal).all()
+    several = jax.vmap(ni.moments)(jnp.stack([given, 2 * given]))
+    assert (several.cv.shape, several.n) == ((2,), 40)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_prediction_is_exact_for_a_linear_model(x, y, x64, model):
     x, y = in_float64((x, two_columns(y)))
     params = in_float64(np.random.default_rng(0).normal(size=(6, 2)))
     kernel = ni.kernels.training_kernel(model, params, x)
-    rate = float(ni.max_learning_rate(kernel, outputs=2)) / 2
+    rate = float(ni.max_learning_rate(kernel, c=2)) / 2
     # So many that a symmetric kernel is decomposed.
     curve = ni.predict_training(kernel, model(params, x) - y, learning_rate=rate, steps=100)
     run = ni.fit(model, params, x, y, optimizer=optax.sgd(rate), steps=100)
@@ -137,7 +137,8 @@ def test_a_kernel_that_is_not_symmetric_has_a_rate_and_no_spectrum(array):
     for factor, grows in ((0.99, False), (1.01, True)):
         loss = ni.predict_training(array(kernel), np.ones((40, 1)), learning_rate=factor * limit, steps=3000).loss
         assert (loss[-1] > loss[0]) == grows
-    for function in (ni.eigenvalues, ni.spectra.eigensystem, ni.condition_number):
+    some_pairs = functools.partial(ni.top_eigenpairs, k=2, key=jax.random.key(0))
+    for function in (ni.eigenvalues, ni.spectra.eigensystem, ni.condition_number, ni.moments, some_pairs):
         with pytest.raises(ValueError, match=r"not symmetric.*ni\.predict_training.*ni\.max_learning_rate"):
             function(array(kernel))
     assert ni.max_learning_rate(array(np.array([[0.0, 1.0], [-1.0, 0.0]]))) == 0

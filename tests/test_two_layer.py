@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import ntk_inr as ni
+from ntk_inr.closed_forms import two_layer
+from ntk_inr.closed_forms.gates import Threshold
+from ntk_inr.closed_forms.soft_gates import soft_gates
+from ntk_inr.closed_forms.two_layer import two_layer_moments
 from ntk_inr.networks.two_layer import two_layer_network
-from ntk_inr.variance import two_layer
-from ntk_inr.variance.gates import Threshold
-from ntk_inr.variance.soft_gates import soft_gates
-from ntk_inr.variance.two_layer import two_layer_moments
 from tests.conftest import quick
 
 
@@ -96,7 +96,8 @@ def drawn(net, x, seeds, key=0):
     @jax.jit
     @jax.vmap
     def one(key):
-        return jnp.stack(ni.moments(ni.ntk(*ni.init(net, key, x), x))[:2])
+        m = ni.moments(ni.ntk(*ni.init(net, key, x), x))
+        return jnp.stack([m.mean, m.variance])
 
     found = np.asarray(one(jax.random.split(jax.random.key(key), seeds)), np.float64)
     return found.mean(axis=0), found.std(axis=0) / seeds**0.5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from ntk_inr.networks.initializers import Law, siren_hidden
 from ntk_inr.networks.mlp import CoordinateMLP
 from ntk_inr.networks.modulation import FourierModulation
 from ntk_inr.networks.normalization import LayerNorm, Sphere
+from ntk_inr.networks.settings import declared_in, with_fields
 
 _PARTS = ("encoding", "activation", "normalization", "modulation", "sparsity")
 
@@ -109,11 +109,11 @@ class Description:
     def hyper(self) -> list[str]:
         """The names of the parts' real settings, such as "activation.omega"."""
         return [
-            f"{name}.{field.name}"
+            f"{name}.{field}"
             for name, part in self.parts.items()
             if dataclasses.is_dataclass(part) and (name != "encoding" or isinstance(part, GaussianFourier))
-            for field in dataclasses.fields(part)
-            if "float" in str(field.type) and getattr(part, field.name) is not None
+            for field, how in declared_in(part).items()
+            if how["setting"] is float and getattr(part, field) is not None
         ]
 
     def counting(self, hyper: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
@@ -131,11 +131,11 @@ class Description:
         return tuple(found.items())
 
     def replaced(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the parts with settings replaced; traced ones can't pass the checks that their classes make."""
-        parts = {name: copy.copy(part) for name, part in self.parts.items()}
+        """Return the parts with settings replaced."""
+        parts = dict(self.parts)
         for name, value in hyper.items():
             part, field = name.split(".")
-            object.__setattr__(parts[part], field, value)
+            parts[part] = with_fields(parts[part], {field: value})
         return parts
 
     def check(self) -> None:
@@ -174,10 +174,7 @@ class Description:
         own = self.net.initializer is None and hasattr(declared, "omega")
         if not own or law != siren_hidden(declared.omega):
             return law
-        # The law itself takes numbers only.
-        followed = copy.copy(law)
-        object.__setattr__(followed, "gain", 2 / parts["activation"].omega ** 2)
-        return followed
+        return siren_hidden(parts["activation"].omega)
 
     def layer(self, parts: Mapping[str, Any], fan_in: int, *, first: bool = False, readout: bool = False) -> Layer:
         """Return the laws of a dense layer."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
 
 from ntk_inr import _checks
+from ntk_inr._results import result
 from ntk_inr.infinite import filters, maps, pairs, stax, tiles
 from ntk_inr.infinite.description import Description, Layer, Points, normalized
 from ntk_inr.infinite.duals import Dual, Erf, Rectifier, Sine, Wavelet
@@ -26,7 +26,8 @@ from ntk_inr.networks.settings import setting_name
 Backend = Literal["own", "neural-tangents"]
 
 
-class InfiniteKernel(NamedTuple):
+@result
+class InfiniteKernel:
     """Kernels of a network of infinite width.
 
     Attributes:
@@ -34,8 +35,8 @@ class InfiniteKernel(NamedTuple):
         ntk: neural tangent kernel of an output, (n1, n2).
     """
 
-    nngp: Float[Array, "n1 n2"]
-    ntk: Float[Array, "n1 n2"]
+    nngp: Any
+    ntk: Any
 
 
 def infinite_kernel(

@@ -13,6 +13,7 @@ from jax import Array
 
 from ntk_inr import _checks
 from ntk_inr.networks import initializers, trig
+from ntk_inr.networks.fields import real
 from ntk_inr.networks.initializers import Law
 from ntk_inr.networks.modulated_sines import Finer, Hosc, Sinc, Spder
 
@@ -71,8 +72,8 @@ class Sine:
         0.8415
     """
 
-    omega: float = 30.0
-    phase: float = 0.0
+    omega: float = real(30.0)
+    phase: float = real(0.0)
 
     def __post_init__(self) -> None:
         _checks.check_positive(self.omega, "omega")
@@ -104,7 +105,7 @@ class Gauss:
     Source: Ramasinghe and Lucey 2022, arXiv 2111.15135.
     """
 
-    width: float = 0.1
+    width: float = real(0.1)
 
     def __post_init__(self) -> None:
         _checks.check_positive(self.width, "width")
@@ -136,7 +137,7 @@ class Quadratic:
     Source: Ramasinghe and Lucey 2022, arXiv 2111.15135, table 1.
     """
 
-    width: float = 0.1
+    width: float = real(0.1)
 
     def __post_init__(self) -> None:
         _checks.check_positive(self.width, "width")
@@ -170,9 +171,9 @@ class Gabor:
     Source: Saragadam et al. 2023, arXiv 2301.05187.
     """
 
-    scale: float = 10.0
-    omega: float = 20.0
-    phase: float = 0.0
+    scale: float = real(10.0)
+    omega: float = real(20.0)
+    phase: float = real(0.0)
 
     def __post_init__(self) -> None:
         _checks.check_positive(self.scale, "scale")
@@ -203,7 +204,7 @@ class Erf:
         0.8427
     """
 
-    slope: float = 1.0
+    slope: float = real(1.0)
 
     def __post_init__(self) -> None:
         _checks.check_positive(self.slope, "slope")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ from jax import Array
 from jaxtyping import Float
 
 from ntk_inr.networks import initializers
+from ntk_inr.networks.fields import WHOLE
 from ntk_inr.networks.initializers import Law
 
 PARAMETERIZATIONS = ("standard", "ntk")
@@ -39,7 +41,7 @@ class Dense(nn.Module):
         (5, 3)
     """
 
-    features: int
+    features: int = dataclasses.field(metadata=WHOLE)
     law: Law = initializers.LECUN_NORMAL
     bias_law: Law | None = initializers.BIAS_UNIFORM
     parameterization: Literal["standard", "ntk"] = "standard"

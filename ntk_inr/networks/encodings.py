@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from ntk_inr import _checks
 from ntk_inr.networks import trig
+from ntk_inr.networks.fields import real, whole
 
 CONSTANTS = "constants"
 """The collection of fixed matrices: initialised with the network, never trained."""
@@ -32,7 +33,7 @@ class Identity(nn.Module):
         [[1.0]]
     """
 
-    scale: float = 1.0
+    scale: float = real(1.0)
 
     def __post_init__(self) -> None:
         _checks.check_positive(self.scale, "scale")
@@ -68,7 +69,7 @@ class NeRFEncoding(nn.Module):
     Source: Mildenhall et al. 2020, arXiv 2003.08934, eq. (4).
     """
 
-    bands: int = 6
+    bands: int = whole(6)
     include_input: bool = False
 
     def __post_init__(self) -> None:
@@ -110,8 +111,8 @@ class GaussianFourier(nn.Module):
     Source: Tancik et al. 2020, arXiv 2006.10739, section 6; trained, Li et al. 2021, arXiv 2106.02795.
     """
 
-    features: int = 128
-    scale: float = 10.0
+    features: int = whole(128)
+    scale: float = real(10.0)
     trained: bool = False
     param_dtype: Any = jnp.float32
 
@@ -157,7 +158,7 @@ class TriangleWave(nn.Module):
     Source: Müller et al. 2021, Real-time Neural Radiance Caching, arXiv 2106.12372, section 4, on [0, 1].
     """
 
-    bands: int = 6
+    bands: int = whole(6)
 
     def __post_init__(self) -> None:
         _checks.check_positive(self.bands, "bands", integer=True)
@@ -189,7 +190,7 @@ class OneBlob(nn.Module):
     Source: Müller et al. 2019, Neural Importance Sampling, arXiv 1808.03856, section 4.3.
     """
 
-    bins: int = 32
+    bins: int = whole(32)
 
     def __post_init__(self) -> None:
         _checks.check_positive(self.bins, "bins", integer=True, least=2)

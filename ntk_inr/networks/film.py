@@ -10,6 +10,7 @@ from jax import Array
 from jaxtyping import Float
 
 from ntk_inr import _checks
+from ntk_inr.networks.fields import real, whole
 
 
 class Affine(NamedTuple):
@@ -50,8 +51,8 @@ class FiLM(nn.Module):
     Source: Perez et al. 2018, arXiv 1709.07871; for sine networks Chan et al. 2021, arXiv 2012.00926.
     """
 
-    latent: int = 64
-    scale: float = 0.1
+    latent: int = whole(64)
+    scale: float = real(0.1)
     param_dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:

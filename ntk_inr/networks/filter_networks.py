@@ -16,6 +16,7 @@ from ntk_inr import _checks
 from ntk_inr.networks import trig
 from ntk_inr.networks.dense import PARAMETERIZATIONS, Dense
 from ntk_inr.networks.encodings import CONSTANTS
+from ntk_inr.networks.fields import real, whole
 from ntk_inr.networks.initializers import BIAS_UNIFORM, Law
 from ntk_inr.networks.modulation import squared_distances
 
@@ -43,10 +44,10 @@ class FilterNetwork(nn.Module):
     reference code for the laws.
     """
 
-    features: int = 256
-    depth: int = 4
+    features: int = whole(256)
+    depth: int = whole(4)
     out: int = 1
-    weight_scale: float = 1.0
+    weight_scale: float = real(1.0)
     trained: bool = True
     parameterization: Literal["standard", "ntk"] = "standard"
     param_dtype: Any = jnp.float32
@@ -122,7 +123,7 @@ class FourierNet(FilterNetwork):
     Source: Fathony et al. 2021 (openreview OmtmcPkkhT), section 3.1.
     """
 
-    scale: float = 256.0
+    scale: float = real(256.0)
 
     def __post_init__(self) -> None:
         _checks.check_positive(self.scale, "scale")
@@ -158,9 +159,9 @@ class GaborNet(FilterNetwork):
     Source: Fathony et al. 2021 (openreview OmtmcPkkhT), section 3.2.
     """
 
-    scale: float = 256.0
-    alpha: float = 6.0
-    beta: float = 1.0
+    scale: float = real(256.0)
+    alpha: float = real(6.0)
+    beta: float = real(1.0)
 
     def __post_init__(self) -> None:
         for name in ("scale", "alpha", "beta"):
@@ -214,8 +215,8 @@ class BACON(FilterNetwork):
     Source: Lindell et al. 2022, arXiv 2112.04645.
     """
 
-    weight_scale: float = 6.0
-    bandwidth: float = 16.0
+    weight_scale: float = real(6.0)
+    bandwidth: float = real(16.0)
     scales: Sequence[int] | None = None
 
     def __post_init__(self) -> None:

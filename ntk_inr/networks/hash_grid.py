@@ -13,6 +13,7 @@ from jax import Array
 from jaxtyping import Float
 
 from ntk_inr import _checks
+from ntk_inr.networks.fields import real, whole
 
 # One for each coordinate; the first is 1, so that neighbours along it stay neighbours in memory.
 _PRIMES = np.array([1, 2654435761, 805459861, 3674653429, 2097192037, 1434869437, 2165219737], np.uint32)
@@ -50,11 +51,11 @@ class HashGrid(nn.Module):
     Source: Müller et al. 2022, arXiv 2201.05989, section 3.
     """
 
-    levels: int = 16
-    features: int = 2
-    log2_size: int = 14
-    base: int = 16
-    growth: float = 1.5
+    levels: int = whole(16)
+    features: int = whole(2)
+    log2_size: int = whole(14)
+    base: int = whole(16)
+    growth: float = real(1.5)
     param_dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:

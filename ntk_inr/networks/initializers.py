@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from ntk_inr import _checks
+from ntk_inr.networks.fields import REAL, real, whole
 
 Mode = Literal["fan_in", "fan_out", "fan_avg"]
 
@@ -42,11 +43,11 @@ class Law:
         0.5
     """
 
-    gain: float
+    gain: float = dataclasses.field(metadata=REAL)
     distribution: Literal["normal", "uniform"] = "normal"
-    power: int = 1
+    power: int = whole(1)
     mode: Mode = "fan_in"
-    shift: float = 0.0
+    shift: float = real(0.0)
 
     def variance(self, fan_in: int, fan_out: int | None = None) -> Any:
         """Return the variance in a layer of ``fan_in`` inputs and ``fan_out`` outputs, by default as many."""

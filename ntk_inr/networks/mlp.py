@@ -13,6 +13,7 @@ from jaxtyping import Float
 from ntk_inr import _checks
 from ntk_inr.networks import activations, initializers, normalization
 from ntk_inr.networks.dense import PARAMETERIZATIONS, Dense
+from ntk_inr.networks.fields import whole
 from ntk_inr.networks.film import FiLM
 from ntk_inr.networks.initializers import Law, Scheme
 from ntk_inr.networks.modulation import FourierModulation, GaborModulation, MLPModulation
@@ -64,8 +65,8 @@ class CoordinateMLP(nn.Module):
         (5, 1)
     """
 
-    features: int = 256
-    depth: int = 4
+    features: int = whole(256)
+    depth: int = whole(4)
     out: int = 1
     encoding: nn.Module | None = None
     activation: str | Callable[[Array], Array] = "relu"

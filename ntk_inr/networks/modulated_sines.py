@@ -10,6 +10,7 @@ from jax import Array
 
 from ntk_inr import _checks
 from ntk_inr.networks import initializers, trig
+from ntk_inr.networks.fields import real
 from ntk_inr.networks.initializers import Law
 
 # Below this sin(z) / z is taken from its series.
@@ -41,8 +42,8 @@ class Finer:
     Source: Liu et al. 2024, arXiv 2312.02434.
     """
 
-    omega: float = 30.0
-    bias_spread: float | None = None
+    omega: float = real(30.0)
+    bias_spread: float | None = real(None)
     frozen_scale: bool = True
 
     def __post_init__(self) -> None:
@@ -82,7 +83,7 @@ class Spder:
     Source: Shah and Sitawarin 2023, arXiv 2306.15242.
     """
 
-    omega: float = 30.0
+    omega: float = real(30.0)
 
     def __post_init__(self) -> None:
         _checks.check_positive(self.omega, "omega")
@@ -117,7 +118,7 @@ class Sinc:
     Source: Saratchandran et al. 2024, arXiv 2402.05427.
     """
 
-    omega: float = 30.0
+    omega: float = real(30.0)
 
     def __post_init__(self) -> None:
         _checks.check_positive(self.omega, "omega")
@@ -154,8 +155,8 @@ class Hosc:
     Source: Serrano et al. 2024, arXiv 2401.10967.
     """
 
-    sharpness: float = 8.0
-    omega: float = 30.0
+    sharpness: float = real(8.0)
+    omega: float = real(30.0)
 
     def __post_init__(self) -> None:
         _checks.check_positive(self.sharpness, "sharpness")

@@ -14,6 +14,7 @@ from ntk_inr import _checks
 from ntk_inr.networks import initializers, trig
 from ntk_inr.networks.dense import Dense
 from ntk_inr.networks.encodings import CONSTANTS
+from ntk_inr.networks.fields import real
 
 
 class FourierModulation(nn.Module):
@@ -43,7 +44,7 @@ class FourierModulation(nn.Module):
         (5, 64)
     """
 
-    omega: float = 10.0
+    omega: float = real(10.0)
     trained: bool = False
     param_dtype: Any = jnp.float32
 
@@ -98,8 +99,8 @@ class GaborModulation(nn.Module):
     Source: Fathony et al. 2021, Multiplicative Filter Networks (openreview OmtmcPkkhT), section 3.2.
     """
 
-    omega: float = 10.0
-    width: float = 0.5
+    omega: float = real(10.0)
+    width: float = real(0.5)
     trained: bool = False
     param_dtype: Any = jnp.float32
 
@@ -150,7 +151,7 @@ class MLPModulation(nn.Module):
     Source: Mehta et al. 2021, arXiv 2104.03960, section 3, with the coordinates in place of a latent code.
     """
 
-    shift: float = 1.0
+    shift: float = real(1.0)
     param_dtype: Any = jnp.float32
 
     @nn.compact

@@ -11,6 +11,7 @@ from jax import Array
 from jaxtyping import Float
 
 from ntk_inr import _checks
+from ntk_inr.networks.fields import real
 
 PLACEMENTS = ("input", "hidden_post", "hidden_pre")
 
@@ -45,8 +46,8 @@ class Sphere:
     """
 
     placement: Literal["input", "hidden_post", "hidden_pre"] = "hidden_post"
-    radius: float | None = None
-    epsilon: float = 1e-6
+    radius: float | None = real(None)
+    epsilon: float = real(1e-6, tuned=False)
 
     def __post_init__(self) -> None:
         _checks.check_choice(self.placement, PLACEMENTS, "placement")
@@ -87,7 +88,7 @@ class LayerNorm:
     """
 
     placement: Literal["input", "hidden_post", "hidden_pre"] = "hidden_pre"
-    epsilon: float = 1e-6
+    epsilon: float = real(1e-6, tuned=False)
 
     def __post_init__(self) -> None:
         _checks.check_choice(self.placement, PLACEMENTS, "placement")
@@ -128,8 +129,8 @@ class BatchNorm:
     """
 
     placement: Literal["hidden_post", "hidden_pre"] = "hidden_pre"
-    momentum: float = 0.9
-    epsilon: float = 1e-5
+    momentum: float = real(0.9)
+    epsilon: float = real(1e-5, tuned=False)
 
     def __post_init__(self) -> None:
         _checks.check_choice(self.placement, PLACEMENTS[1:], "placement")

@@ -13,7 +13,6 @@ from ntk_inr import _checks
 from ntk_inr.networks import activations, normalization
 
 _RESOLVED = {"activation": activations.resolve, "normalization": normalization.resolve}
-_NOT_TUNED = {"out", "name", "parent", "epsilon"}
 _ALIASES = {"omega_0": "omega", "omega0": "omega", "sigma": "scale", "width": "features", "L": "bands"}
 
 
@@ -23,7 +22,9 @@ def settings_of(net: nn.Module) -> dict[str, Any]:
     Settings that may be numbers and are not, such as a radius of None, are in it too.
 
     Args:
-        net: a network of this package, or any Linen module whose fields are numbers, or have fields that are.
+        net: a network of this package, or any Linen module. Settings are the fields that a class declares as such,
+            by ``dataclasses.field(default=1.0, metadata={"setting": float})``, or ``int``; in a module that declares
+            none, the fields that hold numbers.
 
     Returns:
         The settings by their full names, which :func:`with_settings` takes.
@@ -33,10 +34,10 @@ def settings_of(net: nn.Module) -> dict[str, Any]:
         >>> settings_of(ni.variant("siren", features=64))
         {'features': 64, 'depth': 4, 'activation.omega': 30.0, 'activation.phase': 0.0}
     """
-    numbers = dict(_numbers(net))
+    settings = dict(_numbers(net))
     for name, part in parts_of(net).items():
-        numbers |= {f"{name}.{key}": value for key, value in _numbers(part).items()}
-    return numbers
+        settings |= {f"{name}.{field}": value for field, value in _numbers(part).items()}
+    return settings
 
 
 def setting_name(net: nn.Module, name: str, known: Iterable[str] | None = None) -> str:
@@ -73,8 +74,7 @@ def names_like(known: Iterable[str], name: str, *, alias: bool) -> list[str]:
 def takes_floats(net: nn.Module, name: str) -> bool:
     """Return whether a setting, by its full name, is a real number, even where it is a whole one now."""
     part, _, field = name.rpartition(".")
-    fields = dataclasses.fields(parts_of(net)[part] if part else net)
-    return any(entry.name == field and "float" in str(entry.type) for entry in fields)
+    return declared_in(parts_of(net)[part] if part else net)[field].get("setting") is float
 
 
 def with_settings(net: nn.Module, values: Mapping[str, Any]) -> nn.Module:
@@ -105,10 +105,12 @@ def with_settings(net: nn.Module, values: Mapping[str, Any]) -> nn.Module:
         part, _, field = setting_name(net, name).rpartition(".")
         (of_parts.setdefault(part, {}) if part else own)[field] = value
     parts = parts_of(net)
-    for name, changed in of_parts.items():
-        part = parts[name]
-        own[name] = part.clone(**changed) if isinstance(part, nn.Module) else dataclasses.replace(part, **changed)
-    return net.clone(**own)
+    return net.clone(**own, **{name: with_fields(parts[name], changed) for name, changed in of_parts.items()})
+
+
+def with_fields(part: Any, values: Mapping[str, Any]) -> Any:
+    """Return a part, or a network, with fields replaced, which its class checks."""
+    return part.clone(**values) if isinstance(part, nn.Module) else dataclasses.replace(part, **values)
 
 
 def parts_of(net: nn.Module) -> dict[str, Any]:
@@ -122,12 +124,24 @@ def parts_of(net: nn.Module) -> dict[str, Any]:
     return parts
 
 
+def declared_in(part: Any) -> Mapping[str, Mapping[str, Any]]:
+    """Return the metadata of a part's settings by field, ``{"omega": {"setting": float, "tuned": True}}``."""
+    fields = [field for field in dataclasses.fields(part) if field.name not in ("name", "parent")]
+    declared = {field.name: field.metadata for field in fields if "setting" in field.metadata}
+    if declared:
+        return declared
+    values = {field.name: getattr(part, field.name, None) for field in fields}
+    return {
+        name: {"setting": float if isinstance(value, float | np.floating) else int}
+        for name, value in values.items()
+        if _is_number(value)
+    }
+
+
 def _numbers(part: Any) -> dict[str, Any]:
-    numbers = {}
-    for field in dataclasses.fields(part):
-        value, kind = getattr(part, field.name, None), str(field.type)
-        plain = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        optional = value is None and "Sequence" not in kind and ("float" in kind or "int" in kind)
-        if field.name not in _NOT_TUNED and (plain or optional):
-            numbers[field.name] = value
-    return numbers
+    values = {name: getattr(part, name) for name, how in declared_in(part).items() if how.get("tuned", True)}
+    return {name: value for name, value in values.items() if value is None or _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)

@@ -12,6 +12,7 @@ from jax import Array
 from jaxtyping import Float
 
 from ntk_inr import _checks
+from ntk_inr.networks.fields import REAL, WHOLE, real
 from ntk_inr.networks.normalization import Sphere
 
 Mode = Literal["hard", "sphere", "soft"]
@@ -59,11 +60,11 @@ class TopK:
         144
     """
 
-    k: int | Schedule
+    k: int | Schedule = dataclasses.field(metadata=WHOLE)
     mode: Mode = "hard"
-    temperature: float | Schedule | None = None
+    temperature: float | Schedule | None = dataclasses.field(default=None, metadata=REAL)
     soft: Soft = "shrinkage"
-    radius: float | None = None
+    radius: float | None = real(None)
 
     def __post_init__(self) -> None:
         if not callable(self.k):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from ntk_inr import _checks
 from ntk_inr.networks import trig
 from ntk_inr.networks.dense import PARAMETERIZATIONS, Dense
+from ntk_inr.networks.fields import WHOLE, real, whole
 from ntk_inr.networks.initializers import BIAS_UNIFORM
 
 
@@ -26,7 +28,7 @@ class ComplexDense(nn.Module):
         param_dtype: dtype that parameters are drawn in.
     """
 
-    features: int
+    features: int = dataclasses.field(metadata=WHOLE)
     parameterization: Literal["standard", "ntk"] = "standard"
     param_dtype: Any = jnp.float32
 
@@ -75,11 +77,11 @@ class Wire(nn.Module):
     Source: Saragadam et al. 2023, arXiv 2301.05187, and its reference code.
     """
 
-    features: int = 256
-    depth: int = 4
+    features: int = whole(256)
+    depth: int = whole(4)
     out: int = 1
-    scale: float = 10.0
-    omega: float = 20.0
+    scale: float = real(10.0)
+    omega: float = real(20.0)
     parameterization: Literal["standard", "ntk"] = "standard"
     param_dtype: Any = jnp.float32
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import Any, NamedTuple
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,22 +13,51 @@ import numpy as np
 
 from ntk_inr import _checks
 from ntk_inr._dtypes import unit_of
+from ntk_inr._results import result, static
+from ntk_inr.spectra.symmetry import FEW_ROWS, check_symmetric
 
 
-class Moments(NamedTuple):
-    """Mean and population variance of the eigenvalues of an (n, n) kernel, each a scalar.
+class ScaleFree:
+    """The figures of eigenvalues that their scale leaves alone, for results with ``mean``, ``deviation`` and ``n``."""
+
+    mean: Any
+    deviation: Any
+    n: int
+
+    @property
+    def cv(self) -> Any:
+        """``deviation / mean``, free of scale: compare variants by this one."""
+        with np.errstate(all="ignore"):
+            if isinstance(self.mean, float):  # Python's own division would raise where the mean is 0
+                return float(np.float64(self.deviation) / self.mean)
+            return self.deviation / self.mean
+
+    @property
+    def effective_rank(self) -> Any:
+        """``n / (1 + cv**2)``, between 1 and n."""
+        return self.n / (1 + self.cv * self.cv)
+
+
+@result
+class Moments(ScaleFree):
+    """Mean and spread of the eigenvalues of an (n, n) kernel, each a scalar.
 
     Attributes:
         mean: trace / n.
         variance: population variance of the eigenvalues; scales with the kernel's square.
-        cv: ``sqrt(variance) / mean``, free of scale: compare variants by this one.
-        effective_rank: ``n / (1 + cv**2)``, between 1 and n.
+        deviation: its square root, in the kernel's units; right also where the variance leaves the range of its dtype.
+        n: number of eigenvalues.
     """
 
     mean: Any
     variance: Any
-    cv: Any
-    effective_rank: Any
+    deviation: Any
+    n: int = static()
+
+    def rows(self) -> dict[str, Any]:
+        """Return what ``print`` shows: the fields, cv and the effective rank."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {**fields, "cv": self.cv, "effective rank": self.effective_rank}
 
 
 def moments(K: Any) -> Moments:
@@ -35,22 +66,22 @@ def moments(K: Any) -> Moments:
     .. math::
         \mu = \tfrac1n \operatorname{Tr} K, \qquad
         v = \tfrac1n \sum_{i \ne j} K_{ij}^2 + \operatorname{Var}_i(K_{ii}), \qquad
-        r = \frac{n}{1 + v/\mu^2}
+        \mathrm{cv} = \frac{\sqrt v}{\mu}, \qquad r = \frac{n}{1 + \mathrm{cv}^2}
 
     This form of v never cancels, unlike ``norm(K)**2 / n - mean**2``. Squares are taken in units of the largest entry,
-    so that cv and r are right for kernels of any scale, where v itself may leave the range of its dtype. Works under
-    jit, vmap and grad; a NumPy kernel is reduced by NumPy. Sums are in K's dtype, float32 for half precision; integers
-    count as floats.
+    so that the deviation, cv and the effective rank r are right for kernels of any scale, where v itself may leave the
+    range of its dtype. Works under jit, vmap and grad; a NumPy kernel is reduced by NumPy. Sums are in K's dtype,
+    float32 for half precision; integers count as floats.
 
     Args:
         K: symmetric kernel (n, n), in JAX or NumPy.
 
     Returns:
-        :class:`Moments` of scalars; cv and r are NaN for a kernel of zeros.
+        :class:`Moments` of scalars, with ``cv`` and ``effective_rank``, which are NaN for a kernel of zeros.
 
     Raises:
         TypeError: K holds no real numbers.
-        ValueError: K is not square.
+        ValueError: K is not square, or not symmetric, as :func:`training_kernel` may be.
 
     Example:
         >>> import jax.numpy as jnp, ntk_inr as ni
@@ -59,18 +90,18 @@ def moments(K: Any) -> Moments:
         (2.0, 1.0, 0.5, 1.6)
     """
     K = _checks.as_kernel(K)
+    check_symmetric(K, rows=FEW_ROWS)
     return _moments(K, np) if isinstance(K, np.ndarray) else _compiled(K)
 
 
 def from_units(n: int, mean: float, variance: float, unit: float) -> Moments:
-    """Return the moments, in Python floats, of a kernel whose quotient by ``unit`` has this mean and variance."""
-    return Moments(*map(float, _from_units(n, np.float64(mean), np.float64(variance), unit, unit, np)))
+    """Return the moments, in Python floats, of a kernel whose quotient by ``unit`` has this mean and variance.
 
-
-def _from_units(n: int, mean: Any, variance: Any, mean_unit: Any, unit: Any, xp: Any) -> Moments:
+    A variance below 0, where noise took an estimate, has the deviation 0.
+    """
     with np.errstate(all="ignore"):
-        cv = xp.sqrt(variance) / mean * (unit / mean_unit)
-        return Moments(mean * mean_unit, variance * unit * unit, cv, n / (1 + cv**2))
+        deviation = math.sqrt(max(variance, 0.0)) * unit
+        return Moments(float(mean * unit), float(variance * unit * unit), float(deviation), n)
 
 
 def _moments(K: Any, xp: Any) -> Moments:
@@ -85,7 +116,10 @@ def _moments(K: Any, xp: Any) -> Moments:
     unit = xp.maximum(unit_of(off_diagonal), unit_of(spread))
     off_diagonal = off_diagonal / unit
     variance = (off_diagonal**2).sum(axis=1).sum() / n + ((spread / unit) ** 2).mean()
-    return _from_units(n, mean, variance, mean_unit, unit, xp)
+    # The square root of 0 has no gradient, and equal eigenvalues have no deviation whichever way they move.
+    deviation = xp.where(variance == 0, 0, xp.sqrt(xp.where(variance == 0, 1, variance)))
+    with np.errstate(all="ignore"):
+        return Moments(mean * mean_unit, variance * unit * unit, deviation * unit, n)
 
 
 # One program: no (n, n) mask is stored or sent, and where K is sharded devices exchange only sums and diagonals.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +11,22 @@ from jax import Array, lax
 
 from ntk_inr import _checks
 from ntk_inr._dtypes import eps, unit_of
+from ntk_inr._results import result
 from ntk_inr.spectra.stochastic import BLOCK, as_operator, unit_vectors, working_dtype
 
 _STEPS = 32
 
 
-class Moment(NamedTuple):
+@result
+class Moment:
     """An average of a power of the eigenvalues, and its standard error over probes."""
 
     value: Array
     stderr: Array
 
 
-class SpectralDensity(NamedTuple):
+@result
+class SpectralDensity:
     r"""The distribution of the eigenvalues as weighted nodes, one quadrature for each probe, (9.5).
 
     .. math:: \rho(\lambda) \approx \frac1K \sum_k \sum_j w_{kj}\, \delta(\lambda - \vartheta_{kj})
@@ -98,7 +101,7 @@ def spectral_density(A: Any, *, key: Array, probes: int = 16, steps: int | None 
 
     Raises:
         TypeError: A can't be multiplied with, or is no pytree; probes or steps is no integer.
-        ValueError: A is not square, fewer than 2 probes, or steps not between 1 and n.
+        ValueError: A is not square, a dense one not symmetric, fewer than 2 probes, or steps not between 1 and n.
 
     Example:
         >>> import jax, jax.numpy as jnp, ntk_inr as ni

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from ntk_inr import _checks
 from ntk_inr._dtypes import eps, unit_of
-
-# Rows of a NumPy kernel that are held beside its columns at a time.
-_STRIP = 256
-# What rounding in float32 may leave between a kernel and its transpose, also where it was widened since.
-_ROUNDING = 1e-5
-# Of a kernel that is not symmetric: the size up to which all eigenvalues are taken, how many count, and how exactly.
-_DENSE, _LEADING, _TOLERANCE = 512, 8, 1e-3
+from ntk_inr._results import result
+from ntk_inr.spectra.symmetry import check_symmetric, is_symmetric, leading_pace
 
 
-class Eigensystem(NamedTuple):
-    """Eigenvalues (n,), largest first, and the eigenvectors (n, n) as columns in that order."""
+@result
+class Eigensystem:
+    """Eigenvalues and eigenvectors of a kernel, to share between analyses.
+
+    Attributes:
+        values: eigenvalues (n,), largest first.
+        vectors: eigenvectors (n, n), as columns in that order.
+    """
 
     values: Any
     vectors: Any
 
 
-class Condition(NamedTuple):
+@result
+class Condition:
     """A condition number, and whether the arithmetic resolves it.
 
     Attributes:
@@ -39,7 +39,8 @@ class Condition(NamedTuple):
     resolved: Any
 
 
-class Alignment(NamedTuple):
+@result
+class Alignment:
     """The share of a target's energy in each eigenmode.
 
     Attributes:
@@ -51,21 +52,19 @@ class Alignment(NamedTuple):
     energy: Any
 
 
-def eigenvalues(K: Any, *, host: bool = False) -> Any:
+def eigenvalues(K: Any) -> Any:
     """Return the eigenvalues of a symmetric kernel, largest first.
 
-    A JAX kernel is decomposed by JAX on its device (works under jit); a NumPy kernel by LAPACK on
-    the host in its own dtype. With ``host`` any kernel is decomposed by LAPACK in float64, which spares
-    the decomposition's rounding and not the kernel's own: :func:`rounding_floor` of a float32 kernel
-    stays float32's.
+    A JAX kernel is decomposed by JAX on its device (works under jit); a NumPy kernel by LAPACK on the host in its own
+    dtype, so that ``np.asarray(K, float)`` asks for the host and float64. That spares the decomposition's rounding and
+    not the kernel's own: tell :func:`rounding_floor` and :func:`condition_number` the ``dtype`` it was computed in.
 
     Args:
         K: symmetric kernel (n, n); only its lower triangle is read.
-        host: copy K to the host, gathered there where it is sharded, and decompose it in float64.
 
     Returns:
         Eigenvalues (n,), in the library (JAX or NumPy) and dtype of K (float32 for half precision, a float for
-        integers); NumPy float64 with ``host``.
+        integers).
 
     Raises:
         ValueError: K is not square, or not symmetric, as :func:`training_kernel` may be.
@@ -78,8 +77,6 @@ def eigenvalues(K: Any, *, host: bool = False) -> Any:
     import scipy.linalg
 
     K = _symmetric(K)
-    if host:
-        K = np.asarray(K, np.float64)
     if isinstance(K, np.ndarray):
         return scipy.linalg.eigh(K, eigvals_only=True, driver="evd", check_finite=False)[::-1]
     unit = unit_of(K)  # LAPACK has its own; the solvers of accelerators may take squares as they come
@@ -103,8 +100,8 @@ def eigensystem(K: Any) -> Eigensystem:
 
     Example:
         >>> import jax.numpy as jnp, ntk_inr as ni
-        >>> values, vectors = ni.spectra.eigensystem(jnp.diag(jnp.array([1.0, 3.0])))
-        >>> float(values[0]), abs(float(vectors[1, 0]))
+        >>> system = ni.spectra.eigensystem(jnp.diag(jnp.array([1.0, 3.0])))
+        >>> float(system.values[0]), abs(float(system.vectors[1, 0]))
         (3.0, 1.0)
     """
     import scipy.linalg
@@ -119,71 +116,20 @@ def eigensystem(K: Any) -> Eigensystem:
     return Eigensystem(values[::-1], vectors[:, ::-1])
 
 
-def is_symmetric(K: Any) -> bool:
-    """Return whether a square array is symmetric but for rounding; one under a transformation counts as such."""
-    if isinstance(K, jax.core.Tracer) or not jnp.issubdtype(K.dtype, jnp.floating):
-        return True
-    if isinstance(K, np.ndarray):
-        parts = [(K[i : i + _STRIP], K[:, i : i + _STRIP].T) for i in range(0, len(K), _STRIP)]
-        apart, size = np.max([(np.abs(a - b).max(), np.abs(a).max()) for a, b in parts], axis=0)
-    else:
-        apart, size = _asymmetry(K)
-    # Written so that NaN counts as symmetric: what is wrong with it is something else.
-    return not float(apart) > max(_ROUNDING, 4 * eps(K.dtype)) * float(size)
-
-
-@jax.jit
-def _asymmetry(K: Array) -> tuple[Array, Array]:
-    return jnp.abs(K - K.T).max(), jnp.abs(K).max()
-
-
-def leading_pace(K: Any) -> float:
-    r"""Return the largest :math:`|\lambda|^2/\mathrm{Re}\,\lambda` of the leading eigenvalues of a kernel.
-
-    A step :math:`r - \eta\lambda r` shrinks r where :math:`\eta` is below 2 over that. It is the largest eigenvalue of
-    a symmetric kernel. Of another one it is infinite where a leading eigenvalue has no positive real part, so that
-    no step shrinks its mode.
-    """
-    import scipy.linalg
-
-    symmetric = is_symmetric(K)
-    K = np.asarray(_checks.as_kernel(K))
-    if symmetric:
-        return float(scipy.linalg.eigh(K, eigvals_only=True, subset_by_index=(len(K) - 1,) * 2)[0])
-    if len(K) <= _DENSE:
-        values = scipy.linalg.eigvals(K)
-        values = values[np.argsort(-np.abs(values))[:_LEADING]]
-    else:
-        import scipy.sparse.linalg  # slow to import, and needed here alone
-
-        start = np.random.default_rng(0).normal(size=len(K))
-        values = scipy.sparse.linalg.eigs(K, _LEADING, v0=start, return_eigenvectors=False, tol=_TOLERANCE)
-    # Those that are small beside the largest hinder no step that it allows, and may be rounding.
-    values = values[np.abs(values) > _TOLERANCE * np.abs(values).max()]
-    with np.errstate(divide="ignore"):
-        return float((np.abs(values) ** 2 / np.maximum(values.real, 0)).max())
-
-
 def _symmetric(K: Any) -> Any:
     """Return a kernel that can be decomposed, or say why not."""
     K = _checks.as_kernel(K)
-    if not is_symmetric(K):
-        raise ValueError(
-            "K is not symmetric, so it has no eigenvalues to rank. If it is the kernel that training follows "
-            "(ni.kernels.training_kernel), predict with ni.predict_training(K, ...), which iterates, and take "
-            "ni.max_learning_rate(K); the spectrum is that of ni.ntk."
-        )
+    check_symmetric(K)
     return K
 
 
-def rounding_floor(K: Any, *, dtype: Any = None, host: bool = False) -> Any:
+def rounding_floor(K: Any, *, dtype: Any = None) -> Any:
     r"""Return the size below which eigenvalues are rounding noise, :math:`\epsilon\, n\, \lambda_{\max}`.
 
     Args:
         K: kernel (n, n), its eigenvalues (n,), or its :class:`Eigensystem`.
-        dtype: arithmetic the kernel was computed in, which epsilon belongs to; None is the dtype of K. Eigenvalues
-            of a float32 kernel that were taken in float64 need it: nothing about them tells.
-        host: take the eigenvalues of a kernel in float64, as in :func:`eigenvalues`; epsilon stays that of K.
+        dtype: arithmetic the kernel was computed in, which epsilon belongs to; None is the dtype of K. A float32
+            kernel that was widened to float64, and its eigenvalues, need it: nothing about them tells.
 
     Returns:
         The floor, a scalar in the units of the kernel.
@@ -194,17 +140,16 @@ def rounding_floor(K: Any, *, dtype: Any = None, host: bool = False) -> Any:
     Example:
         >>> import jax.numpy as jnp, numpy as np, ntk_inr as ni
         >>> K = jnp.diag(jnp.array([1.0, 4.0], jnp.float32))
-        >>> floor = ni.spectra.rounding_floor(K, host=True)
-        >>> float(floor) == 8 * float(np.finfo(np.float32).eps)
+        >>> float(ni.spectra.rounding_floor(K)) == 8 * float(np.finfo(np.float32).eps)
         True
-        >>> bool(ni.spectra.rounding_floor(ni.eigenvalues(K, host=True), dtype=K.dtype) == floor)
+        >>> float(ni.spectra.rounding_floor(np.asarray(K, float), dtype=K.dtype)) == float(ni.spectra.rounding_floor(K))
         True
     """
-    values, relative = _spectrum_and_floor(K, dtype, host)
+    values, relative = _spectrum_and_floor(K, dtype)
     return relative * values.max()
 
 
-def condition_number(K: Any, *, dtype: Any = None, host: bool = False) -> Condition:
+def condition_number(K: Any, *, dtype: Any = None) -> Condition:
     r"""Return lambda_max / lambda_min, or the largest value that rounding lets one assert.
 
     Eigenvalues below :func:`rounding_floor` are rounding noise; where the smallest one is there, ``value``
@@ -213,7 +158,6 @@ def condition_number(K: Any, *, dtype: Any = None, host: bool = False) -> Condit
     Args:
         K: kernel (n, n), its eigenvalues (n,), or its :class:`Eigensystem`.
         dtype: arithmetic the kernel was computed in, if coarser than the dtype of K.
-        host: take the eigenvalues of a kernel in float64, as in :func:`eigenvalues`; the floor stays that of K.
 
     Returns:
         :class:`Condition`.
@@ -223,10 +167,11 @@ def condition_number(K: Any, *, dtype: Any = None, host: bool = False) -> Condit
 
     Example:
         >>> import jax.numpy as jnp, ntk_inr as ni
-        >>> [float(v) for v in ni.condition_number(jnp.diag(jnp.array([1.0, 4.0])))]
-        [4.0, 1.0]
+        >>> condition = ni.condition_number(jnp.diag(jnp.array([1.0, 4.0])))
+        >>> float(condition.value), bool(condition.resolved)
+        (4.0, True)
     """
-    values, floor = _spectrum_and_floor(K, dtype, host)
+    values, floor = _spectrum_and_floor(K, dtype)
     xp = np if isinstance(values, np.ndarray) else jnp
     values = values / unit_of(values)  # the floor of small ones may be below their dtype's range
     largest, smallest = values.max(), values.min()
@@ -234,7 +179,7 @@ def condition_number(K: Any, *, dtype: Any = None, host: bool = False) -> Condit
     return Condition(xp.where(resolved, largest / xp.where(resolved, smallest, 1), 1 / floor), resolved)
 
 
-def max_learning_rate(K: Any, outputs: int = 1) -> Any:
+def max_learning_rate(K: Any, *, c: int = 1) -> Any:
     r"""Return the largest stable step of gradient descent on the linearised model, (T10.2).
 
     .. math:: \eta_{\max} = \frac{2 n c}{\lambda_{\max}} \quad\text{for the loss}\quad
@@ -247,7 +192,7 @@ def max_learning_rate(K: Any, outputs: int = 1) -> Any:
 
     Args:
         K: kernel (n, n), its eigenvalues (n,), or its :class:`Eigensystem`.
-        outputs: number of outputs c.
+        c: number of outputs.
 
     Returns:
         The learning rate, a scalar; 0 where some mode of a kernel that is not symmetric grows at every step size.
@@ -261,10 +206,10 @@ def max_learning_rate(K: Any, outputs: int = 1) -> Any:
         1.0
     """
     if not isinstance(K, Eigensystem) and getattr(K, "ndim", 1) == 2 and not is_symmetric(_checks.as_kernel(K)):
-        return 2 * len(K) * outputs / leading_pace(K)
+        return 2 * len(K) * c / leading_pace(K)
     values = spectrum(K)
     with np.errstate(divide="ignore"):  # a kernel of zeros leaves every step stable
-        return 2 * values.shape[0] * outputs / values.max()
+        return 2 * values.shape[0] * c / values.max()
 
 
 def alignment(K: Any, y: Any) -> Alignment:
@@ -312,16 +257,17 @@ def energy_shares(vectors: Any, target: Any) -> Any:
     return ((vectors.T @ target) ** 2).sum(axis=1) / (total + (total == 0))
 
 
-def spectrum(K: Any, host: bool = False) -> Any:
-    """Return eigenvalues (n,) from a kernel, an eigensystem, or eigenvalues."""
+def spectrum(K: Any) -> Any:
+    """Return eigenvalues (n,) from a kernel (n, n), its eigenvalues, or its eigensystem."""
     if isinstance(K, Eigensystem):
         return K.values
-    return _checks.as_floating(K, "K") if getattr(K, "ndim", 2) == 1 else eigenvalues(K, host=host)
+    return _checks.as_floating(K, "K") if getattr(K, "ndim", 2) == 1 else eigenvalues(K)
 
 
-def _spectrum_and_floor(K: Any, dtype: Any, host: bool) -> tuple[Any, float]:
+def _spectrum_and_floor(K: Any, dtype: Any) -> tuple[Any, float]:
     """Return the eigenvalues (n,) and eps n, with eps of ``dtype``, else of K as it was handed in."""
-    values = spectrum(K, host)
-    given = getattr(K, "dtype", values.dtype)
-    dtype = dtype or (given if jnp.issubdtype(given, jnp.floating) else values.dtype)
+    values = spectrum(K)
+    if dtype is None:
+        own = getattr(K, "dtype", values.dtype)
+        dtype = own if jnp.issubdtype(own, jnp.floating) else values.dtype
     return values, eps(dtype) * values.shape[0]

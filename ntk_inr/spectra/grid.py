@@ -71,8 +71,9 @@ def grid_moments(kernel: Callable[[Any, Any], Any], axes: Sequence[Any]) -> Mome
         >>> axis = jnp.linspace(-1, 1, 8)
         >>> m = grid_moments(gaussian, [axis, axis])
         >>> points = jnp.stack(jnp.meshgrid(axis, axis, indexing="ij"), -1).reshape(64, 2)
-        >>> bool(jnp.allclose(jnp.stack(m), jnp.stack(ni.moments(gaussian(points, points))), rtol=1e-4))
-        True
+        >>> exact = ni.moments(gaussian(points, points))
+        >>> bool(jnp.allclose(m.mean, exact.mean)), bool(jnp.allclose(m.variance, exact.variance, rtol=1e-4))
+        (True, True)
 
     Source: T4.6 of the theory, in d dimensions.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jax import Array, lax
 
 from ntk_inr import _checks
 from ntk_inr._dtypes import eps, unit_of
+from ntk_inr._results import result
 from ntk_inr.spectra.stochastic import BLOCK, as_operator, unit_vectors, working_dtype
 
 # Vectors iterated beside the k asked for: they speed up the last ones, and catch multiple eigenvalues.
@@ -20,7 +21,8 @@ _DEPTH = 4
 _ITERATIONS = 100
 
 
-class Eigenpairs(NamedTuple):
+@result
+class Eigenpairs:
     """The k largest eigenvalues, largest first, and how well each one is known.
 
     Attributes:
@@ -76,7 +78,8 @@ def top_eigenpairs(
 
     Raises:
         TypeError: A can't be multiplied with, or is no pytree; k or iterations is no integer.
-        ValueError: A is not square, k is not between 1 and n, iterations below 1, or tolerance not above 0.
+        ValueError: A is not square, a dense one not symmetric, k is not between 1 and n, iterations below 1, or
+            tolerance not above 0.
         RuntimeError: ``throw`` is set and an eigenpair hasn't converged.
 
     Example:

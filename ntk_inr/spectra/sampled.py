@@ -14,6 +14,7 @@ from jax import Array
 from ntk_inr import _checks
 from ntk_inr._checks import Precision
 from ntk_inr._dtypes import unit_of
+from ntk_inr._results import result, static
 from ntk_inr.kernels import assembly, memory
 from ntk_inr.kernels.model import Model, check_concrete, check_model, trace_of
 from ntk_inr.spectra.dense import Moments, from_units
@@ -22,28 +23,25 @@ _LEAST_SUBMATRICES = 8
 _MOST_SUBMATRICES = 64
 
 
-class SampledMoments(NamedTuple):
+@result
+class SampledMoments(Moments):
     """Moments of the eigenvalues estimated from principal submatrices, with standard errors.
 
     Attributes:
         mean: estimate of trace / n.
         variance: unbiased estimate of the population variance of the eigenvalues.
-        cv: ``sqrt(variance) / mean``.
-        effective_rank: ``n / (1 + cv**2)``.
-        mean_stderr: standard error of the mean.
+        deviation: its square root.
+        n: number of eigenvalues.
+        mean_stderr: standard error of the mean; of both, 0 where the whole kernel was taken.
         variance_stderr: standard error of the variance.
-        submatrices: how many submatrices were drawn; 1 where the whole kernel was taken, and then exact.
+        submatrices: how many submatrices were drawn; 1 where the whole kernel was taken.
         size: rows of each submatrix.
     """
 
-    mean: float
-    variance: float
-    cv: float
-    effective_rank: float
     mean_stderr: float
     variance_stderr: float
     submatrices: int
-    size: int
+    size: int = static()
 
 
 class _Sums(NamedTuple):
@@ -100,8 +98,8 @@ def streamed_moments(
         >>> import jax, jax.numpy as jnp, numpy as np, ntk_inr as ni
         >>> x = jnp.linspace(-1, 1, 16)[:, None]
         >>> apply, params = ni.init(ni.CoordinateMLP(features=32, depth=2), jax.random.key(0), x)
-        >>> exact = ni.moments(ni.ntk(apply, params, x))
-        >>> bool(np.allclose(ni.streamed_moments(apply, params, x), exact, rtol=1e-4))
+        >>> exact, m = ni.moments(ni.ntk(apply, params, x)), ni.streamed_moments(apply, params, x)
+        >>> bool(np.allclose([m.mean, m.variance], [exact.mean, exact.variance], rtol=1e-4))
         True
     """
     _checks.check_options(block=block, memory_limit=memory_limit, precision=precision)
@@ -184,7 +182,7 @@ def sampled_moments(
         size, fit = n // _LEAST_SUBMATRICES, _LEAST_SUBMATRICES
     if n <= size or size < 2:
         whole = _reduced(model, points, block, memory_limit, precision, None)
-        return SampledMoments(*whole.moments(), mean_stderr=0.0, variance_stderr=0.0, submatrices=1, size=n)
+        return _with_errors(whole.moments(), 0.0, 0.0, submatrices=1, size=n)
     most = submatrices or min(_MOST_SUBMATRICES, fit)
     order = np.asarray(jax.random.permutation(key, n)[: most * size]).reshape(most, size)
     found: list[_Sums] = []
@@ -257,4 +255,8 @@ def _estimate(n: int, size: int, found: list[_Sums]) -> SampledMoments:
     mean_stderr *= math.sqrt(1 - count * size / n)
     unit = found[0].unit
     errors = float(mean_stderr * unit), float(variance_stderr * unit * unit)
-    return SampledMoments(*from_units(n, mean, variance, unit), *errors, count, size)
+    return _with_errors(from_units(n, mean, variance, unit), *errors, submatrices=count, size=size)
+
+
+def _with_errors(m: Moments, mean_stderr: float, variance_stderr: float, *, submatrices: int, size: int) -> Any:
+    return SampledMoments(m.mean, m.variance, m.deviation, m.n, mean_stderr, variance_stderr, submatrices, size)

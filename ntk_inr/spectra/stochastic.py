@@ -12,7 +12,9 @@ from jax import Array
 
 from ntk_inr import _checks
 from ntk_inr._dtypes import accumulation_dtype, eps, unit_of
-from ntk_inr.spectra.dense import from_units
+from ntk_inr._results import result, static
+from ntk_inr.spectra.dense import Moments, from_units
+from ntk_inr.spectra.symmetry import FEW_ROWS, check_symmetric
 
 Method = Literal["auto", "probes", "deflated"]
 
@@ -26,32 +28,29 @@ _LEAST_FOR_PILOT = 12
 _LEAST_FOR_CONTROL = 8
 
 
-class StochasticMoments(NamedTuple):
+@result
+class StochasticMoments(Moments):
     """Moments of the eigenvalues estimated from matrix-vector products.
 
     Attributes:
         mean: unbiased estimate of trace / n; exact where the operator has ``diagonal()``.
         variance: unbiased estimate of the population variance of the eigenvalues; noise can take it below 0.
+        deviation: its square root, and 0 where noise took it below 0.
+        n: number of eigenvalues.
         mean_stderr: standard error of the mean; 0 where it is exact.
         variance_stderr: standard error of the variance; 0 where it is exact.
-        method: "probes" or "deflated".
-        reason: why that method, with the numbers.
+        pilot_error: relative standard error of the variance that the pilot expects of "probes"; NaN without a pilot.
         matvecs: products with single vectors spent.
-        size: the dimension n.
-        cv: ``sqrt(variance) / mean``, and 0 where noise took the variance below 0.
-        effective_rank: ``n / (1 + cv**2)``, between 1 and n.
+        method: "probes" or "deflated".
+        reason: why that method, in a few words.
     """
 
-    mean: float
-    variance: float
     mean_stderr: float
     variance_stderr: float
-    method: str
-    reason: str
+    pilot_error: float
     matvecs: int
-    size: int
-    cv: float
-    effective_rank: float
+    method: str = static()
+    reason: str = static()
 
 
 class _Forms(NamedTuple):
@@ -70,6 +69,14 @@ class _Forms(NamedTuple):
         return _Forms(self.quotients / unit, self.norms / unit)
 
 
+class _Choice(NamedTuple):
+    """A method, why it was chosen, and what the pilot says that "probes" would err by."""
+
+    method: Literal["probes", "deflated"]
+    reason: str
+    pilot_error: float = math.nan
+
+
 class _Estimate(NamedTuple):
     """The moments of the operator divided by ``unit``, and their standard errors."""
 
@@ -79,12 +86,13 @@ class _Estimate(NamedTuple):
     variance_stderr: float
     unit: float
 
-    def result(self, n: int, method: str, reason: str, matvecs: int) -> StochasticMoments:
+    def result(self, n: int, choice: _Choice, matvecs: int) -> StochasticMoments:
         """Return the moments of the operator itself."""
-        cv, rank = from_units(n, self.mean, max(self.variance, 0.0), self.unit)[2:]
-        mean, mean_stderr = self.mean * self.unit, self.mean_stderr * self.unit
-        variance, variance_stderr = (v * self.unit * self.unit for v in (self.variance, self.variance_stderr))
-        return StochasticMoments(mean, variance, mean_stderr, variance_stderr, method, reason, matvecs, n, cv, rank)
+        m = from_units(n, self.mean, self.variance, self.unit)
+        errors = self.mean_stderr * self.unit, self.variance_stderr * self.unit * self.unit
+        return StochasticMoments(
+            m.mean, m.variance, m.deviation, n, *errors, choice.pilot_error, matvecs, choice.method, choice.reason
+        )
 
 
 class _Problem(NamedTuple):
@@ -137,7 +145,7 @@ def stochastic_moments(A: Any, *, key: Array, probes: int = 64, method: Method =
 
     Raises:
         TypeError: A can't be multiplied with, or is no pytree; ``probes`` is no integer.
-        ValueError: A is not square, too few probes, or an unknown method.
+        ValueError: A is not square, a dense one not symmetric, too few probes, or an unknown method.
 
     Example:
         >>> import jax, jax.numpy as jnp, ntk_inr as ni
@@ -157,34 +165,34 @@ def stochastic_moments(A: Any, *, key: Array, probes: int = 64, method: Method =
     problem = _Problem(A, _diagonal(A).astype(dtype) if known else jnp.zeros(n, dtype), known)
     pilot_key, sketch_key, probe_key = jax.random.split(key, 3)
     if method != "probes" and probes >= n:
-        reason = f"{probes} products cover all {n} dimensions, so the moments are exact"
         exact = _estimate(problem, _accounted(problem, jnp.eye(n, dtype=problem.centre.dtype)), None)
-        return exact.result(n, "deflated", reason, n)
-    if method == "auto" and probes < _LEAST_FOR_PILOT:
-        method, reason = "probes", f"{probes} probes are too few to choose by: a pilot needs {_LEAST_FOR_PILOT}"
-    else:
-        reason = "asked for"
-    pilot = max(4, probes // 8) if method == "auto" else 0
+        return exact.result(n, _Choice("deflated", "exact: the products cover all dimensions"), n)
+    pilot = 0
     columns: list[Array] = []
-    if method == "auto":
+    if method != "auto":
+        choice = _Choice(method, "asked for")
+    elif probes < _LEAST_FOR_PILOT:
+        choice = _Choice("probes", "too few probes for a pilot")
+    else:
+        pilot = max(4, probes // 8)
         forms, columns = _sampled(problem, pilot_key, pilot, keep=True)
-        method, reason = _chosen(problem, forms, probes - pilot)
-    if method == "probes":
+        choice = _chosen(problem, forms, probes - pilot)
+    if choice.method == "probes":
         forms, _ = _sampled(problem, probe_key, probes - pilot)
-        return _estimate(problem, None, forms).result(n, method, reason, probes)
+        return _estimate(problem, None, forms).result(n, choice, probes)
     rank = 3 * probes // 8
     columns += _sampled(problem, sketch_key, rank - pilot, keep=True)[1]
     basis = _orthonormal(jnp.concatenate(columns, axis=1))
     inside = _accounted(problem, basis)
     outside, _ = _sampled(problem, probe_key, probes - 2 * rank, basis=basis)
-    found = _estimate(problem, inside, outside)
-    return found.result(n, method, f"{reason}: {rank} directions taken out", probes)
+    return _estimate(problem, inside, outside).result(n, choice, probes)
 
 
 def as_operator(A: Any, name: str = "A") -> tuple[Any, int]:
     """Return a dense kernel as a floating JAX array, an operator as it came, and the dimension n."""
     if isinstance(A, np.ndarray | Array) or not hasattr(A, "shape"):
         kernel = _checks.as_kernel(A, name)
+        check_symmetric(kernel, name, rows=FEW_ROWS)
         if isinstance(kernel, np.ndarray):
             size, range_ = unit_of(kernel), jnp.finfo(working_dtype(kernel))
             if not range_.tiny <= size <= range_.max:
@@ -208,16 +216,15 @@ def working_dtype(A: Any) -> np.dtype:
     return jax.dtypes.canonicalize_dtype(accumulation_dtype(A.dtype))
 
 
-def _chosen(problem: _Problem, pilot: _Forms, probes: int) -> tuple[Literal["probes", "deflated"], str]:
-    """Return the method that the pilot suggests for ``probes`` further vectors, and why."""
-    found = _estimate(problem, None, pilot)
-    if found.variance <= (eps(problem.centre.dtype) * found.mean) ** 2:
-        return "probes", f"a pilot of {len(pilot.norms)} found eigenvalues that are equal to rounding"
-    reached = found.variance_stderr / found.variance * math.sqrt(len(pilot.norms) / probes)
-    said = f"a pilot of {len(pilot.norms)} puts the relative standard error of {probes} probes at {reached:.1%}"
-    if reached > _SPIKY:
-        return "deflated", f"{said}, above {_SPIKY:.0%}"
-    return "probes", f"{said}, within {_SPIKY:.0%}"
+def _chosen(problem: _Problem, pilot: _Forms, probes: int) -> _Choice:
+    """Return the method that the pilot suggests for ``probes`` further vectors."""
+    estimate = _estimate(problem, None, pilot)
+    if estimate.variance <= (eps(problem.centre.dtype) * estimate.mean) ** 2:
+        return _Choice("probes", "eigenvalues equal to rounding in the pilot", 0.0)
+    error = estimate.variance_stderr / estimate.variance * math.sqrt(len(pilot.norms) / probes)
+    if error > _SPIKY:
+        return _Choice("deflated", f"the pilot's error is above {_SPIKY:.0%}", error)
+    return _Choice("probes", f"the pilot's error is within {_SPIKY:.0%}", error)
 
 
 def _estimate(problem: _Problem, inside: _Forms | None, outside: _Forms | None) -> _Estimate:

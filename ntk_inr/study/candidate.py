@@ -20,7 +20,8 @@ from ntk_inr.kernels import memory
 from ntk_inr.kernels.api import ntk, training_kernel
 from ntk_inr.kernels.frozen import is_frozen
 from ntk_inr.spectra.dense import moments
-from ntk_inr.spectra.eigen import eigensystem, is_symmetric, leading_pace, rounding_floor
+from ntk_inr.spectra.eigen import eigensystem, rounding_floor
+from ntk_inr.spectra.symmetry import is_symmetric, leading_pace
 from ntk_inr.tasks.interface import IndirectTask, Task
 
 TIMES = np.logspace(0, 8, 65)
@@ -177,9 +178,9 @@ def predict_infinite(net: nn.Module, sample: Sample, seed: int) -> Curves:
     with jax.enable_x64(True):
         found = infinite_kernel(net)(jnp.asarray(sample.places, jnp.float64))  # type: ignore[arg-type]
     k = len(sample.points)
-    values, vectors = eigensystem(np.asarray(found.nngp)[:k, :k])
-    drawn = np.random.default_rng(seed).normal(size=(len(values), sample.y.shape[1]))
-    start = vectors @ (np.sqrt(np.maximum(values, 0))[:, None] * drawn)
+    system = eigensystem(np.asarray(found.nngp)[:k, :k])
+    drawn = np.random.default_rng(seed).normal(size=(k, sample.y.shape[1]))
+    start = system.vectors @ (np.sqrt(np.maximum(system.values, 0))[:, None] * drawn)
     return curves(np.asarray(found.ntk), start, sample)
 
 
@@ -237,8 +238,8 @@ def curves(kernel: np.ndarray, start: np.ndarray, sample: Sample, followed: np.n
 def _modes(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return eigenvalues, raised to the rounding floor, eigenvectors as columns, and the inverse of those."""
     if is_symmetric(kernel):
-        values, vectors = eigensystem(kernel)
-        return np.maximum(values, rounding_floor(values)), vectors, vectors.T
+        system = eigensystem(kernel)
+        return np.maximum(system.values, rounding_floor(system)), system.vectors, system.vectors.T
     values, vectors = np.linalg.eig(kernel)
     raised = np.maximum(values.real, rounding_floor(np.abs(values)))
     return raised + 1j * values.imag, vectors, np.linalg.inv(vectors)

@@ -266,7 +266,7 @@ def _finite(kernel: np.ndarray, name: str) -> np.ndarray:
 
 def _stable_rate(kernels: Sequence[np.ndarray], y: Array) -> float:
     """Return the largest rate that is stable for all kernels, or their eigenvalues."""
-    return min(float(max_learning_rate(kernel, y.shape[1])) for kernel in kernels)
+    return min(float(max_learning_rate(kernel, c=y.shape[1])) for kernel in kernels)
 
 
 def trained(apply: Any, run: FitResult) -> Any:

@@ -108,7 +108,8 @@ class Store:
         content = {f"state.{i}": _on_host(leaf) for i, leaf in enumerate(leaves)}
         content |= {f"history.{name}": np.asarray(column) for name, column in history.items()}
         content = {name: array for name, array in content.items() if array.size}  # which orbax can't hold
-        content["meta"] = np.frombuffer(json.dumps({"run": self.run, "step": step, **meta}).encode(), np.uint8)
+        text = json.dumps({"run": self.run, "step": step, **meta}, default=np.generic.item)
+        content["meta"] = np.frombuffer(text.encode(), np.uint8)
         content["digest"] = _digest(content)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,8 @@ from jax import Array, lax
 
 from ntk_inr import _checks
 from ntk_inr._dtypes import unit_of
-from ntk_inr.spectra.eigen import Eigensystem, eigensystem, is_symmetric
+from ntk_inr.spectra.eigen import Eigensystem, eigensystem
+from ntk_inr.spectra.symmetry import is_symmetric
 from ntk_inr.training.curves import first_reaching, psnr
 
 # Below this many steps per coordinate, applying K once a step is cheaper than decomposing it.

@@ -44,9 +44,6 @@ class Options:
     mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if isinstance(value := getattr(self, field.name), np.generic):  # which a checkpoint's JSON does not have
-                object.__setattr__(self, field.name, value.item())
         _checks.check_options(microbatch=self.microbatch)
         for name in ("steps", "ntk_points", "keep"):
             if getattr(self, name) is not None:

@@ -160,7 +160,9 @@ class Recorder:
         unit = unit_of(self._first)
         first = self._first / unit
         change = np.linalg.norm(np.asarray(kernel) / unit - first)
-        row: dict[str, Any] = {f"ntk_{name}": float(value) for name, value in found._asdict().items()}
+        row: dict[str, Any] = {
+            f"ntk_{name}": float(getattr(found, name)) for name in ("mean", "variance", "cv", "effective_rank")
+        }
         row |= {
             "eigenvalues": np.asarray(top.values).tolist(),
             "residual_alignment": np.asarray(shares[0]).tolist(),

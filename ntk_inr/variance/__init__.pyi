@@ -6,6 +6,3 @@ from ntk_inr.variance.budget import GramMatrices as GramMatrices
 from ntk_inr.variance.budget import VarianceBudget as VarianceBudget
 from ntk_inr.variance.budget import variance_budget as variance_budget
 from ntk_inr.variance.budget_change import BudgetChange as BudgetChange
-from ntk_inr.variance.factors import TwoLayerFactors as TwoLayerFactors
-from ntk_inr.variance.two_layer import TwoLayerMoments as TwoLayerMoments
-from ntk_inr.variance.two_layer import two_layer_moments as two_layer_moments

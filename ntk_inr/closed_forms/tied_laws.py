@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from ntk_inr.closed_forms.gates import RELU, GatedPairs, Threshold
+from ntk_inr.closed_forms.inputs import Modulator, Preactivations
+from ntk_inr.closed_forms.soft_gates import SoftGates
+from ntk_inr.closed_forms.unit_laws import KernelLaw, effective_readout, outer, output_bias, product, readout_moment
 from ntk_inr.networks.normalization import Sphere
 from ntk_inr.networks.two_layer import TwoLayerNetwork
-from ntk_inr.variance.gates import RELU, GatedPairs, Threshold
-from ntk_inr.variance.inputs import Modulator, Preactivations
-from ntk_inr.variance.soft_gates import SoftGates
-from ntk_inr.variance.unit_laws import KernelLaw, effective_readout, outer, output_bias, product, readout_moment
 
 
 def hidden_sphere(net: TwoLayerNetwork) -> Sphere | None:

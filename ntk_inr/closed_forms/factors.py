@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from ntk_inr.closed_forms.gates import Threshold
+from ntk_inr.closed_forms.inputs import Modulator, Preactivations
+from ntk_inr.closed_forms.soft_gates import SoftGates
+from ntk_inr.closed_forms.tied_laws import row_gain
+from ntk_inr.closed_forms.unit_laws import outer, product
 from ntk_inr.networks.two_layer import TwoLayerNetwork
-from ntk_inr.variance.gates import Threshold
-from ntk_inr.variance.inputs import Modulator, Preactivations
-from ntk_inr.variance.normalised_laws import row_gain
-from ntk_inr.variance.soft_gates import SoftGates
-from ntk_inr.variance.unit_laws import outer, product
 
 
 @jax.tree_util.register_dataclass

@@ -14,16 +14,16 @@ from jax import Array
 from jaxtyping import Float
 
 from ntk_inr import _checks
+from ntk_inr.closed_forms import inputs, scales, tied_laws, unit_laws
+from ntk_inr.closed_forms.factors import TwoLayerFactors, two_layer_factors
+from ntk_inr.closed_forms.gates import RELU, Threshold
+from ntk_inr.closed_forms.inputs import Modulator, Pairs
+from ntk_inr.closed_forms.soft_gates import SoftGates, soft_gates
 from ntk_inr.networks.modulation import FourierModulation
 from ntk_inr.networks.normalization import Sphere
 from ntk_inr.networks.sparsity import TopK
 from ntk_inr.networks.two_layer import Group, Readout, TwoLayerNetwork, two_layer_network
 from ntk_inr.spectra.dense import moments
-from ntk_inr.variance import inputs, normalised_laws, scales, unit_laws
-from ntk_inr.variance.factors import TwoLayerFactors, two_layer_factors
-from ntk_inr.variance.gates import RELU, Threshold
-from ntk_inr.variance.inputs import Modulator, Pairs
-from ntk_inr.variance.soft_gates import SoftGates, soft_gates
 
 Status = Literal["expectation", "asymptotic", "limit"]
 _Route = Literal["units", "first order", "limit"]
@@ -237,16 +237,16 @@ def _computed(
 
     def entries(pairs: Pairs) -> _Entries:
         pre = inputs.preactivations(net, pairs)
-        overlap = normalised_laws.gate_overlap(net, gate, pre)
+        overlap = tied_laws.gate_overlap(net, gate, pre)
         if route == "limit":
-            law = normalised_laws.limit_law(net, gate, pre, overlap, modulators)
+            law = tied_laws.limit_law(net, gate, pre, overlap, modulators)
             law = law._replace(mean=law.mean / size.kernel)
         elif route == "units":
             law = unit_laws.unit_law(*size.divide(net, pre), modulators, readout_gain=size.readout**-2)
         else:
             assert isinstance(gate, Threshold)
             divided, by_inputs = size.divide(net, pre)
-            law = normalised_laws.first_order_law(divided, gate, by_inputs._replace(std=pre.std), modulators)
+            law = tied_laws.first_order_law(divided, gate, by_inputs._replace(std=pre.std), modulators)
         gradient_square = (pre.gradient / size.gradient) ** 2
         return _Entries(law.mean, law.mean**2 + law.variance, law.diagonal_covariance, gradient_square, overlap**2)
 
@@ -277,12 +277,12 @@ def _gate(net: TwoLayerNetwork, pairs: Pairs) -> Threshold | SoftGates:
     k, temperature = net.sparsity.settled()
     if temperature is None:
         return Threshold(k / net.width, exact=True)
-    std = normalised_laws.gated_std(net, inputs.preactivations(net, pairs))
+    std = tied_laws.gated_std(net, inputs.preactivations(net, pairs))
     return soft_gates(k / net.width, net.sparsity.soft, temperature / std)
 
 
 def _route(net: TwoLayerNetwork, *, limit: bool) -> _Route:
-    sphere = normalised_laws.hidden_sphere(net)
+    sphere = tied_laws.hidden_sphere(net)
     if limit:
         return "limit"
     if net.sparsity is None and sphere is None:
@@ -340,7 +340,7 @@ def _status(route: _Route, *, averaged: bool) -> Status:
 
 
 def _formula(net: TwoLayerNetwork, route: _Route, *, averaged: bool) -> str:
-    sphere, sparsity = normalised_laws.hidden_sphere(net), net.sparsity
+    sphere, sparsity = tied_laws.hidden_sphere(net), net.sparsity
     affine = "readout" in net.trained or net.bias_std is not None
     used = ["(4.2)"] if averaged else []
     if net.normalization is not None and net.normalization.placement == "input":

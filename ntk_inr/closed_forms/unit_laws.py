@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from ntk_inr.closed_forms.inputs import Modulator, Preactivations
 from ntk_inr.infinite import arccosine
 from ntk_inr.networks.two_layer import Readout, TwoLayerNetwork
-from ntk_inr.variance.inputs import Modulator, Preactivations
 
 
 class KernelLaw(NamedTuple):

@@ -14,8 +14,8 @@ from jax import Array, lax
 from jax.scipy.stats import norm
 from jaxtyping import Float
 
+from ntk_inr.closed_forms.gates import orthant, upper_quantile
 from ntk_inr.networks.sparsity import Soft
-from ntk_inr.variance.gates import orthant, upper_quantile
 
 # sigmoid(x) = sum of WEIGHTS * Phi(x / SPREADS) to 2.2e-9 for every x, so that each soft gate is a mixture of hard
 # ones of noisy arguments, whose moments are closed. Monahan and Stefanski 1989, "Normal scale mixture

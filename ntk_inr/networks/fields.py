@@ -1,0 +1,32 @@
+"""How a part of a network declares which of its fields are settings to vary."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+REAL = {"setting": float}
+"""Metadata of a field that is a real setting; with ``"tuned": False``, of one that is not listed among them."""
+WHOLE = {"setting": int}
+"""Metadata of a field that is a whole setting."""
+
+
+def real(default: Any, *, tuned: bool = True) -> Any:
+    """Declare a real setting with a default; ``tuned=False`` where only numerics hang on it.
+
+    Example:
+        >>> import flax.linen as nn, jax.numpy as jnp, ntk_inr as ni
+        >>> from ntk_inr.networks.fields import real
+        >>> class Power(nn.Module):
+        ...     exponent: float = real(2.0)
+        ...     def __call__(self, x):
+        ...         return jnp.abs(x) ** self.exponent
+        >>> ni.settings_of(ni.CoordinateMLP(encoding=Power()))
+        {'features': 256, 'depth': 4, 'encoding.exponent': 2.0}
+    """
+    return dataclasses.field(default=default, metadata=REAL | {"tuned": tuned})
+
+
+def whole(default: Any) -> Any:
+    """Declare a whole setting with a default."""
+    return dataclasses.field(default=default, metadata=WHOLE)
