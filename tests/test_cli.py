@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 
 import ntk_inr as ni
-from ntk_inr import __main__, cli, terminal
+from ntk_inr import __main__, arguments, cli, terminal
 from ntk_inr._claims import claimed
 from ntk_inr.kernels import memory
 from ntk_inr.messages import in_options, output
@@ -297,6 +297,17 @@ def test_what_needs_no_jax_does_not_wait_for_it(arguments, status):
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == status
     assert done.stdout.endswith("set()\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "call"), [(arguments.Compare, ni.compare), (arguments.Fit, ni.fit_task), (arguments.Tune, ni.tune)]
+)
+def test_the_command_has_the_librarys_defaults(command, call):
+    options = arguments.values_of(command(arguments.ComparedData(("photo.png",))))
+    keywords = {name: parameter.default for name, parameter in inspect.signature(call).parameters.items()}
+    shared = (set(options) & set(keywords)) - {"variant"}
+    assert {"features", "depth", "steps", "learning_rate", "seed", "overwrite", "resume"} <= shared
+    assert {name: options[name] for name in shared} == {name: keywords[name] for name in shared}
 
 
 def test_the_version_is_told(capsys):
