@@ -95,8 +95,8 @@ def _gabor(net: GaborNet, reach: Any, x1: Array, x2: Array) -> tuple[Array, Arra
     product of sincs; then over the centres, by Gauss-Legendre in each coordinate; then over the sharpness.
     """
     sharpness, weights = (jnp.asarray(part, x1.dtype) for part in _gamma_rule(net, float(net.scale)))
-    at, chance = np.polynomial.legendre.leggauss(_CENTRES)
-    centres, chances = (jnp.asarray(part, x1.dtype) for part in (at, chance / 2))
+    nodes, chances = (jnp.asarray(part, x1.dtype) for part in pairs.legendre(_CENTRES))
+    centres = 2 * nodes - 1
     gaps = [a[:, None] - b[None, :] for a, b in zip(x1.T, x2.T, strict=True)]
     inner = x1 @ x2.T + 1
 

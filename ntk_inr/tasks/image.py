@@ -65,10 +65,10 @@ class ImageTask(SampledTask):
             "psnr" in dB on the training pixels, "heldout_psnr" on the others (if there are any), and
             "ssim" of the whole image (Wang et al. 2004; absent where a side is below 7 pixels).
         """
-        found = reconstruction.reshape(self.values.shape)
-        scores = {"psnr": metrics.psnr(found[self.train], self.y)}
+        values = reconstruction.reshape(self.values.shape)
+        scores = {"psnr": metrics.psnr(values[self.train], self.y)}
         if not self.train.all():
-            scores["heldout_psnr"] = metrics.psnr(found[~self.train], self.values[~self.train])
+            scores["heldout_psnr"] = metrics.psnr(values[~self.train], self.values[~self.train])
         return scores | ssim_score(reconstruction, self.image)
 
     def figure(self, reconstruction: np.ndarray | None = None) -> Any:

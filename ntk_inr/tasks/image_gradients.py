@@ -77,8 +77,8 @@ class ImageGradientTask(IndirectTask):
 
     def reconstruct(self, predict: Callable[[Any], Any]) -> np.ndarray:
         """Return the image (h, w, 1) with its mean put right, clipped to [0, 1]."""
-        found = in_batches(predict, self.x, 1).reshape(self.image.shape)
-        return np.clip(found - found.mean() + self.image.mean(), 0, 1)
+        image = in_batches(predict, self.x, 1).reshape(self.image.shape)
+        return np.clip(image - image.mean() + self.image.mean(), 0, 1)
 
     def scores(self, reconstruction: np.ndarray) -> dict[str, float]:
         """Return "psnr" in dB and "ssim" of the image, and "relative_l2" (smaller is better)."""

@@ -81,8 +81,8 @@ class TomographyTask(IndirectTask):
     def back_projection(self) -> np.ndarray:
         """The image (size, size, 1) by filtered back projection, treated alike."""
         points = grid_coordinates(self.image.shape[:2]).astype(np.float64)
-        found = filtered_back_projection(self.sinogram, self.angles, points).reshape(self.image.shape)
-        return (np.clip(found, 0, 1) * _disc(len(found))).astype(np.float32)
+        image = filtered_back_projection(self.sinogram, self.angles, points).reshape(self.image.shape)
+        return (np.clip(image, 0, 1) * _disc(len(image))).astype(np.float32)
 
     @property
     def baselines(self) -> dict[str, Any]:

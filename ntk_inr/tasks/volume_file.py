@@ -57,13 +57,13 @@ class Stack:
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """Return values (len(rows), c) in [0, 1] at sorted places of the raster order of (t, h, w)."""
         _, h, w, c = self.shape
-        found = np.empty((len(rows), c), np.float32)
+        values = np.empty((len(rows), c), np.float32)
         for first, last in self.slabs():
             begin, end = np.searchsorted(rows, (first * h * w, last * h * w))
             if end > begin:
                 place = np.unravel_index(rows[begin:end] - first * h * w, (last - first, h, w))
-                found[begin:end] = self.scaled(self.read(first, last)[place])
-        return found
+                values[begin:end] = self.scaled(self.read(first, last)[place])
+        return values
 
 
 @dataclasses.dataclass(frozen=True)
