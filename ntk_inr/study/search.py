@@ -160,12 +160,14 @@ def tune(
         _checks.check_positive(value, name, integer=True, least=0)
     _checks.check_positive(learning_rate, "learning_rate")
     if objective == "speed":
-        _checks.refuse_if(target_psnr is None, 'objective="speed" counts steps to a target; give target_psnr=, in dB.')
-        _checks.refuse_if(not math.isfinite(target_psnr or 0), f"target_psnr is {target_psnr}; expected dB.")
-    _checks.refuse_if(
-        infinite and pilot, f"infinite=True and pilot={pilot} exclude each other: a pilot run trains a finite network."
-    )
-    _checks.refuse_if(pilot >= steps, f"pilot is {pilot} and steps is {steps}; a pilot run is shorter than training.")
+        if target_psnr is None:
+            raise ValueError('objective="speed" counts steps to a target; give target_psnr=, in dB.')
+        if not math.isfinite(target_psnr):
+            raise ValueError(f"target_psnr is {target_psnr}; expected dB.")
+    if infinite and pilot:
+        raise ValueError(f"infinite=True and pilot={pilot} exclude each other: a pilot run trains a finite network.")
+    if pilot >= steps:
+        raise ValueError(f"pilot is {pilot} and steps is {steps}; a pilot run is shorter than training.")
     share = _HELD_OUT if objective == "heldout" else 0.0
     size = _checked_sample(task, sample, share)
     networks = networks_of(variants, features=features, depth=depth, out=task.channels)

@@ -162,7 +162,7 @@ def audio_task(
     """
     if rate is not None:
         _checks.check_positive(rate, "rate", integer=True)
-    _checks.refuse_if(start < 0, f"start is {start}; expected seconds from the beginning, at least 0.")
+    _checks.check_positive(start, "start", least=0)
     name, recording = _load(source, rate)
     how, samples = recording.mixed(channel)
     first = round(start * recording.rate)

@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from ntk_inr import _checks
+from ntk_inr._dtypes import at_precision
 from ntk_inr.kernels import structured
 from ntk_inr.kernels.model import Model
 from ntk_inr.kernels.request import Request
@@ -182,11 +183,11 @@ def _redrawn(params: Any) -> Any:
     return jax.tree.map(drawn, params)
 
 
+@at_precision
 def _sides(factor: Factor, redrawn: Factor) -> list[_Side]:
     """Return F and B of a term, or H; its units are random where they differ from the ``redrawn`` ones."""
     if factor.h is not None and not sums.is_factored(factor):
-        with jax.default_matmul_precision("highest"):
-            return [_Side("H", np.asarray(_tile([factor], [factor], "trace"), float))]
+        return [_Side("H", np.asarray(_tile([factor], [factor], "trace"), float))]
 
     def side(name: str, units: Any, others: Any, offset: float) -> _Side:
         units, others = np.asarray(units), np.asarray(others)
