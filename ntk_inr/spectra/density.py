@@ -109,7 +109,7 @@ def spectral_density(A: Any, *, key: Array, probes: int = 16, steps: int | None 
         >>> [round(float(share), 1) for share in rho.cdf([-0.1, 0.5, 1.1])]
         [0.0, 0.5, 1.0]
 
-    Source: Ubaru, Chen and Saad 2017; Lin, Saad and Yang 2016.
+    Source: Ubaru, Chen and Saad 2017, doi 10.1137/16M1104974; Lin, Saad and Yang 2016, arXiv 1308.5467.
     """
     A, n = as_operator(A)
     _checks.check_positive(probes, "probes", integer=True, least=2)

@@ -89,7 +89,8 @@ def top_eigenpairs(
         >>> [round(float(v), 4) for v in top.values], bool(top.converged.all())
         ([1.0, 0.5, 0.25], True)
 
-    Source: Musco and Musco 2015 (randomized block Krylov); Wu and Simon 2000 (thick restart).
+    Source: Musco and Musco 2015, arXiv 1504.05477 (randomized block Krylov); Wu and Simon 2000,
+    doi 10.1137/S0895479898334605 (thick restart).
     """
     A, n = as_operator(A)
     _checks.check_positive(k, "k", integer=True)

@@ -154,8 +154,8 @@ def stochastic_moments(A: Any, *, key: Array, probes: int = 64, method: Method =
         >>> m.method, m.mean_stderr, bool(abs(m.variance - exact.variance) < 5 * m.variance_stderr)
         ('probes', 0.0, True)
 
-    Source: T9; Hutch++ by Meyer, Musco, Musco and Woodruff 2021; vectors spread over the whole complement by
-    Epperly, Tropp and Webber 2024.
+    Source: T9; Hutch++ by Meyer, Musco, Musco and Woodruff 2021, arXiv 2010.09649; vectors spread over the whole
+    complement by Epperly, Tropp and Webber 2024, arXiv 2301.07825.
     """
     A, n = as_operator(A)
     _checks.check_choice(method, ("auto", "probes", "deflated"), "method")

@@ -236,7 +236,7 @@ def variance_budget(
         >>> bool(jnp.allclose(budget.variance, exact.variance)), budget.matrix.shape
         (True, (3, 3))
 
-    Source: T8 of the theory.
+    Source: T8 of the theory, after Ou and Zhuang 2025, arXiv 2512.15169.
     """
     request = Request.of(apply, params, x, block=block, memory_limit=memory_limit, precision=precision)
     model = request.on_host("variance_budget").model
