@@ -147,11 +147,11 @@ _kernel, _training_kernel = jax.jit(ntk), jax.jit(training_kernel)
 def check_room(rows: int, name: str) -> None:
     """Raise where memory has no room for a kernel in float64 and its spectrum on so many rows, the option ``name``."""
     needed, left = _COPIES * 8 * rows**2, memory.available_on_host()
-    _checks.refuse_if(
-        needed > left,
-        f"{name}={rows} asks for kernels that need {memory.describe(needed)}, and {memory.describe(left)} are left; "
-        "choose less.",
-    )
+    if needed > left:
+        raise ValueError(
+            f"{name}={rows} asks for kernels that need {memory.describe(needed)}, and {memory.describe(left)} are "
+            "left; choose less."
+        )
 
 
 def kernel_in_float64(apply: Any, params: Any, x: Any) -> np.ndarray:

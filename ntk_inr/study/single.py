@@ -12,7 +12,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ntk_inr import _checks
 from ntk_inr.kernels.adapters import init
 from ntk_inr.networks.catalogue import networks_of
 from ntk_inr.study import record
@@ -126,11 +125,11 @@ def fit_task(
     """
     task = readable(task)
     ((name, net),) = networks_of(variant, features=features, depth=depth, out=task.channels).items()
-    _checks.refuse_if(
-        optimizer == "lbfgs" and task.sampling is not None,
-        f"{task.name} has {len(task.x)} rows and is trained in batches of {task.sampling}, but optimizer='lbfgs' "
-        "compares losses of one and the same batch; take another, such as optimizer='adam', or a smaller task.",
-    )
+    if optimizer == "lbfgs" and task.sampling is not None:
+        raise ValueError(
+            f"{task.name} has {len(task.x)} rows and is trained in batches of {task.sampling}, but optimizer='lbfgs' "
+            "compares losses of one and the same batch; take another, such as optimizer='adam', or a smaller task."
+        )
     warned, numbers = check_derivatives(task, {name: net}), numbers_of(net)
     maker = make_optimizer(optimizer, learning_rate=learning_rate, schedule=schedule, steps=steps)
     start, shuffles = jax.random.split(jax.random.key(seed))

@@ -10,7 +10,6 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from ntk_inr import _checks
 from ntk_inr.networks.settings import names_like, setting_name, settings_of, takes_floats, with_settings
 
 # Ranges to look in where none is given, by the end of a setting's name; times its own value for those that scale.
@@ -175,5 +174,6 @@ def _of_kind(setting: str, value: Any, whole: bool) -> int | float:
     if not number or (whole and value != int(value)):
         kind = "whole numbers" if whole else "finite numbers"
         raise TypeError(f"space[{setting!r}] holds {value!r}; this setting takes {kind}.")
-    _checks.refuse_if(whole and value < 1, f"space[{setting!r}] holds {value!r}; expected whole numbers from 1.")
+    if whole and value < 1:
+        raise ValueError(f"space[{setting!r}] holds {value!r}; expected whole numbers from 1.")
     return int(value) if whole else float(value)

@@ -55,7 +55,7 @@ class EikonalLoss:
 
     def __post_init__(self) -> None:
         for name in ("surface", "normal", "eikonal", "away", "outside"):
-            _checks.refuse_if(getattr(self, name) < 0, f"{name} is {getattr(self, name)}; expected at least 0.")
+            _checks.check_positive(getattr(self, name), name, least=0)
         _checks.check_positive(self.sharpness, "sharpness")
 
     def __call__(self, prediction: Array, y: Array) -> Array:

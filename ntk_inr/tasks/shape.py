@@ -71,16 +71,6 @@ class ShapeTask(IndirectTask):
         return "l1" if self.formulation == "sdf" else "bce"
 
     @property
-    def data_range(self) -> float:
-        """Span of the values."""
-        return float(self.y.max() - self.y.min())
-
-    @property
-    def channels(self) -> int:
-        """One output: the field, whatever is observed of it."""
-        return 1
-
-    @property
     def digest(self) -> str:
         """A fingerprint of the points and of what is known there."""
         return fingerprint(self.formulation, self.x, self.y, self.resolution, self.eikonal_loss)
@@ -112,9 +102,9 @@ class ShapeTask(IndirectTask):
             points on each surface.
         """
         rng = np.random.default_rng(1)
-        found = sample_surface(reconstruction.vertices, reconstruction.faces, _COMPARED_POINTS, rng)[0]
+        points = sample_surface(reconstruction.vertices, reconstruction.faces, _COMPARED_POINTS, rng)[0]
         true = self._true_points
-        scores = {"chamfer": metrics.chamfer(found, true), "fscore": metrics.fscore(found, true, threshold=0.02)}
+        scores = {"chamfer": metrics.chamfer(points, true), "fscore": metrics.fscore(points, true, threshold=0.02)}
         if self.solid.field is None:
             return scores
         return {"iou": metrics.iou(reconstruction.values < 0, self._inside)} | scores
@@ -123,10 +113,10 @@ class ShapeTask(IndirectTask):
         """Return the surface, a reconstructed one, and the field of the latter in the middle."""
         panels = [(self.name, self.solid.vertices, self.solid.faces)]
         if reconstruction is not None:
-            found = self.scores(reconstruction)
+            scores = self.scores(reconstruction)
             step = -(-self.resolution // _SHOWN_CELLS)
             coarse = extract_surface(reconstruction.values[::step, ::step, ::step])
-            title = f"reconstruction, {'F-score' if self.metric == 'fscore' else 'IoU'} {found[self.metric]:.3f}"
+            title = f"reconstruction, {'F-score' if self.metric == 'fscore' else 'IoU'} {scores[self.metric]:.3f}"
             panels.append((title, coarse.vertices, coarse.faces))
         if len(self.solid.faces) > _SHOWN_FACES:
             panels[0] = (self.name, *self._drawable())

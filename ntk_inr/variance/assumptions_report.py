@@ -65,6 +65,7 @@ class AssumptionsReport:
         proxy: variance that the proxy predicts, the sum of (n - 1) R_F^4 R_B^4 mean(tau_F) mean(tau_B) over layers.
         independent: the proxy with each mean tau at the level of independent units.
         variance: variance of the kernel's eigenvalues; exact where ``size`` equals ``n``, else unbiased, (9.4).
+        variance_stderr: its standard error; 0 where ``size`` equals ``n``.
         off_diagonal: share of ``variance`` that entries off the diagonal make.
         n: coordinates given.
         size: coordinates measured on.
@@ -76,6 +77,7 @@ class AssumptionsReport:
     proxy: float
     independent: float
     variance: float
+    variance_stderr: float
     off_diagonal: float
     n: int
     size: int
@@ -116,7 +118,10 @@ class AssumptionsReport:
         lines.append(figure("proxy", self.proxy))
         for step in self.corrections:
             lines.append(figure(f"  without {step.name}", step.variance, f"x {math.exp(step.log_ratio):.3f}"))
-        lines.append(figure("measured", self.variance, f"{self.off_diagonal:.1%} of it off the diagonal"))
+        error = f" ± {self.variance_stderr:.2g}" if self.size < self.n else ""
+        lines.append(
+            figure("measured", self.variance, f"{error}  {self.off_diagonal:.1%} of it off the diagonal".lstrip())
+        )
         return "\n".join(lines)
 
     __str__ = table

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax import Array
 
 from ntk_inr import _checks
 from ntk_inr._checks import Precision
 from ntk_inr._dtypes import accumulation_dtype
-from ntk_inr.kernels.model import check_concrete, check_model
+from ntk_inr.kernels.request import Request
+from ntk_inr.spectra.submatrices import draw, estimate, standard_errors, sums_of, unseen
 from ntk_inr.variance import budget_report, sums
 from ntk_inr.variance.budget_change import BudgetChange, attributed
 from ntk_inr.variance.sums import Sums
@@ -237,10 +238,9 @@ def variance_budget(
 
     Source: T8 of the theory, after Ou and Zhuang 2025, arXiv 2512.15169.
     """
-    _checks.check_options(block=block, memory_limit=memory_limit, precision=precision)
-    model = check_model(apply, params, x)
-    check_concrete(model, "variance_budget")
-    n = len(model.x1)
+    request = Request.of(apply, params, x, block=block, memory_limit=memory_limit, precision=precision)
+    model = request.on_host("variance_budget").model
+    n = model.n1
     if n < 2:
         raise ValueError("x has 1 coordinate, whose kernel has one eigenvalue and no variance; expected at least 2.")
     count, size = _plan(n, key, size, submatrices, matrices)
@@ -253,9 +253,9 @@ def variance_budget(
         grams = np.empty((2, len(terms.names), n, n), dtype) if matrices else None
         whole = sums.reduced(model, points, terms, cut, precision=precision, progress=progress, grams=grams)
         return _budget(terms.names, n, [whole], None if grams is None else _matrices(grams, whole))
-    order = np.asarray(jax.random.permutation(key, n)[: count * size]).reshape(count, size)
     found = []
-    for done, subset in enumerate(order, 1):
+    subsets = draw(key, n, size, count, otherwise="leave out key for the exact budget")
+    for done, subset in enumerate(subsets, 1):
         found.append(sums.reduced(model, points[subset], terms, cut, precision=precision, progress=None))
         if progress:
             progress(done, count)
@@ -277,13 +277,7 @@ def _plan(n: int, key: Any, size: int | None, submatrices: int | None, matrices:
         return 1, n
     if size is None:
         size = max(2, min(_SIZE, n // (submatrices or _SUBMATRICES)))
-    count = submatrices or min(_SUBMATRICES, n // size)
-    if count < 2 or count * size > n:
-        raise ValueError(
-            f"{max(2, count)} disjoint submatrices of {size} rows need {max(2, count) * size} coordinates, x has {n}. "
-            "Make them fewer or smaller, or leave out key for the exact budget."
-        )
-    return count, size
+    return submatrices or max(2, min(_SUBMATRICES, n // size)), size
 
 
 class _Numbers(NamedTuple):
@@ -317,19 +311,15 @@ def _estimate(n: int, found: list[Sums]) -> _Numbers:
     """Return unbiased estimates for n coordinates (9.4), exact where one kernel has them all."""
     size = len(found[0].diagonals)
     pairs = len(found) * size * (size - 1)
-    diagonals = np.concatenate([each.diagonals for each in found])
-    own = diagonals[:, 2]
-    # Unbiased for the population of n, drawn without replacement.
-    centred = own - own.mean(0)
-    covariance = centred.T @ centred / (len(own) - 1) * (n - 1) / n
     products = np.sum([each.pairs for each in found], axis=0)
+    spread = estimate(n, sums_of([each.pairs for each in found], [each.diagonals[:, 2] for each in found]))
     forward_tau, backward_tau, tau = np.sum([each.similarities for each in found], axis=0) / pairs
     weights = np.sum([(d * (d.sum(0) - d)).sum(0) for d in (each.diagonals[:, 2] for each in found)], axis=0)
-    forward_scale, backward_scale, means = diagonals.mean(0)
+    forward_scale, backward_scale, _ = np.mean([each.diagonals.mean(0) for each in found], axis=0)
     return _Numbers(
-        off_diagonal=products * (n - 1) / pairs,
-        diagonal=covariance,
-        means=means,
+        off_diagonal=spread.off_diagonal,
+        diagonal=spread.diagonal,
+        means=spread.means,
         forward_scale=forward_scale,
         backward_scale=backward_scale,
         forward_tau=forward_tau,
@@ -342,14 +332,8 @@ def _estimate(n: int, found: list[Sums]) -> _Numbers:
 def _budget(names: tuple[str, ...], n: int, found: list[Sums], matrices: GramMatrices | None) -> VarianceBudget:
     numbers = _estimate(n, found)
     count, size = len(found), len(found[0].diagonals)
-    errors: dict[str, Any]
-    if count == 1:
-        errors = {name: np.zeros_like(value) for name, value in numbers.summary().items()}
-    else:
-        without = [_estimate(n, found[:i] + found[i + 1 :]).summary() for i in range(count)]
-        errors = {name: np.sqrt((count - 1) * np.var([one[name] for one in without], 0)) for name in without[0]}
-        # Drawing without replacement knows the mean once all are drawn; pairs across submatrices stay unseen.
-        errors["mean_stderr"] *= math.sqrt(1 - count * size / n)
+    errors = standard_errors(lambda kept: _estimate(n, list(itertools.compress(found, kept))).summary(), count)
+    errors["mean_stderr"] = errors["mean_stderr"] * unseen(n, count * size)
     for name in ("mean_stderr", "variance_stderr", "cv_stderr"):
         errors[name] = float(errors[name])
     return VarianceBudget(
