@@ -132,21 +132,21 @@ def test_fluctuations_are_the_mean_over_all_ways_to_halve_the_units():
         rest = [unit for unit in range(6) if unit not in chosen]
         first, second = (2 * np.einsum("icm,jcm->ij", units[..., at], units[..., at]) for at in (list(chosen), rest))
         halves.append((first - second) ** 2 / 4)
-    spread, _ = assumptions._fluctuations(assumptions._Side("F", gram + 0.5, units, 0.5, True))
+    spread, _ = assumptions._variances(assumptions._Part("F", gram + 0.5, units, 0.5, True))
     np.testing.assert_allclose(spread, np.mean(halves, axis=0), rtol=1e-12)
 
 
 def test_gaussian_units_fluctuate_as_independent_gaussian_ones():
     units = np.random.default_rng(0).normal(size=(30, 1, 4000))
     gram = units[:, 0] @ units[:, 0].T
-    spread, lawful = assumptions._fluctuations(assumptions._Side("F", gram, units, 0.0, True))
+    spread, lawful = assumptions._variances(assumptions._Part("F", gram, units, 0.0, True))
     np.testing.assert_allclose(spread, lawful, rtol=0.2)
 
 
 def test_the_independent_level_is_reached_by_units_that_vary_independently():
     units = np.random.default_rng(0).normal(0.4, 1.0, size=(3000, 1, 5)) * np.arange(1, 6)
     gram = units[:, 0] @ units[:, 0].T + 2.0
-    side = assumptions._Side("F", gram, units, 2.0, True)
+    side = assumptions._Part("F", gram, units, 2.0, True)
     measured = assumptions._mean(gram**2) / np.diagonal(gram).mean() ** 2
     np.testing.assert_allclose(assumptions._independent_level(side, math.nan), measured, rtol=0.02)
 
@@ -228,8 +228,9 @@ def test_corrections_add_up_and_only_units_that_depend_on_the_parameters_fluctua
 
 def test_a_subset_estimates_the_whole_and_says_so(encoded):
     model, whole = encoded
-    part, again = (check_assumptions(*model, pixels(12), size=100) for _ in range(2))
-    other = check_assumptions(*model, pixels(12), size=100, key=jax.random.key(1))
+    part, again, other = (
+        check_assumptions(*model, pixels(12), size=100, key=jax.random.key(seed)) for seed in (0, 0, 1)
+    )
     assert (part.n, part.size) == (144, 100)
     assert "measured on 100 coordinates, a uniform subset of 144" in part.table()
     assert "all there are" in whole.table()
@@ -257,6 +258,7 @@ def test_refuses_traced_values():
         ({"x": np.full((3, 2), np.nan, np.float32)}, "NaN"),
         ({"x": np.eye(2, dtype=np.float32), "apply": lambda p, x: x @ p}, "zero off its diagonal"),
         ({"apply": lambda p, x: x}, "zero off its diagonal"),
+        ({"size": 3}, r"x has 4 coordinates, of which 3 would be drawn; pass key=jax\.random\.key\(0\), or size=4"),
     ],
 )
 def test_bad_input(unchecked, change, message):

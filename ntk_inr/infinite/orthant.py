@@ -70,7 +70,7 @@ def orthant(h: Array, k: Array, c: Array, nodes: int) -> Array:
     rare = (c < 0) & (h * k > _RARE)
     span = end - jnp.where(rare, 0, math.pi / 2)
 
-    def add(total: Array, node: tuple[Array, Array]) -> tuple[Array, None]:
+    def add(total: Array, node: tuple[Array, ...]) -> tuple[Array, None]:
         # The squared node crowds them at the end, where nearly collinear pairs have a narrow layer.
         v, weight = node
         half = _half_sine_square(end - span * (v * v))
