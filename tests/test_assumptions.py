@@ -228,14 +228,14 @@ def test_corrections_add_up_and_only_units_that_depend_on_the_parameters_fluctua
 
 def test_a_subset_estimates_the_whole_and_says_so(encoded):
     model, whole = encoded
-    part, again, other = (
-        check_assumptions(*model, pixels(12), size=100, key=jax.random.key(seed)) for seed in (0, 0, 1)
-    )
+    part, again, other = (check_assumptions(*model, pixels(12), size=100, key=jax.random.key(i)) for i in (0, 0, 1))
     assert (part.n, part.size) == (144, 100)
     assert "measured on 100 coordinates, a uniform subset of 144" in part.table()
     assert "all there are" in whole.table()
     np.testing.assert_allclose([part.variance, part.proxy], [whole.variance, whole.proxy], rtol=0.1)
     assert part.variance == again.variance != other.variance
+    assert whole.variance_stderr == 0 < part.variance_stderr
+    assert abs(part.variance - whole.variance) < 4 * part.variance_stderr
 
 
 def test_tolerance_moves_thresholds(encoded):
@@ -253,12 +253,12 @@ def test_refuses_traced_values():
     ("change", "message"),
     [
         ({"size": 1}, "size is 1; expected at least 2"),
+        ({"size": 3}, "size=3 is of a subset that is drawn; pass key="),
         ({"tolerance": 0.0}, "tolerance is 0.0; expected a finite number above 0"),
         ({"x": np.ones((1, 2), np.float32)}, "x holds one coordinate"),
         ({"x": np.full((3, 2), np.nan, np.float32)}, "NaN"),
         ({"x": np.eye(2, dtype=np.float32), "apply": lambda p, x: x @ p}, "zero off its diagonal"),
         ({"apply": lambda p, x: x}, "zero off its diagonal"),
-        ({"size": 3}, r"x has 4 coordinates, of which 3 would be drawn; pass key=jax\.random\.key\(0\), or size=4"),
     ],
 )
 def test_bad_input(unchecked, change, message):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ntk_inr._dtypes import at_precision
 from ntk_inr.infinite import maps, pairs, tiles
 from ntk_inr.infinite.description import layer_of
 from ntk_inr.infinite.maps import State
@@ -41,10 +42,10 @@ def kernel(net: FilterNetwork) -> tuple[list[str], Forward]:
         )
     names = [] if isinstance(net, BACON) else ["scale"]
 
+    @at_precision
     def forward(x1: Array, x2: Array | None, hyper: Mapping[str, Array]) -> tuple[Array, ...]:
         scale = hyper.get("scale", getattr(net, "scale", None))
-        with jax.default_matmul_precision("highest"):
-            return tiles.tiled(lambda left, right: _kernels(net, scale, left, right), x1, x2)
+        return tiles.tiled(lambda left, right: _kernels(net, scale, left, right), x1, x2)
 
     return names, forward
 

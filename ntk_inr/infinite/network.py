@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ntk_inr import _checks
+from ntk_inr._dtypes import at_precision
 from ntk_inr._results import result
 from ntk_inr.infinite import filters, maps, pairs, stax, tiles
 from ntk_inr.infinite.description import Description, Layer, Points, normalized
@@ -203,6 +204,7 @@ def _jitted(description: Description) -> Forward:
     return forward
 
 
+@at_precision
 def _forward(
     description: Description, x1: Array, x2: Array | None, hyper: Mapping[str, Array], fixed: Any
 ) -> tuple[Array, ...]:
@@ -210,8 +212,7 @@ def _forward(
     description = dataclasses.replace(description, fixed=fixed)
     parts = description.replaced(hyper)
     left, right = description.points(parts, x1), None if x2 is None else description.points(parts, x2)
-    with jax.default_matmul_precision("highest"):
-        return tiles.tiled(lambda left, right: _kernels(description, parts, left, right), left, right)
+    return tiles.tiled(lambda left, right: _kernels(description, parts, left, right), left, right)
 
 
 def _kernels(

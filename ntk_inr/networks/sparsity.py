@@ -144,14 +144,14 @@ def kth_largest(u: Float[Array, "*batch m"], k: Any) -> Float[Array, "*batch 1"]
     negative = (code & whole.type(sign)) != 0
     order = jnp.where(negative, ~code, code | whole.type(sign))
 
-    def add_bit(place: Any, found: Array) -> Array:
-        candidate = found | (whole.type(1) << (bits - 1 - place).astype(whole))
-        return jnp.where((order >= candidate).sum(-1, keepdims=True) >= k, candidate, found)
+    def add_bit(place: Any, largest: Array) -> Array:
+        candidate = largest | (whole.type(1) << (bits - 1 - place).astype(whole))
+        return jnp.where((order >= candidate).sum(-1, keepdims=True) >= k, candidate, largest)
 
     # A loop over bits, so that each pass over the entries stays one fused count.
-    found = jax.lax.fori_loop(0, bits, add_bit, jnp.zeros_like(order[..., :1]))
-    found = jnp.where((found & whole.type(sign)) != 0, found & whole.type(sign - 1), ~found)
-    return jax.lax.bitcast_convert_type(found, u.dtype)
+    largest = jax.lax.fori_loop(0, bits, add_bit, jnp.zeros_like(order[..., :1]))
+    largest = jnp.where((largest & whole.type(sign)) != 0, largest & whole.type(sign - 1), ~largest)
+    return jax.lax.bitcast_convert_type(largest, u.dtype)
 
 
 @jax.custom_jvp

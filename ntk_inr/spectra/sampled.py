@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,9 +14,11 @@ from ntk_inr import _checks
 from ntk_inr._checks import Precision
 from ntk_inr._dtypes import unit_of
 from ntk_inr._results import result, static
-from ntk_inr.kernels import assembly, memory
-from ntk_inr.kernels.model import Model, check_concrete, check_model, trace_of
+from ntk_inr.kernels import assembly
+from ntk_inr.kernels.model import trace_of
+from ntk_inr.kernels.request import Request
 from ntk_inr.spectra.dense import Moments, from_units
+from ntk_inr.spectra.submatrices import draw, estimate, standard_errors, sums_of, unseen
 
 _LEAST_SUBMATRICES = 8
 _MOST_SUBMATRICES = 64
@@ -44,22 +45,17 @@ class SampledMoments(Moments):
     size: int = static()
 
 
-class _Sums(NamedTuple):
+class _Entries(NamedTuple):
     """The sum of squares off the diagonal and the diagonal itself, of one kernel divided by ``unit``."""
 
-    off_diagonal: float
+    squares: float
     diagonal: np.ndarray
     unit: float
 
-    def moments(self) -> Moments:
-        """Return the moments of that kernel, exact."""
-        n = len(self.diagonal)
-        return from_units(n, self.diagonal.mean(), self.off_diagonal / n + self.diagonal.var(), self.unit)
-
-    def per(self, unit: float) -> _Sums:
-        """Return the sums of the kernel divided by ``unit``."""
+    def per(self, unit: float) -> _Entries:
+        """Return the same of the kernel divided by ``unit``."""
         factor = self.unit / unit
-        return _Sums(self.off_diagonal * factor**2, self.diagonal * factor, unit)
+        return _Entries(self.squares * factor**2, self.diagonal * factor, unit)
 
 
 def streamed_moments(
@@ -102,10 +98,12 @@ def streamed_moments(
         >>> bool(np.allclose([m.mean, m.variance], [exact.mean, exact.variance], rtol=1e-4))
         True
     """
-    _checks.check_options(block=block, memory_limit=memory_limit, precision=precision)
-    model = check_model(apply, params, x)
-    check_concrete(model, "streamed_moments")
-    return _reduced(model, model.x1, block, memory_limit, precision, progress).moments()
+    request = Request.of(
+        apply, params, x, block=block, memory_limit=memory_limit, precision=precision, progress=progress
+    )
+    whole = _entries(request.on_host("streamed_moments"))
+    m = _estimated(request.model.n1, [whole])
+    return Moments(m.mean, m.variance, m.deviation, m.n)
 
 
 def sampled_moments(
@@ -163,49 +161,42 @@ def sampled_moments(
         >>> abs(m.variance - exact.variance) < 5 * m.variance_stderr
         True
     """
-    _checks.check_options(block=block, memory_limit=memory_limit, precision=precision)
     _checks.check_positive(size, "size", integer=True, least=2)
     _checks.check_positive(rtol, "rtol")
-    model = check_model(apply, params, x)
-    check_concrete(model, "sampled_moments")
-    points = np.asarray(model.x1)
+    request = Request.of(apply, params, x, block=block, memory_limit=memory_limit, precision=precision)
+    points = np.asarray(request.on_host("sampled_moments").model.x1)
     n = len(points)
-    fit = n // size
-    if submatrices is not None:
-        _checks.check_positive(submatrices, "submatrices", integer=True, least=2)
-        if submatrices > fit:
-            raise ValueError(
-                f"{submatrices} disjoint submatrices of {size} rows need {submatrices * size} coordinates, x has {n}. "
-                "Make them fewer or smaller, or use ni.streamed_moments."
-            )
-    elif fit < _LEAST_SUBMATRICES and n > size:
-        size, fit = n // _LEAST_SUBMATRICES, _LEAST_SUBMATRICES
-    if n <= size or size < 2:
-        whole = _reduced(model, points, block, memory_limit, precision, None)
-        return _with_errors(whole.moments(), 0.0, 0.0, submatrices=1, size=n)
-    most = submatrices or min(_MOST_SUBMATRICES, fit)
-    order = np.asarray(jax.random.permutation(key, n)[: most * size]).reshape(most, size)
-    found: list[_Sums] = []
+    size, count = _plan(n, size, submatrices)
+    most = count or min(_MOST_SUBMATRICES, n // size)
+    order = draw(key, n, size, most, otherwise="use ni.streamed_moments") if most > 1 else [slice(None)]
+    parts: list[_Entries] = []
     for done, subset in enumerate(order, 1):
-        drawn = _reduced(model, points[subset], block, memory_limit, precision, None)
-        found.append(drawn.per(found[0].unit) if found else drawn)
+        part = _entries(request.at(points[subset]))
+        parts.append(part.per(parts[0].unit) if parts else part)
         if progress:
             progress(done, most)
-        if done >= (submatrices or _LEAST_SUBMATRICES):
-            estimate = _estimate(n, size, found)
-            errors = (estimate.mean_stderr, estimate.mean), (estimate.variance_stderr, estimate.variance)
-            if submatrices is None and all(error <= rtol * abs(value) for error, value in errors):
+        if done >= min(most, count or _LEAST_SUBMATRICES):
+            m = _estimated(n, parts)
+            if m.mean_stderr <= rtol * abs(m.mean) and m.variance_stderr <= rtol * abs(m.variance) and not count:
                 break
-    return estimate
+    return m
 
 
-def _reduced(model: Model, x: Any, block: Any, memory_limit: Any, precision: str, progress: Any) -> _Sums:
-    trace = trace_of(model, "trace")
-    n = len(x)
-    cut = memory.cut(trace, n, n, "trace", stored=0, limit=memory_limit, block=block)
-    parts = assembly.tiles(
-        model.apply, model.params, x, None, c=model.c, outputs="trace", precision=precision, cut=cut, progress=progress
-    )
+def _plan(n: int, size: int, submatrices: int | None) -> tuple[int, int | None]:
+    """Return the rows of a submatrix, n for the whole kernel, and how many are drawn; None stops by their errors."""
+    if submatrices is not None:
+        _checks.check_positive(submatrices, "submatrices", integer=True, least=2)
+        return size, submatrices
+    if n >= _LEAST_SUBMATRICES * size:
+        return size, None
+    smaller = n // _LEAST_SUBMATRICES
+    return (n, 1) if n <= size or smaller < 2 else (smaller, None)
+
+
+def _entries(request: Request) -> _Entries:
+    """Return what moments need of the kernel, tile by tile."""
+    n = request.model.n1
+    parts = assembly.tiles(request, request.cut(trace_of(request.model, "trace")))
     started = (
         (rows, columns, _squares(tile, rows.stop - rows.start, columns.stop - columns.start, rows == columns))
         for rows, columns, tile in parts
@@ -219,7 +210,7 @@ def _reduced(model: Model, x: Any, block: Any, memory_limit: Any, precision: str
             diagonal[rows] = np.asarray(own)[: rows.stop - rows.start]
     unit = max(max(units), float(unit_of(diagonal)))
     total = sum(each * (own / unit) ** 2 for each, own in zip(totals, units, strict=True))
-    return _Sums(total, diagonal / unit, unit)
+    return _Entries(total, diagonal / unit, unit)
 
 
 @jax.jit
@@ -233,30 +224,19 @@ def _squares(tile: Array, rows: Any, columns: Any, on_diagonal: Any) -> tuple[Ar
     return ((kept / unit) ** 2).sum(axis=1), unit, jnp.diagonal(tile)
 
 
-def _estimate(n: int, size: int, found: list[_Sums]) -> SampledMoments:
-    count = len(found)
-    off = np.array([sums.off_diagonal for sums in found]) * (n - 1) / (size * (size - 1))
-    ones = np.array([sums.diagonal.sum() for sums in found])
-    shift = found[0].diagonal[0]
-    squares = np.array([((sums.diagonal - shift) ** 2).sum() for sums in found])
+def _estimated(n: int, parts: list[_Entries]) -> SampledMoments:
+    """Return the moments for n coordinates from submatrices in one unit, or from one that is the whole kernel."""
+    sums = sums_of([np.array([[part.squares]]) for part in parts], [part.diagonal[:, None] for part in parts])
+    unit, size = parts[0].unit, sums.size
 
-    def moments(kept: Any) -> tuple[float, float]:
-        drawn = size * np.count_nonzero(kept)
-        mean = ones[kept].sum() / drawn
-        # Unbiased for the population of n, drawn without replacement.
-        spread = (squares[kept].sum() - drawn * (mean - shift) ** 2) / (drawn - 1) * (n - 1) / n
-        return mean, off[kept].mean() + spread
+    def figures(kept: np.ndarray) -> dict[str, Any]:
+        own = estimate(n, sums.of(kept))
+        return {"mean": own.means[0], "variance": (own.off_diagonal + own.diagonal)[0, 0]}
 
-    every = np.ones(count, bool)
-    without = np.array([moments(every & (np.arange(count) != i)) for i in range(count)])
-    mean_stderr, variance_stderr = np.sqrt((count - 1) / count * ((without - without.mean(0)) ** 2).sum(0))
-    mean, variance = moments(every)
-    # Drawing without replacement knows the mean once all are drawn; pairs across subsets stay unseen.
-    mean_stderr *= math.sqrt(1 - count * size / n)
-    unit = found[0].unit
-    errors = float(mean_stderr * unit), float(variance_stderr * unit * unit)
-    return _with_errors(from_units(n, mean, variance, unit), *errors, submatrices=count, size=size)
-
-
-def _with_errors(m: Moments, mean_stderr: float, variance_stderr: float, *, submatrices: int, size: int) -> Any:
-    return SampledMoments(m.mean, m.variance, m.deviation, m.n, mean_stderr, variance_stderr, submatrices, size)
+    errors = standard_errors(figures, len(parts))
+    m = from_units(n, **figures(np.ones(len(parts), bool)), unit=unit)
+    return SampledMoments(
+        m.mean, m.variance, m.deviation, n, submatrices=len(parts), size=size,
+        mean_stderr=float(errors["mean"] * unseen(n, size * len(parts)) * unit),
+        variance_stderr=float(errors["variance"] * unit * unit),
+    )  # fmt: skip

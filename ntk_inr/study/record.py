@@ -18,7 +18,6 @@ from typing import IO, Any
 
 import numpy as np
 
-from ntk_inr import _checks
 from ntk_inr._claims import CLAIM, claimed
 from ntk_inr.study.description import Addition
 from ntk_inr.tasks.metrics import BASELINES
@@ -62,8 +61,8 @@ class VariantResult:
 
     def steps_to(self, target_psnr: float, curve: str = "adam_psnr") -> np.ndarray:
         """Return the steps each seed took to ``target_psnr`` (seeds,), infinity where never."""
-        found = [first_reaching(values, target_psnr) for values in self.arrays[curve]]
-        return np.array([math.inf if step is None else step for step in found])
+        steps = [first_reaching(values, target_psnr) for values in self.arrays[curve]]
+        return np.array([math.inf if step is None else step for step in steps])
 
     def seconds_to(self, target_psnr: float) -> np.ndarray:
         """Return the seconds that each seed trained with Adam until ``target_psnr``, infinity where never."""
@@ -153,7 +152,8 @@ def results_folder(
     if overwrite and resume:
         raise ValueError("overwrite=True and resume=True contradict each other; give one of them.")
     if folder is None:
-        _checks.refuse_if(resume, "resume=True needs out=, the folder of the results to go on from.")
+        if resume:
+            raise ValueError("resume=True needs out=, the folder of the results to go on from.")
         yield None
         return
     folder = Path(folder)
@@ -315,11 +315,11 @@ def load_study(folder: str | Path) -> Study:
 def _of_today(content: dict[str, Any]) -> None:
     """Turn results of version 2 into those of today: there each seed had the scores of baselines."""
     seeds = [seed for entry in content["variants"] for seed in entry["seeds"]]
-    found = {}
+    baselines = {}
     for key, name in BASELINES.items():
         for value in [seed.pop(f"score_{key}") for seed in seeds if f"score_{key}" in seed]:
-            found[name] = {"name": name, "kind": "baseline", "scores": {"psnr": value}}
-    content |= {"baselines": list(found.values()), "additions": [], "warnings": []}
+            baselines[name] = {"name": name, "kind": "baseline", "scores": {"psnr": value}}
+    content |= {"baselines": list(baselines.values()), "additions": [], "warnings": []}
     content["task"] |= {"eight_bit": False, "eight_bit_curves": False}  # it did not say
     for entry in content["variants"]:
         entry |= {"kind": "network", "numbers": {}}

@@ -149,23 +149,25 @@ class Tuning:
             "fit": f"PSNR after {asked['steps']} steps",
             "speed": f"steps to {asked['target_psnr']} dB",
         }[asked["objective"]]
-        said = [f"Train {best.label}: {what} is predicted to be {self.describe(best)}.", *self.warnings]
+        sentences = [f"Train {best.label}: {what} is predicted to be {self.describe(best)}.", *self.warnings]
         rivals = self.rivals
         tried = sum(not candidate.failure for candidate in self.candidates)
         if len(best.score) == 1:
-            said.append("How sure that is, one repeat can't tell; ask for more of them (--repeats 3).")
+            sentences.append("How sure that is, one repeat can't tell; ask for more of them (--repeats 3).")
         elif rivals:
             shown = ", ".join(other.label for other in rivals[:4]) + (", ..." if len(rivals) > 4 else "")
-            said.append(f"{len(rivals)} of the other {tried - 1} can't be told from it (two standard errors): {shown}.")
+            sentences.append(
+                f"{len(rivals)} of the other {tried - 1} can't be told from it (two standard errors): {shown}."
+            )
         elif tried > 1:
-            said.append(
+            sentences.append(
                 f"All other {tried - 1} are worse by more than two standard errors over {len(best.score)} samples and "
                 "initialisations."
             )
-        said += self._at_the_edge(best)
+        sentences += self._at_the_edge(best)
         if best.drift:
             drift = float(np.mean(best.drift))
-            said.append(
+            sentences.append(
                 f"Its kernel changed by {drift:.0%} in {asked['pilot']} steps: "
                 + (
                     "little, so that a constant kernel describes its training."
@@ -175,21 +177,21 @@ class Tuning:
                 )
             )
         else:
-            said.append(
+            sentences.append(
                 "This is the lazy regime's word; whether the kernel stays put is measured by a pilot run (--pilot 50)."
             )
         failed = [candidate for candidate in self.candidates if candidate.failure]
         if failed:
-            said.append(f"{len(failed)} could not be tried, such as {failed[0].label}: {failed[0].failure}")
-        return said
+            sentences.append(f"{len(failed)} could not be tried, such as {failed[0].label}: {failed[0].failure}")
+        return sentences
 
     def _at_the_edge(self, best: Candidate) -> list[str]:
-        said = []
+        sentences = []
         for name, values in self._tried(best.variant).items():
             if len(values) > 2 and best.settings[name] in (values[0], values[-1]):
                 where = "smallest" if best.settings[name] == values[0] else "largest"
-                said.append(f"It is the {where} {name} tried, so a better one may lie beyond.")
-        return said
+                sentences.append(f"It is the {where} {name} tried, so a better one may lie beyond.")
+        return sentences
 
     def _tried(self, variant: str) -> dict[str, list[Any]]:
         """Return the values tried of each setting of a variant, rising."""

@@ -14,12 +14,18 @@ import numpy as np
 from jax import Array
 
 from ntk_inr import _checks
+from ntk_inr._dtypes import at_precision
 from ntk_inr.kernels import structured
-from ntk_inr.kernels.model import Model, check_model
+from ntk_inr.kernels.model import Model
+from ntk_inr.kernels.request import Request
 from ntk_inr.kernels.structured import Factor
+from ntk_inr.spectra.submatrices import draw, standard_errors
 from ntk_inr.variance import assumptions_report as report
 from ntk_inr.variance import sums
 from ntk_inr.variance.assumptions_report import AssumptionsReport, Correction, Finding
+
+# Coordinates that are drawn where nothing else is asked for, and the groups that they fall into for standard errors.
+_SIZE, _GROUPS = 1024, 8
 
 _kernel_of = jax.jit(structured.tile, static_argnums=2)
 
@@ -64,7 +70,7 @@ def check_assumptions(
     x: Any,
     *,
     key: Array | None = None,
-    size: int = 1024,
+    size: int | None = None,
     tolerance: float = 0.1,
 ) -> AssumptionsReport:
     r"""Measure which assumptions of the variance proxy fail at these coordinates, and what error each causes.
@@ -98,8 +104,9 @@ def check_assumptions(
         apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``; examples must not mix.
         params: pytree of floating point arrays.
         x: coordinates (n, d), at least 2.
-        key: a JAX random key, to draw a uniform subset where there are more than ``size`` coordinates.
-        size: coordinates to measure on.
+        key: a JAX random key, to measure on a random subset; None takes all coordinates, and memory for several (n, n)
+            matrices in float64.
+        size: coordinates in the subset; None is 1024, or all of fewer.
         tolerance: relative error in the variance that may pass.
 
     Returns:
@@ -107,8 +114,8 @@ def check_assumptions(
 
     Raises:
         TypeError: integer coordinates or parameters; ``apply`` not callable.
-        ValueError: as :func:`ntk_inr.ntk`; fewer than 2 coordinates, or more than ``size`` without a key; a kernel that
-            is zero off its diagonal; inside ``jit``, ``vmap`` or ``grad``.
+        ValueError: as :func:`ntk_inr.ntk`; fewer than 2 coordinates; a kernel that is zero off its diagonal; inside
+            ``jit``, ``vmap`` or ``grad``; ``size`` without ``key``.
 
     Example:
         >>> import jax, jax.numpy as jnp, ntk_inr as ni
@@ -123,21 +130,18 @@ def check_assumptions(
 
     Source: T2.4 and T8.1 to T8.4 of the theory.
     """
-    _checks.check_positive(size, "size", integer=True, least=2)
+    if size is not None:
+        _checks.check_positive(size, "size", integer=True, least=2)
+        if key is None:
+            raise ValueError(f"size={size} is of a subset that is drawn; pass key=jax.random.key(0) too.")
     _checks.check_positive(tolerance, "tolerance")
-    model = check_model(apply, params, x)
-    if model.traced:
-        raise ValueError("check_assumptions works on the host, so it can't be used inside jit, vmap or grad.")
+    model = Request.of(apply, params, x).on_host("check_assumptions").model
     points = np.asarray(model.x1)
     n = len(points)
     if n < 2:
         raise ValueError("x holds one coordinate, and similarities are those of pairs; pass at least 2.")
-    if n > size:
-        if key is None:
-            raise ValueError(
-                f"x has {n} coordinates, of which {size} would be drawn; pass key=jax.random.key(0), or size={n}."
-            )
-        points = points[np.sort(np.asarray(jax.random.choice(key, n, (size,), replace=False)))]
+    if key is not None and n > (size or _SIZE):
+        points = points[draw(key, n, size or _SIZE, 1, otherwise="leave out key")[0]]
 
     K = np.zeros((len(points), len(points)))
     layers = []
@@ -155,6 +159,7 @@ def check_assumptions(
         proxy=total.proxy,
         independent=total.independent,
         variance=variance,
+        variance_stderr=_standard_error(K, n),
         off_diagonal=off_diagonal / variance,
         tolerance=tolerance,
         n=n,
@@ -185,11 +190,11 @@ def _redrawn(params: Any) -> Any:
     return jax.tree.map(drawn, params)
 
 
+@at_precision
 def _parts(factor: Factor, redrawn: Factor) -> list[_Part]:
     """Return F and B of a term, or H; its units are random where they differ from the ``redrawn`` ones."""
     if factor.h is not None and not sums.is_factored(factor):
-        with jax.default_matmul_precision("highest"):
-            return [_Part("H", np.asarray(_kernel_of([factor], [factor], "trace"), float))]
+        return [_Part("H", np.asarray(_kernel_of([factor], [factor], "trace"), float))]
 
     def part(name: str, units: Any, others: Any, offset: float) -> _Part:
         units, others = np.asarray(units), np.asarray(others)
@@ -301,8 +306,7 @@ def _variances(part: _Part) -> tuple[np.ndarray, np.ndarray]:
 def _kernel(K: np.ndarray, total: _Sums, n: int, tolerance: float) -> tuple[float, float, list[Finding]]:
     """Return the kernel's variance, its part off the diagonal, and the findings about the whole kernel."""
     diagonal = np.diagonal(K)
-    off_diagonal = (n - 1) * _mean(K**2)
-    variance = off_diagonal + _spread(diagonal, n)
+    off_diagonal, variance = _variance(K, n)
     if not total.proxy:
         raise ValueError("the kernel is zero off its diagonal here, so there are no similarities to check.")
     error = report.percent((n - 1) * diagonal.mean() ** 2 * _mean(_similarity(K)), variance)
@@ -314,6 +318,27 @@ def _kernel(K: np.ndarray, total: _Sums, n: int, tolerance: float) -> tuple[floa
         report.independent("layers", report.KERNEL, variance / total.variance, tolerance),
     ]
     return variance, off_diagonal, findings
+
+
+def _variance(K: np.ndarray, n: int) -> tuple[float, float]:
+    """Return the variance that n coordinates have by the kernel of some: its part off the diagonal, and all of it."""
+    off_diagonal = (n - 1) * _mean(K**2)
+    return off_diagonal, off_diagonal + _spread(np.diagonal(K), n)
+
+
+def _standard_error(K: np.ndarray, n: int) -> float:
+    """Return the variance's standard error, by leaving out one group of coordinates at a time; 0 where K has all n."""
+    if len(K) == n:
+        return 0.0
+    if len(K) < 3:
+        return math.nan
+    groups = np.arange(len(K)) % _GROUPS
+
+    def figures(kept: np.ndarray) -> dict[str, float]:
+        rows = np.flatnonzero(kept[groups])
+        return {"variance": _variance(K[np.ix_(rows, rows)], n)[1]}
+
+    return float(standard_errors(figures, min(len(K), _GROUPS))["variance"])
 
 
 def _corrections(total: _Sums, variance: float) -> tuple[Correction, ...]:

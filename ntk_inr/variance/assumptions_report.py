@@ -110,6 +110,7 @@ class AssumptionsReport:
         proxy: variance that the proxy predicts, the sum of (n - 1) R_F^4 R_B^4 mean(tau_F) mean(tau_B) over layers.
         independent: the proxy with each mean tau at the level of independent units.
         variance: variance of the kernel's eigenvalues; exact where ``size`` equals ``n``, else unbiased, (9.4).
+        variance_stderr: its standard error; 0 where ``size`` equals ``n``.
         off_diagonal: share of ``variance`` that entries off the diagonal make.
         tolerance: relative error in the variance that thresholds stand for.
         n: number of coordinates.
@@ -121,6 +122,7 @@ class AssumptionsReport:
     proxy: Any
     independent: Any
     variance: Any
+    variance_stderr: Any
     off_diagonal: Any
     tolerance: Any
     n: int = static()
@@ -148,11 +150,12 @@ class AssumptionsReport:
         lines = [f"measured on {self.size} coordinates, {subset}", "", _findings_table(kept)]
         lines += [f"… {rest} more of less weight; .table() has all"] * bool(rest) + [""]
         lines += [f"{finding.layer}: {finding.sentence}." for finding in matter] + [""] * bool(matter)
+        error = f"± {self.variance_stderr:.2g}, " if self.size < self.n else ""
         steps = [
             ("proxy at independent level", self.independent, "tau as if units varied independently"),
             ("proxy", self.proxy, ""),
             *(("  without " + s.name, s.variance, f"x {math.exp(s.log_ratio):.3f}") for s in self.corrections),
-            ("measured", self.variance, f"{self.off_diagonal:.1%} of it off the diagonal"),
+            ("measured", self.variance, f"{error}{self.off_diagonal:.1%} of it off the diagonal"),
         ]
         rows = [(name, f"{value:.4g}", remark) for name, value, remark in steps]
         return "\n".join([*lines, text_table(rows, right=[1], header=0)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,7 +17,8 @@ from ntk_inr import _checks
 from ntk_inr._checks import Precision
 from ntk_inr._dtypes import accumulation_dtype
 from ntk_inr._results import result, static
-from ntk_inr.kernels.model import check_concrete, check_model
+from ntk_inr.kernels.request import Request
+from ntk_inr.spectra.submatrices import draw, estimate, standard_errors, sums_of, unseen
 from ntk_inr.variance import budget_report, sums
 from ntk_inr.variance.budget_change import BudgetChange, attributed
 from ntk_inr.variance.sums import Sums
@@ -241,12 +242,11 @@ def variance_budget(
         >>> bool(jnp.allclose(budget.variance, exact.variance)), budget.matrix.shape
         (True, (3, 3))
 
-    Source: T8 of the theory.
+    Source: T8 of the theory, after Ou and Zhuang 2025, arXiv 2512.15169.
     """
-    _checks.check_options(block=block, memory_limit=memory_limit, precision=precision)
-    model = check_model(apply, params, x)
-    check_concrete(model, "variance_budget")
-    n = len(model.x1)
+    request = Request.of(apply, params, x, block=block, memory_limit=memory_limit, precision=precision)
+    model = request.on_host("variance_budget").model
+    n = model.n1
     if n < 2:
         raise ValueError("x has 1 coordinate, whose kernel has one eigenvalue and no variance; expected at least 2.")
     count, size = _plan(n, key, size, submatrices, matrices)
@@ -260,8 +260,8 @@ def variance_budget(
         grams = np.empty((2, len(terms.names), n, n), dtype) if matrices else None
         whole = reduced(points, progress=progress, grams=grams)
         return _budget(terms.names, n, [whole], None if grams is None else _matrices(grams, whole))
-    subsets = np.asarray(jax.random.permutation(key, n)[: count * size]).reshape(count, size)
     parts = []
+    subsets = draw(key, n, size, count, otherwise="leave out key for the exact budget")
     for done, subset in enumerate(subsets, 1):
         parts.append(reduced(points[subset], progress=None))
         if progress:
@@ -284,13 +284,7 @@ def _plan(n: int, key: Any, size: int | None, submatrices: int | None, matrices:
         return 1, n
     if size is None:
         size = max(2, min(_SIZE, n // (submatrices or _SUBMATRICES)))
-    count = submatrices or min(_SUBMATRICES, n // size)
-    if count < 2 or count * size > n:
-        raise ValueError(
-            f"{max(2, count)} disjoint submatrices of {size} rows need {max(2, count) * size} coordinates, x has {n}. "
-            "Make them fewer or smaller, or leave out key for the exact budget."
-        )
-    return count, size
+    return submatrices or max(2, min(_SUBMATRICES, n // size)), size
 
 
 class _Numbers(NamedTuple):
@@ -324,19 +318,15 @@ def _estimate(n: int, parts: list[Sums]) -> _Numbers:
     """Return unbiased estimates for n coordinates (9.4) from submatrices, exact where one has all coordinates."""
     size = len(parts[0].diagonals)
     pairs = len(parts) * size * (size - 1)
-    diagonals = np.concatenate([part.diagonals for part in parts])
-    own = diagonals[:, 2]
-    # Unbiased for the population of n, drawn without replacement.
-    centred = own - own.mean(0)
-    covariance = centred.T @ centred / (len(own) - 1) * (n - 1) / n
     products = np.sum([part.pairs for part in parts], axis=0)
+    spread = estimate(n, sums_of([part.pairs for part in parts], [part.diagonals[:, 2] for part in parts]))
     forward_tau, backward_tau, tau = np.sum([part.similarities for part in parts], axis=0) / pairs
     weights = np.sum([(d * (d.sum(0) - d)).sum(0) for d in (part.diagonals[:, 2] for part in parts)], axis=0)
-    forward_scale, backward_scale, means = diagonals.mean(0)
+    forward_scale, backward_scale, _ = np.mean([part.diagonals.mean(0) for part in parts], axis=0)
     return _Numbers(
-        off_diagonal=products * (n - 1) / pairs,
-        diagonal=covariance,
-        means=means,
+        off_diagonal=spread.off_diagonal,
+        diagonal=spread.diagonal,
+        means=spread.means,
         forward_scale=forward_scale,
         backward_scale=backward_scale,
         forward_tau=forward_tau,
@@ -347,29 +337,20 @@ def _estimate(n: int, parts: list[Sums]) -> _Numbers:
 
 
 def _budget(names: tuple[str, ...], n: int, parts: list[Sums], matrices: GramMatrices | None) -> VarianceBudget:
-    numbers, count = _estimate(n, parts), len(parts)
+    numbers = _estimate(n, parts)
+    count, size = len(parts), len(parts[0].diagonals)
+    errors = standard_errors(lambda kept: _estimate(n, list(itertools.compress(parts, kept))).summary(), count)
+    errors["mean_stderr"] = errors["mean_stderr"] * unseen(n, count * size)
     return VarianceBudget(
         names=names,
         factored=~np.isnan(numbers.forward_scale),
         n=n,
         **numbers._asdict(),
-        **_errors(n, parts, numbers),
+        **errors,
         submatrices=count,
-        size=len(parts[0].diagonals),
+        size=size,
         matrices=matrices,
     )
-
-
-def _errors(n: int, parts: list[Sums], numbers: _Numbers) -> dict[str, Any]:
-    """Return the jackknife's standard errors over submatrices, by name; 0 where there is one."""
-    count = len(parts)
-    if count == 1:
-        return {name: np.zeros_like(value) for name, value in numbers.summary().items()}
-    without = [_estimate(n, parts[:i] + parts[i + 1 :]).summary() for i in range(count)]
-    errors = {name: np.sqrt((count - 1) * np.var([one[name] for one in without], 0)) for name in without[0]}
-    # Drawing without replacement knows the mean once all are drawn; pairs across submatrices stay unseen.
-    errors["mean_stderr"] *= math.sqrt(1 - count * len(parts[0].diagonals) / n)
-    return errors
 
 
 def _matrices(grams: np.ndarray, whole: Sums) -> GramMatrices:
