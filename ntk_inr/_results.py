@@ -45,8 +45,11 @@ def result(cls: type[T]) -> type[T]:
     return jax.tree_util.register_dataclass(cls)
 
 
-def text_table(rows: Sequence[Sequence[str]], right: Sequence[int] = (), header: bool = True) -> str:
-    """Return rows of equal length as text in columns, those of the indices ``right`` aligned to the right."""
+def text_table(rows: Sequence[Sequence[str]], right: Sequence[int] = (), header: int = 1) -> str:
+    """Return rows of equal length as text in columns, those of the indices ``right`` aligned to the right.
+
+    The first ``header`` rows stand above a rule.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 
     def line(row: Sequence[str]) -> str:
@@ -58,7 +61,7 @@ def text_table(rows: Sequence[Sequence[str]], right: Sequence[int] = (), header:
 
     lines = list(map(line, rows))
     if header:
-        lines.insert(1, line(["-" * width for width in widths]))
+        lines.insert(header, line(["-" * width for width in widths]))
     return "\n".join(lines)
 
 
@@ -84,7 +87,7 @@ def _rows(self: Any) -> dict[str, Any]:
 
 
 def _table(self: Any) -> str:
-    return text_table([(name, brief(value)) for name, value in self.rows().items()], header=False)
+    return text_table([(name, brief(value)) for name, value in self.rows().items()], header=0)
 
 
 def _line(self: Any) -> str:
