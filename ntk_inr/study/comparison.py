@@ -16,6 +16,7 @@ import optax
 from jax import Array
 
 from ntk_inr import _checks
+from ntk_inr._results import Record
 from ntk_inr._text import printable
 from ntk_inr.kernels.adapters import init
 from ntk_inr.kernels.frozen import is_frozen
@@ -128,37 +129,40 @@ def compare(
         **training_settings(task, "adam", learning_rate), "seed": seed, "kernel_points": kernel_points,
     }  # fmt: skip
     study = Study(
-        describe_task(task), settings, environment(), image_of(task), [], baselines=baselines_of(task),
-        additions=additions(networks), warnings=check_derivatives(task, networks),
+        Record(describe_task(task)), Record(settings), Record(environment()), image_of(task), [],
+        baselines=baselines_of(task), additions=tuple(additions(networks)),
+        warnings=tuple(check_derivatives(task, networks)),
     )  # fmt: skip
     with record.results_folder(out, overwrite=overwrite, resume=resume) as folder:
         if folder is not None and resume and (folder / record.RESULTS).exists():
-            _take_up(folder, study, networks)
-        _measure_all(study, networks, task, folder, progress or (lambda what, done, total: None))
-    return study
+            study = _taken_up(folder, study, networks)
+        return _measured(study, networks, task, folder, progress or (lambda what, done, total: None))
 
 
-def _measure_all(
+def _measured(
     study: Study, networks: Mapping[str, nn.Module], task: Task, folder: Path | None, report: Progress
-) -> None:
-    """Add the results of the variants that are missing, and write each to ``folder`` as it comes."""
+) -> Study:
+    """Return the study with the variants that were missing, each written to ``folder`` as it comes."""
     finished = {result.name for result in study.variants}
     for position, (name, net) in enumerate(networks.items()):
         report("variants", position, len(networks))
         if name in finished:
             continue
         result = _measure(name, net, task, study.settings, report)
-        study.variants.append(result)
+        study = dataclasses.replace(study, variants=[*study.variants, result])
         if folder is not None:
             record.save_arrays(folder, result)
             record.save_index(folder, study)
         free_programs_if_full()
     order = list(networks)
-    study.variants.sort(key=lambda result: order.index(result.name) if result.name in order else len(order))
-    study.complete = True
+    variants = sorted(
+        study.variants, key=lambda result: order.index(result.name) if result.name in order else len(order)
+    )
+    study = dataclasses.replace(study, variants=variants, complete=True)
     if folder is not None:
         record.save_index(folder, study)
     report("variants", len(networks), len(networks))
+    return study
 
 
 def _measure(name: str, net: nn.Module, task: Task, settings: dict[str, Any], report: Progress) -> VariantResult:
@@ -236,7 +240,7 @@ def _measure(name: str, net: nn.Module, task: Task, settings: dict[str, Any], re
     else:
         arrays["picture"] = picture(task.figure(found[0]))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(single[0][2]))
-    return VariantResult(name, describe(net), parameters, scalars, arrays, numbers_of(net))
+    return VariantResult(name, describe(net), parameters, list(map(Record, scalars)), arrays, Record(numbers_of(net)))
 
 
 def _followed(
@@ -345,8 +349,8 @@ def readable(task: Task) -> Task:
     return dataclasses.replace(task, name=name) if name != task.name and dataclasses.is_dataclass(task) else task
 
 
-def _take_up(folder: Path, wanted: Study, networks: Mapping[str, nn.Module]) -> None:
-    """Take in the variants that are done already, or say why the folder holds another study."""
+def _taken_up(folder: Path, wanted: Study, networks: Mapping[str, nn.Module]) -> Study:
+    """Return the study with the variants that are done already, or say why the folder holds another one."""
     found = record.load_study(folder)
     # Results of version 2 lack some settings; the size that modules have is a part of their descriptions.
     asked = {key: value for key, value in wanted.settings.items() if value is not None and key in found.settings}
@@ -361,6 +365,9 @@ def _take_up(folder: Path, wanted: Study, networks: Mapping[str, nn.Module]) -> 
             f"{str(folder)!r} holds a study with other settings ({'; '.join(differ)}); resume with the same ones, "
             "or choose another folder."
         )
-    wanted.variants = found.variants
-    wanted.additions += [addition for addition in found.additions if addition not in wanted.additions]
-    wanted.warnings += [said for said in found.warnings if said not in wanted.warnings]
+    return dataclasses.replace(
+        wanted,
+        variants=found.variants,
+        additions=tuple(dict.fromkeys([*wanted.additions, *found.additions])),
+        warnings=tuple(dict.fromkeys([*wanted.warnings, *found.warnings])),
+    )

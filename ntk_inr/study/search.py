@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk_inr import _checks
+from ntk_inr._results import Record
 from ntk_inr.kernels.adapters import init
 from ntk_inr.networks.catalogue import networks_of
 from ntk_inr.networks.settings import with_settings
@@ -179,18 +180,18 @@ def tune(
         "networks": {name: describe(net) for name, net in networks.items()},
     }  # fmt: skip
     found = Tuning(
-        describe_task(task), asked, environment(), [], warnings=warned,
-        training=training_settings(task, optimizer, learning_rate),
-        numbers={name: numbers_of(net) for name, net in networks.items()},
+        Record(describe_task(task)), Record(asked), Record(environment()), [], warnings=tuple(warned),
+        training=Record(training_settings(task, optimizer, learning_rate)),
+        numbers=Record({name: numbers_of(net) for name, net in networks.items()}),
     )  # fmt: skip
     with record.results_folder(out, overwrite=overwrite, resume=resume) as folder:
         if folder is not None and resume and (folder / record.RESULTS).exists():
-            found.candidates = _resumed(folder, found, spaces)
+            found = dataclasses.replace(found, candidates=_resumed(folder, found, spaces))
         samples = [draw_sample(task, size, share, seed + repeat) for repeat in range(repeats)]
         search = _Search(task, networks, samples, found, folder)
         search.run(spaces, refine, progress or (lambda what, done, total: None))
-        found.training["learning_rate"] = found.learning_rate(found.best)  # that of sgd is predicted
-        found.complete = True
+        training = {**found.training, "learning_rate": found.learning_rate(found.best)}  # that of sgd is predicted
+        found = dataclasses.replace(found, training=Record(training), complete=True)
         if folder is not None:
             write(folder, found)
     return found
@@ -275,17 +276,17 @@ class _Search:
 
     def measure(self, name: str, values: dict[str, Any]) -> None:
         """Predict for one candidate, unless it is known."""
-        if any(known.variant == name and known.settings == values for known in self.found.candidates):
+        settings = Record(values)
+        if any(known.variant == name and known.settings == settings for known in self.found.candidates):
             return
         began = time.perf_counter()
-        candidate = Candidate(name, values)
+        candidate = Candidate(name, settings)
         try:
             for repeat, sample in enumerate(self.samples):
                 self._repeat(candidate, sample, jax.random.key(self.found.settings["seed"] + repeat))
         except ValueError as error:
-            candidate = Candidate(name, values, failure=str(error))
-        candidate.seconds = time.perf_counter() - began
-        self.found.candidates.append(candidate)
+            candidate = Candidate(name, settings, failure=str(error))
+        self.found.candidates.append(dataclasses.replace(candidate, seconds=time.perf_counter() - began))
         if self.folder is not None:
             write(self.folder, self.found)
         free_programs_if_full()
