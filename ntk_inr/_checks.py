@@ -21,15 +21,15 @@ Precision = Literal["highest", "high", "default", "float32", "tensorfloat32", "b
 _WORDS = {"outputs": get_args(Outputs), "method": get_args(Method), "precision": get_args(Precision)}
 
 
-def as_coordinates(x: Any, name: str = "x") -> Array:
-    """Return ``x`` as a float array of shape (n, d), or say what is wrong with it."""
+def as_coordinates(x: Any, name: str = "x") -> Any:
+    """Return ``x`` as a float array of shape (n, d), or say what is wrong with it; a shape stays one."""
     x = _as_real_matrix(x, name, "(n, d), one row a coordinate")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
             f"{name} has dtype {x.dtype}; coordinates are floating point, usually in [-1, 1]. "
             f"Pass {name}.astype(float), scaled to that range."
         )
-    _check_finite(x, name)
+    check_finite(x, name)
     return x
 
 
@@ -40,7 +40,7 @@ def as_values(y: Any, n: int, name: str = "y") -> Array:
         raise ValueError(f"{name} has {y.shape[0]} rows but x has {n}; they are paired row by row.")
     if not jnp.issubdtype(y.dtype, jnp.floating):
         raise TypeError(f"{name} has dtype {y.dtype}; expected floating point values.")
-    _check_finite(y, name)
+    check_finite(y, name)
     return y
 
 
@@ -86,6 +86,11 @@ def as_numpy(source: Any, name: str) -> np.ndarray | None:
     return array
 
 
+def is_abstract(tree: Any) -> bool:
+    """Return whether a ``jax.ShapeDtypeStruct`` stands for some array of a tree."""
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
+
+
 def native(tree: Any) -> Any:
     """Return a tree whose NumPy arrays have the machine's byte order, the only one that JAX takes; else as it is."""
 
@@ -111,17 +116,18 @@ def unmasked(tree: Any, name: str) -> Any:
 def check_finite_tree(tree: Any, name: str) -> None:
     """Raise ``ValueError`` naming the first leaf of ``tree`` that holds NaN or infinity; traced ones can't be seen."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    seen = {path: leaf for path, leaf in leaves if not isinstance(leaf, jax.core.Tracer)}
+    seen = {path: leaf for path, leaf in leaves if not isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct)}
     # Eager inside a transformation too, where parameters that the function closes over are values.
     with jax.ensure_compile_time_eval():
         if not seen or _are_finite(list(seen.values())):
             return
     for path, leaf in seen.items():
-        _check_finite(jnp.asarray(leaf), f"{name}{jax.tree_util.keystr(path)}")
+        check_finite(jnp.asarray(leaf), f"{name}{jax.tree_util.keystr(path)}")
 
 
 def _are_finite(leaves: list[Any]) -> bool:
-    if jax.default_backend() == "cpu" and all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves):
+    on_cpu = jax.default_backend() == "cpu" and all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves)
+    if on_cpu or all(isinstance(leaf, np.ndarray) for leaf in leaves):
         return all(np.isfinite(np.asarray(leaf)).all() for leaf in leaves)  # where they lie, without a program
     return bool(all_finite(leaves))
 
@@ -182,7 +188,7 @@ def check_options(**options: Any) -> None:
             check_positive(value, name, integer=True)
 
 
-def _as_real_matrix(array: Any, name: str, expected: str) -> Array:
+def _as_real_matrix(array: Any, name: str, expected: str) -> Any:
     if array is None or isinstance(array, str | bytes | os.PathLike):
         raise TypeError(
             f"{name} is {array!r}; expected an array {expected}. Load a file first, with np.load or skimage."
@@ -194,20 +200,16 @@ def _as_real_matrix(array: Any, name: str, expected: str) -> Array:
         raise ValueError(f"{name} has shape {tuple(array.shape)}; expected {expected}.{fix}")
     if 0 in array.shape:
         raise ValueError(f"{name} has shape {tuple(array.shape)}, so it is empty; expected {expected}.")
-    return jnp.asarray(array)
+    return array if is_abstract(array) else jnp.asarray(array)
 
 
-def _check_finite(array: Array, name: str) -> None:
-    if isinstance(array, jax.core.Tracer) or not jnp.issubdtype(array.dtype, jnp.inexact):
+def check_finite(array: Any, name: str) -> None:
+    """Raise ``ValueError`` where an array (JAX or NumPy) holds NaN or infinity; traced ones can't be seen."""
+    if isinstance(array, jax.core.Tracer | jax.ShapeDtypeStruct) or not jnp.issubdtype(array.dtype, jnp.inexact):
         return
     with jax.ensure_compile_time_eval():
         if _are_finite([array]):
             return
-        bad = int(array.size - jnp.isfinite(array).sum())
+        xp = np if isinstance(array, np.ndarray) else jnp
+        bad = int(array.size - xp.isfinite(array).sum())
     raise ValueError(f"{name} holds {bad} NaN or infinite values of {array.size}; remove or replace them.")
-
-
-def refuse_if(condition: Any, message: str) -> None:
-    """Raise ``ValueError`` where a concrete ``condition`` holds; traced ones can't be looked at."""
-    if not isinstance(condition, jax.core.Tracer) and condition:
-        raise ValueError(message)

@@ -1,13 +1,18 @@
-"""The dtype and the unit that figures are computed in, whatever those of the numbers that they are of."""
+"""The dtype, unit and precision that figures are computed in, whatever those of the numbers that they are of."""
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def accumulation_dtype(*of: Any) -> np.dtype:
@@ -34,6 +39,20 @@ def unit_of(array: Any) -> Any:
     # At the ends of the range its inverse would leave it.
     exponent = xp.clip(xp.frexp(xp.maximum(array.max(), -array.min()))[1], range_.minexp + 1, range_.maxexp - 1)
     return xp.ldexp(xp.ones((), array.dtype), exponent)
+
+
+def at_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Take a function's matrix products at the precision that its keyword ``precision`` names, without one the highest.
+
+    Applied inside ``jit``, it holds for what is traced.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.default_matmul_precision(str(kwargs.get("precision", "highest"))):
+            return function(*args, **kwargs)
+
+    return run
 
 
 def _floating(of: Any) -> np.dtype:

@@ -21,6 +21,7 @@ from jax.tree_util import Partial
 from jaxtyping import Float
 
 from ntk_inr import _checks
+from ntk_inr._dtypes import at_precision
 
 _TENSORFLOW_ONLY = "neural_tangents.experimental"
 _AXES: dict[str, dict[str, tuple[int, ...]]] = {
@@ -106,12 +107,12 @@ def load() -> ModuleType:
 
 
 @functools.partial(jax.jit, static_argnames="outputs")
+@at_precision
 def _ntk(apply: Partial, params: Any, x1: Array, x2: Array | None, outputs: str) -> Array:
     nt = load()
     method = nt.NtkImplementation.JACOBIAN_CONTRACTION
     kernel = nt.empirical_ntk_fn(apply, **_AXES[outputs], vmap_axes=0, implementation=method)
-    with jax.default_matmul_precision("highest"):
-        return kernel(x1, x2, params)
+    return kernel(x1, x2, params)
 
 
 def ntk(

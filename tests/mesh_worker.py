@@ -46,8 +46,8 @@ def main():
         assert worst([runs[0].losses], [runs[1].losses]) < 1e-5
         assert len(jax.tree.leaves(runs[1].params)[0].devices()) == 4
 
-    from ntk_inr.training.loop import prepare
     from ntk_inr.training.options import Options
+    from ntk_inr.training.run import prepare
     from ntk_inr.training.steps import advance
 
     run = prepare(layer, params, x, y, Options(mesh=auto, steps=2), None)

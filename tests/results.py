@@ -32,6 +32,10 @@ def fit_result():
     return FitResult(params, apply, "finished", 2, history, np.ones(2), True, 1.0, "mse", True)
 
 
+def plan():
+    return ni.explain(lambda p, x: jnp.sin(x @ p[0]) @ p[1], [jnp.ones((2, 8)), jnp.ones((8, 1))], jnp.ones((4, 2)))
+
+
 def variant_result(name="relu"):
     seeds = [Record(cv=3.0 + seed, adam_status="finished", score_psnr=20.0, condition_resolved=True) for seed in (0, 1)]
     figures = ["ntk_mean", "ntk_variance", "effective_rank", "condition_number"]
@@ -69,8 +73,11 @@ RESULTS = {
     "FitResult": fit_result,
     "Fitted": lambda: Fitted(fit_result(), {"psnr": 20.0}, np.ones((4, 4, 1)), Record(figure="run/figure.png")),
     "InfiniteKernel": lambda: InfiniteKernel(jnp.eye(3), jnp.eye(3)),
+    "LeafPlan": lambda: plan().leaves[0],
+    "MethodCost": lambda: plan().costs[0],
     "Moment": lambda: Moment(jnp.ones(()), jnp.ones(())),
     "Moments": lambda: ni.moments(DENSE),
+    "Plan": plan,
     "Prediction": lambda: ni.predict_training(DENSE, np.ones((3, 1)), learning_rate=0.1, steps=4),
     "SampledMoments": lambda: SampledMoments(1.0, 4.0, 2.0, 100, 0.1, 0.2, submatrices=8, size=12),
     "SpectralDensity": lambda: ni.spectral_density(DENSE, key=KEY, probes=2),

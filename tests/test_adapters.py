@@ -1,6 +1,8 @@
 """One network in three libraries: the same kernel, one compilation for all seeds, and clear errors."""
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import chex
@@ -295,3 +297,22 @@ def test_bad_equinox_options_say_what_is_expected(unchecked, eqx, key):
         ni.split(model, mutable=("batch_stats",))
     with pytest.raises(ValueError, match="no array of MLP is a parameter by filter=False"):
         ni.split(model, filter=False)
+
+
+WITHOUT_A_FRAMEWORK = """
+import importlib, pkgutil, sys
+import jax.numpy as jnp
+import ntk_inr.kernels as kernels
+
+for module in pkgutil.iter_modules(kernels.__path__):
+    importlib.import_module(f"ntk_inr.kernels.{module.name}")
+x = jnp.linspace(-1, 1, 4)[:, None]
+assert kernels.ntk(lambda p, x: x @ p, jnp.ones((1, 1)), x).shape == (4, 4)
+print(*sorted({"flax", "optax", "equinox", "orbax", "skimage", "matplotlib"} & set(sys.modules)))
+"""
+
+
+def test_the_engine_needs_no_framework():
+    """In a process of its own: this one has imported them all."""
+    run = subprocess.run([sys.executable, "-c", WITHOUT_A_FRAMEWORK], capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stdout.strip()) == (0, ""), run.stderr

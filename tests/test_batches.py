@@ -9,8 +9,8 @@ import pytest
 
 import ntk_inr as ni
 from ntk_inr.training import sampling
-from ntk_inr.training.loop import prepare
 from ntk_inr.training.options import Options
+from ntk_inr.training.run import prepare
 from ntk_inr.training.steps import advance
 from tests.conftest import in_float64, quick
 

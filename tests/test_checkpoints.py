@@ -8,6 +8,7 @@ import pathlib
 import pty
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -249,6 +250,10 @@ def test_other_runs_are_refused_and_left_as_they_are(problem, tmp_path):
         with pytest.raises(FileExistsError, match=named):
             finished(**({"problem": problem, "folder": folder} | other))
     assert sorted(folder.rglob("*")) == content
+    shutil.copytree(folder / "step_12" / "default", tmp_path / "old" / "step_12")  # where 0.1 had it
+    with pytest.raises(FileExistsError, match=r"checkpoints that ntk_inr 0\.1 wrote"):
+        finished(problem, tmp_path / "old")
+    same(bits(finished(problem, tmp_path / "old", overwrite=True)), bits(finished(problem, folder)))
     (tmp_path / "kernel.jsonl").write_text("mine")
     with pytest.raises(FileExistsError, match=r"kernel\.jsonl' exists"):  # before anything is deleted
         finished(problem, folder, overwrite=True, recorder=ni.Recorder(4, jsonl=tmp_path / "kernel.jsonl"))

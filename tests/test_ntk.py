@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import ntk_inr as ni
 from ntk_inr._checks import native
-from ntk_inr.kernels import assembly, memory
+from ntk_inr.kernels import assembly, memory, storage
 from ntk_inr.kernels.memory import Cut
-from ntk_inr.kernels.model import check_model
+from ntk_inr.kernels.request import Request
 from tests.conftest import in_float64, quick, small
 from tests.kernel_models import CANCELLING, MODELS, cast, distance, plain, reduced, reference, sensitivity, tolerance
 
@@ -186,11 +186,8 @@ def test_device_assembly_of_accelerators(outputs, tiles, key, x):
     model = small("pe", key, x, out=2)
     block = len(x) // tiles
     host = ni.ntk(*model, x, outputs=outputs, block=block)
-    checked = check_model(*model, x)
-    cut = Cut(block=block, panel=2, bytes=0)
-    settings = {"c": 2, "outputs": outputs, "precision": "highest", "cut": cut, "progress": None}
-    parts = assembly.tiles(checked.apply, model[1], checked.x1, None, **settings)
-    kernel = assembly.on_device(host.shape, host.dtype, parts, symmetric=True, traced=True)
+    parts = assembly.tiles(Request.of(*model, x, outputs=outputs), Cut(block=block, panel=2, bytes=0))
+    kernel = storage.on_device(host.shape, host.dtype, parts, symmetric=True, traced=True)
     np.testing.assert_array_equal(kernel, host)
 
 
@@ -272,6 +269,20 @@ def test_a_second_call_does_not_trace_again(key, x):
     for _ in range(4):
         ni.ntk(apply, traced, 0.5 * x)
     assert first.shape == (23, 23)
+
+
+def test_many_sizes_share_their_programs(key):
+    x = jax.random.uniform(key, (1100, 2))
+    model = small("relu", key, x)
+    ni.ntk(*model, x[:600])
+    ni.ntk(*model, x[:700])
+    compiled = [program._cache_size() for program in (assembly.factors, assembly._tile, assembly._halves)]
+    for n in (1000, 1100, 900, 650):
+        kernel = ni.ntk(*model, x[:n])
+        assert kernel.shape == (n, n)
+    assert [program._cache_size() for program in (assembly.factors, assembly._tile, assembly._halves)] == compiled
+    np.testing.assert_array_equal(kernel, kernel.T)
+    np.testing.assert_allclose(kernel[:9, 600:], ni.ntk(*model, x[:9], x[600:650]), rtol=1e-4, atol=1e-3)
 
 
 def test_seeds_of_one_network_share_a_compilation(x):

@@ -1,5 +1,7 @@
 """The matrix-free operator against the dense kernel."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -12,25 +14,47 @@ from tests.kernel_models import MODELS
 
 
 def flat(full):
-    n, _, c, _ = full.shape
-    return full.transpose(0, 2, 1, 3).reshape(n * c, n * c)
+    n1, n2, c, _ = full.shape
+    return full.transpose(0, 2, 1, 3).reshape(n1 * c, n2 * c)
 
 
-@pytest.mark.parametrize("outputs", ["trace", "full"])
+def dense_product(dense, v, outputs):
+    return jnp.einsum("ijo,jo...->io...", dense, v) if outputs == "diagonal" else dense @ v
+
+
+@pytest.mark.parametrize("rectangular", [False, True])
+@pytest.mark.parametrize("outputs", ["trace", "diagonal", "full"])
 @pytest.mark.parametrize("microbatch", quick([None, 1, 7, 23, 100], 7))
-def test_equals_the_dense_kernel(outputs, microbatch, key, x, x64):
+def test_equals_the_dense_kernel(outputs, microbatch, rectangular, key, x, x64):
     apply, params = in_float64(small("pe", key, x, out=2))
     x = x.astype(jnp.float64)
-    dense = ni.ntk(apply, params, x, outputs=outputs)
+    x2 = 0.7 * x[:9] if rectangular else None
+    dense = ni.ntk(apply, params, x, x2, outputs=outputs)
     dense = flat(dense) if outputs == "full" else dense
-    A = ni.NTKOperator(apply, params, x, outputs=outputs, microbatch=microbatch)
+    A = ni.NTKOperator(apply, params, x, x2, outputs=outputs, microbatch=microbatch)
     assert A.shape == dense.shape
-    vectors = jax.random.normal(key, (A.shape[0], 3), jnp.float64)
-    np.testing.assert_allclose(A @ vectors, dense @ vectors, rtol=1e-10, atol=1e-10)
-    np.testing.assert_allclose(A @ vectors[:, 0], dense @ vectors[:, 0], rtol=1e-10, atol=1e-10)
-    np.testing.assert_allclose(A.diagonal(), jnp.diagonal(dense), rtol=1e-12)
-    np.testing.assert_allclose(A.trace(), jnp.trace(dense), rtol=1e-12)
-    assert A.T is A
+    assert A.T.shape == (A.shape[1], A.shape[0], *A.shape[2:])
+    right = A.shape[1:] if outputs == "diagonal" else A.shape[1:2]
+    left = (A.shape[0], *right[1:])
+    vectors = jax.random.normal(key, (*right, 3), jnp.float64)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
+    close(A @ vectors, dense_product(dense, vectors, outputs))
+    close(A @ vectors[..., 0], dense_product(dense, vectors[..., 0], outputs))
+    before = jax.random.normal(key, (3, *left), jnp.float64)
+    expected = dense_product(dense.swapaxes(0, 1), jnp.moveaxis(before, 0, -1), outputs)
+    close(before @ A, jnp.moveaxis(expected, -1, 0))
+    close(np.asarray(before) @ A, jnp.moveaxis(expected, -1, 0))
+    close(before[0] @ A, expected[..., 0])
+    if rectangular:
+        with pytest.raises(ValueError, match="leave x2 out"):
+            A.trace()
+        with pytest.raises(ValueError, match="expected a square operator"):
+            ni.top_eigenpairs(A, 1, key=key)
+    else:
+        diagonal = jnp.moveaxis(jnp.diagonal(dense), 0, -1) if outputs == "diagonal" else jnp.diagonal(dense)
+        np.testing.assert_allclose(A.diagonal(), diagonal, rtol=1e-12)
+        np.testing.assert_allclose(A.trace(), diagonal.sum(0), rtol=1e-12)
+        assert A.T is A
 
 
 @pytest.mark.parametrize(
@@ -74,6 +98,21 @@ def test_is_a_pytree_and_compiles_once(key, x):
     np.testing.assert_allclose(jax.jit(lambda A, v: A @ v)(A, jnp.ones(23)), expected, rtol=1e-6)
 
 
+def test_is_frozen_and_passes_through_transformations(key, x):
+    apply, params = small("relu", key, x)
+    A = ni.NTKOperator(apply, params, x)
+    v, expected = x[:, 0], ni.ntk(apply, params, x) @ x[:, 0]
+    with pytest.raises(AttributeError, match="NTKOperator is frozen"):
+        A.precision = "default"
+    with pytest.raises(AttributeError, match="NTKOperator is frozen"):
+        del A.model
+    doubled = jax.tree.map(lambda leaf: leaf, A)
+    passed = jax.jit(lambda A: A)(doubled)
+    np.testing.assert_allclose(passed @ v, expected, rtol=1e-4, atol=1e-3)
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), A)
+    np.testing.assert_allclose(jax.vmap(lambda A: A @ v)(stacked), [expected, expected], rtol=1e-4, atol=1e-3)
+
+
 def test_gradient_through_the_operator(key, x, x64):
     params = {"w": jnp.ones((2, 4)), "out": jnp.ones((4, 1))}
 
@@ -113,7 +152,7 @@ def test_with_lineax(key, x, x64):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"outputs": "diagonal"}, "unknown outputs 'diagonal'; known: trace, full"),
+        ({"outputs": "sum"}, "unknown outputs 'sum'; known: trace, diagonal, full"),
         ({"microbatch": 0}, "microbatch is 0"),
     ],
 )
@@ -126,6 +165,8 @@ def test_a_vector_of_the_wrong_length(key, x):
     A = ni.NTKOperator(*small("relu", key, x), x)
     with pytest.raises(ValueError, match=r"is \(23, 23\) and was multiplied with shape \(7,\); expected \(23,\)"):
         A @ jnp.ones(7)
+    with pytest.raises(ValueError, match=r"from the left with shape \(23, 2\); expected \(23,\) or \(k, 23\)"):
+        np.ones((23, 2)) @ A
 
 
 def test_functions_with_rules_for_backward_mode_only(x):

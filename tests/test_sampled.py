@@ -78,5 +78,5 @@ def test_bad_input(unchecked, change, message, key, points):
 
 def test_says_that_it_is_driven_from_the_host(key, x):
     apply, params = small("relu", key, x)
-    with pytest.raises(ValueError, match="streamed_moments drives tiles from the host"):
+    with pytest.raises(ValueError, match="streamed_moments works on the host"):
         jax.jit(lambda p: ni.streamed_moments(apply, p, x).mean)(params)

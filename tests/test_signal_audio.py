@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.io.wavfile
 
+from ntk_inr.study.description import eight_bits
 from ntk_inr.tasks.audio import audio_task
 from ntk_inr.tasks.signal import signal_task
 from ntk_inr.tasks.wav import read_wav, write_wav
@@ -41,6 +42,10 @@ def test_sample_formats(tmp_path, sine, name, atol):
     found = read_wav(tmp_path / "s.wav")
     assert found.rate == RATE
     np.testing.assert_allclose(found.channels[:, 0], sine, atol=atol)
+    # PSNR above 60 dB is no property of what came in 8 bits.
+    np.save(tmp_path / "s.npy", FORMATS[name](sine))
+    for task in (audio_task(tmp_path / "s.wav"), *map(signal_task, (tmp_path / "s.wav", tmp_path / "s.npy"))):
+        assert eight_bits(task) == {"eight_bit": name == "u8", "eight_bit_curves": name == "u8"}
 
 
 def test_24_bit_stereo(tmp_path, sine):

@@ -327,7 +327,7 @@ def test_a_network_is_described_alike_in_every_process():
 
 
 def test_seeds_train_one_by_one_where_memory_is_short(task, study, monkeypatch):
-    monkeypatch.setattr("ntk_inr.study.comparison._DEFAULT_MEMORY", 1)
+    monkeypatch.setattr("ntk_inr.study.measurement._DEFAULT_MEMORY", 1)
     alone = ni.compare(task, ["pe"], **SMALL)
     np.testing.assert_allclose(alone["pe"].arrays["adam_psnr"], study["pe"].arrays["adam_psnr"], rtol=1e-3)
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import re
 import shlex
 
 import jax
@@ -16,9 +17,9 @@ import scipy.stats
 import ntk_inr as ni
 from ntk_inr import cli
 from ntk_inr._results import Record
-from ntk_inr.study import search as tune_module
+from ntk_inr.study import exploration
 from ntk_inr.study.candidate import TIMES, curves, draw_sample, kernel_in_float64, kernels_of, predict, predict_infinite
-from ntk_inr.study.search import _section
+from ntk_inr.study.exploration import _section
 from ntk_inr.study.space import axes_of, parse_values, spaces_of, usual_space
 from ntk_inr.study.tuning import Candidate, Tuning
 from tests.conftest import types_unchecked
@@ -125,7 +126,7 @@ def test_adams_noise_begins_where_its_steps_no_longer_shrink(chirp, monkeypatch)
         return {name: ni.tune(task, "rff", {"scale": [4.0]}, **settings).best for name, (task, _) in tasks.items()}
 
     loud = predicted()
-    monkeypatch.setattr(tune_module, "ADAM_JITTER", dict.fromkeys(tune_module.ADAM_JITTER, 0.0))
+    monkeypatch.setattr(exploration, "ADAM_JITTER", dict.fromkeys(exploration.ADAM_JITTER, 0.0))
     quiet = predicted()
     for name, (_, since) in tasks.items():
         noisy = np.array(quiet[name].curve_steps) > since
@@ -178,7 +179,7 @@ def test_the_pilot_run_does_not_see_what_the_sample_holds_out(chirp, monkeypatch
         seen.append(np.asarray(x))
         return ni.fit(apply, params, x, y, **options)
 
-    monkeypatch.setattr(tune_module, "fit", fit)
+    monkeypatch.setattr(exploration, "fit", fit)
     tuned = ni.tune(chirp, "siren", {"omega": [10.0, 20.0]}, pilot=5, sample=40, **SMALL)
     assert len(seen) == 4
     for call, repeat in zip(seen, (0, 1, 0, 1), strict=True):
@@ -313,7 +314,7 @@ def test_an_interrupted_search_goes_on(chirp, found, tmp_path, monkeypatch, at):
     with pytest.raises(ValueError, match="settings repeats=2, this one 3"):
         ni.tune(chirp, "rff", space, out=tmp_path, resume=True, **SMALL | {"repeats": 3})
     drawn = []
-    monkeypatch.setattr(tune_module, "init", lambda *a, **settings: drawn.append(settings) or ni.init(*a, **settings))
+    monkeypatch.setattr(exploration, "init", lambda *a, **settings: drawn.append(settings) or ni.init(*a, **settings))
     whole = ni.tune(chirp, "rff", space, points=4, refine=2, out=tmp_path, resume=True, **SMALL)
     assert len(drawn) == 2 * (6 - at)
     assert [c.score for c in whole.candidates] == [c.score for c in found.candidates]
@@ -426,8 +427,11 @@ def test_the_command(capsys, tmp_path, monkeypatch):
     asked = ["tune", "signal", "chirp", "--set", "samples=96", "--over", "scale=0.5:16"]
     assert cli.run([*asked, *small]) == 0
     printed = capsys.readouterr().out
-    for expected in ("Train rff scale=", "ntk-inr fit signal chirp --set samples=96 --variant rff", "ni.load_task("):
+    for expected in ("Train rff scale=", "ni.load_task("):
         assert expected in printed
+    assert re.search(
+        r"ntk-inr fit signal chirp --set samples=96 --variant rff:encoding.scale=\S+ --features 16 --depth 1 ", printed
+    )
     assert (tmp_path / "runs/tune-chirp/tune.png").stat().st_size > 10_000
     assert cli.run([*asked, *small, "--resume"]) == 0
     assert cli.run([*asked, *small]) == 2

@@ -9,8 +9,8 @@ import pytest
 import ntk_inr as ni
 from ntk_inr.closed_forms import two_layer
 from ntk_inr.closed_forms.gates import Threshold
-from ntk_inr.closed_forms.soft_gates import soft_gates
 from ntk_inr.closed_forms.two_layer import two_layer_moments
+from ntk_inr.infinite.soft_gates import soft_gates
 from ntk_inr.networks.two_layer import two_layer_network
 from tests.conftest import quick
 

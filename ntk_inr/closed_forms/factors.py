@@ -11,9 +11,9 @@ from jaxtyping import Float
 
 from ntk_inr.closed_forms.gates import Threshold
 from ntk_inr.closed_forms.inputs import Modulator, Preactivations
-from ntk_inr.closed_forms.soft_gates import SoftGates
 from ntk_inr.closed_forms.tied_laws import row_gain
 from ntk_inr.closed_forms.unit_laws import outer, product
+from ntk_inr.infinite.soft_gates import SoftGates
 from ntk_inr.networks.two_layer import TwoLayerNetwork
 
 

@@ -7,107 +7,16 @@ import functools
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.scipy.stats import norm
 from jaxtyping import Float
 
-from ntk_inr.infinite import arccosine
+from ntk_inr.infinite import arccosine, pairs
+from ntk_inr.infinite.orthant import orthant, upper_quantile
 
 _TURN = 2 * math.pi
-
-
-def quadrature(nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return nodes and weights on [0, 1] that crowd at 0.
-
-    Gauss-Legendre in the cube root: with thresholds near 0 the integrand of :func:`orthant` rises from 0
-    to 1 just there, and 64 plain nodes miss it by up to 1e-4, these by less than 1e-7.
-    """
-    s, w = np.polynomial.legendre.leggauss(nodes)
-    s = (s + 1) / 2
-    return s**3, 1.5 * w * s**2
-
-
-def upper_quantile(fraction: float) -> float:
-    """Return t with P(g > t) = ``fraction``."""
-    import scipy.special  # slow to import, and needed here alone
-
-    return -float(scipy.special.ndtri(fraction))
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def orthant(h: Array, k: Array, theta: Array, nodes: int) -> Array:
-    r"""Return :math:`P(g > h, g' > k)` for thresholds at 0 or above and a pair at angle theta, elementwise.
-
-    .. math:: \frac1{2\pi}\int_0^{\pi-\theta}\exp\Bigl(-\frac{hk}{2\sin^2(\psi/2)}
-        - \frac{(h-k)^2}{2\sin^2\psi}\Bigr)d\psi
-
-    which is (7.2) where h = k. Positive terms only, so a small probability keeps its digits. A scan over
-    the nodes: three arrays of the size of theta at a time.
-    """
-    return _integral(h, k, theta, nodes)
-
-
-@orthant.defjvp
-def _orthant_jvp(nodes: int, primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
-    (h, k, theta), (h_dot, k_dot, theta_dot) = primals, tangents
-    s, c = jnp.sin(theta), jnp.cos(theta)
-    by_h = norm.pdf(h) * norm.sf((k - c * h) / s)
-    by_k = norm.pdf(k) * norm.sf((h - c * k) / s)
-    by_theta = jnp.exp(-_exponent(math.pi - theta, h * k, (h - k) ** 2)) / _TURN
-    return orthant(h, k, theta, nodes), -(by_h * h_dot + by_k * k_dot + by_theta * theta_dot)
-
-
-@functools.partial(jax.jit, static_argnums=3)
-def _integral(h: Array, k: Array, theta: Array, nodes: int) -> Array:
-    span, product, gap = math.pi - theta, h * k, (h - k) ** 2
-
-    def add(total: Array, node: tuple[Array, ...]) -> tuple[Array, None]:
-        return total + node[1] * jnp.exp(-_exponent(span * node[0], product, gap)), None
-
-    rule = tuple(jnp.asarray(values, span.dtype) for values in quadrature(nodes))
-    total, _ = lax.scan(add, jnp.zeros_like(span + product), rule, unroll=4)
-    return span / _TURN * total
-
-
-def _exponent(psi: Array, product: Array, gap: Array) -> Array:
-    tiny = jnp.finfo(psi.dtype).tiny
-    half = _half_sine_square(psi)
-    return product / (2 * half + tiny) + gap / (8 * half * (1 - half) + tiny)
-
-
-def _half_sine_square(psi: Array) -> Array:
-    """Return sin(psi/2)² = (1 - cos psi)/2 up to psi = pi, by its series: XLA's sine is three times slower on CPU."""
-    terms = 14 if psi.dtype == jnp.float64 else 8
-    square = psi * psi
-    series = jnp.zeros_like(psi)
-    for j in range(terms, 0, -1):
-        series = series * square - (-1) ** j / math.factorial(2 * j) / 2
-    return series * square
-
-
-def sine(c: Float[Array, "*pairs"]) -> Float[Array, "*pairs"]:
-    """Return sin(arccos(c)), with derivative 0 rather than infinity at c = 1."""
-    square = (1 - c) * (1 + c)
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _overlap(t: float, q: float, c: Array) -> Array:
-    p = orthant(jnp.asarray(t, c.dtype), jnp.asarray(t, c.dtype), jnp.arccos(c), 64)
-    return jnp.where(c >= 1, q, p)
-
-
-@_overlap.defjvp
-def _overlap_jvp(t: float, q: float, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    (c,), (c_dot,) = primals, tangents
-    # The density at (t, t). Infinite at c = 1, where any finite value gives the zero that its product with the
-    # derivative of c tends to.
-    least = jnp.finfo(c.dtype).eps ** 0.5
-    slope = jnp.exp(-(t**2) / jnp.maximum(1 + c, least**2)) / (_TURN * jnp.maximum(sine(c), least))
-    return _overlap(t, q, c), slope * c_dot
+_NODES = 32
 
 
 class GatedPairs(NamedTuple):
@@ -174,7 +83,10 @@ class Threshold:
 
     def overlap(self, c: Float[Array, "*pairs"]) -> Float[Array, "*pairs"]:
         r"""Return :math:`p_q` alone, from the correlations."""
-        return arccosine.gates(c) if self.t == 0 else _overlap(self.t, self.fraction, c)
+        if self.t == 0:
+            return arccosine.gates(c)
+        t = jnp.full_like(c, self.t)
+        return jnp.where(c >= 1, self.fraction, orthant(t, t, c, _NODES))
 
     def second(self, c: Float[Array, "*pairs"]) -> Float[Array, "*pairs"]:
         r"""Return :math:`E_{uv}` alone, from the correlations."""
@@ -182,7 +94,7 @@ class Threshold:
 
     def moments(self, c: Float[Array, "*pairs"]) -> GatedPairs:
         """Return all moments of pairs of these correlations."""
-        t, q, s, p = self.t, self.fraction, sine(c), self.overlap(c)
+        t, q, s, p = self.t, self.fraction, pairs.root((1 - c) * (1 + c)), self.overlap(c)
         tiny = jnp.finfo(c.dtype).tiny
         edge = t * s / jnp.maximum(1 + c, tiny)
         A = norm.sf(edge)

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-from ntk_inr import _checks
 from ntk_inr.infinite import arccosine
 from ntk_inr.networks.encodings import GaussianFourier
-from ntk_inr.networks.modulation import FourierModulation
+from ntk_inr.networks.modulation import FourierModulation, squared_distances
 from ntk_inr.networks.normalization import Sphere
 from ntk_inr.networks.two_layer import TwoLayerNetwork
 
@@ -51,7 +50,7 @@ def encoded(x: Array, encoding: Any, sphere: Sphere | None, key: Any) -> tuple[P
     """
     same = jnp.eye(x.shape[0], dtype=bool)
     if isinstance(encoding, GaussianFourier) and key is None:
-        similarity = jnp.exp(-2 * math.pi**2 * encoding.scale**2 * distances(x))
+        similarity = jnp.exp(-2 * math.pi**2 * encoding.scale**2 * squared_distances(x, x))
         square = float(encoding.features)
         if sphere is not None:
             radius = (2 * encoding.features) ** 0.5 if sphere.radius is None else sphere.radius
@@ -84,13 +83,6 @@ def gram(h: Float[Array, "n d"]) -> Float[Array, "n n"]:
     return jnp.matmul(h, h.T, precision="highest")
 
 
-def distances(x: Float[Array, "n d"]) -> Float[Array, "n n"]:
-    """Return the squared distances of all pairs of rows, from differences, so that near pairs keep their digits."""
-    return sum(
-        ((column[:, None] - column[None, :]) ** 2 for column in x.T), start=jnp.zeros((x.shape[0],) * 2, x.dtype)
-    )
-
-
 def preactivations(net: TwoLayerNetwork, pairs: Pairs) -> Preactivations:
     """Return the law of u for these pairs."""
     bias = 0.0 if net.bias_std is None else net.bias_std**2
@@ -113,7 +105,7 @@ def modulator(factors: FourierModulation, x: Array) -> Modulator:
 
 @functools.partial(jax.jit, static_argnames="trained")
 def _modulator(x: Array, omega: Any, *, trained: bool) -> Modulator:
-    kernel = jnp.exp(-(omega**2) * distances(x) / 2)
+    kernel = jnp.exp(-(omega**2) * squared_distances(x, x) / 2)
     return Modulator(kernel, omega**2 * gram(x) + 1 if trained else None)
 
 
@@ -146,8 +138,8 @@ def check_directions(pairs: Pairs, *, has_bias: bool) -> None:
     if has_bias or isinstance(pairs.squares, jax.core.Tracer):
         return
     zeros = jnp.flatnonzero(pairs.squares == 0)
-    _checks.refuse_if(
-        zeros.size > 0,
-        f"row {int(zeros[0]) if zeros.size else 0} of x enters the first layer as the zero vector, which has no "
-        "direction: its units are all at the kink. Append a constant 1 to x, encode it, or pass bias_std=...",
-    )
+    if zeros.size:
+        raise ValueError(
+            f"row {int(zeros[0])} of x enters the first layer as the zero vector, which has no direction: its units "
+            "are all at the kink. Append a constant 1 to x, encode it, or pass bias_std=..."
+        )

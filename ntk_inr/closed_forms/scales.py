@@ -10,8 +10,8 @@ from jax import Array
 from ntk_inr._dtypes import unit_of
 from ntk_inr.closed_forms.gates import Threshold
 from ntk_inr.closed_forms.inputs import Preactivations
-from ntk_inr.closed_forms.soft_gates import SoftGates
 from ntk_inr.closed_forms.tied_laws import row_gain
+from ntk_inr.infinite.soft_gates import SoftGates
 from ntk_inr.networks.two_layer import TwoLayerNetwork
 
 

@@ -10,8 +10,8 @@ from jaxtyping import Float
 
 from ntk_inr.closed_forms.gates import RELU, GatedPairs, Threshold
 from ntk_inr.closed_forms.inputs import Modulator, Preactivations
-from ntk_inr.closed_forms.soft_gates import SoftGates
 from ntk_inr.closed_forms.unit_laws import KernelLaw, effective_readout, outer, output_bias, product, readout_moment
+from ntk_inr.infinite.soft_gates import SoftGates
 from ntk_inr.networks.normalization import Sphere
 from ntk_inr.networks.two_layer import TwoLayerNetwork
 

@@ -18,7 +18,7 @@ from ntk_inr.closed_forms import inputs, scales, tied_laws, unit_laws
 from ntk_inr.closed_forms.factors import TwoLayerFactors, two_layer_factors
 from ntk_inr.closed_forms.gates import RELU, Threshold
 from ntk_inr.closed_forms.inputs import Modulator, Pairs
-from ntk_inr.closed_forms.soft_gates import SoftGates, soft_gates
+from ntk_inr.infinite.soft_gates import SoftGates, soft_gates
 from ntk_inr.networks.modulation import FourierModulation
 from ntk_inr.networks.normalization import Sphere
 from ntk_inr.networks.sparsity import TopK

@@ -21,7 +21,7 @@ from ntk_inr.networks import activations, normalization
 from ntk_inr.networks.encodings import CONSTANTS, GaussianFourier, NeRFEncoding
 from ntk_inr.networks.initializers import Law, siren_hidden
 from ntk_inr.networks.mlp import CoordinateMLP
-from ntk_inr.networks.modulation import FourierModulation
+from ntk_inr.networks.modulation import FourierModulation, squared_distances
 from ntk_inr.networks.normalization import LayerNorm, Sphere
 from ntk_inr.networks.settings import declared_in, with_fields
 
@@ -236,7 +236,7 @@ class Description:
         if left.h is not None:
             return maps.inputs(left.h, None if right is None else right.h), left.h.shape[1]
         encoding, other = parts["encoding"], left if right is None else right
-        k = jnp.exp(-2 * (jnp.pi * encoding.scale) ** 2 * maps.squared_distances(left.x, other.x)) / 2
+        k = jnp.exp(-2 * (jnp.pi * encoding.scale) ** 2 * squared_distances(left.x, other.x)) / 2
         halves = (jnp.full_like(points.x[:, 0], 0.5) for points in (left, other))
         state = maps.state_of(k, *halves, same=right is None)
         units = 2 * encoding.features

@@ -73,7 +73,7 @@ class Rectifier:
         value = pair.gram(levels * weights, levels_right) + pair.k12 * pair.gram(gates * weights, gates_right)
         slope = pair.gram(gates * weights, gates_right)
         heights = [side.features[:, 0] * pairs.inverse_root(side.k) for side in (pair.left, pair.right)]
-        arc, arc_sine = pairs.arc(*pair.spread(*heights), pair.c, pairs.bends)
+        arc, arc_sine = pairs.arc(*pair.spread(*heights), pair.c)
         turn = bend / (2 * math.pi)
         return Moments(value + turn * (pair.k12 * arc - size * arc_sine), slope + turn * arc)
 
@@ -135,7 +135,7 @@ class Erf:
             return Moments(2 / math.pi * jnp.arcsin(c), slope)
         heights = [2**0.5 * self.slope * s.features[:, 0] / jnp.sqrt(1 + 2 * w2 * s.k) for s in (pair.left, pair.right)]
         h1, h2 = pair.spread(*heights)
-        arc, _ = pairs.arc(h1, h2, c, pairs.bends)
+        arc, _ = pairs.arc(h1, h2, c)
         levels, weights = self._under_bias(pair.left)
         value = pair.gram(levels * weights, self._under_bias(pair.right)[0]) + 2 / math.pi * arc
         together = (h1 * h1 + h2 * h2 - 2 * h1 * h2 * c) * (v1 * v2) / (2 * determinant)

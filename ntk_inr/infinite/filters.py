@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ntk_inr._dtypes import at_precision
 from ntk_inr.infinite import maps, pairs, tiles
 from ntk_inr.infinite.description import layer_of
 from ntk_inr.infinite.maps import State
@@ -41,10 +42,10 @@ def kernel(net: FilterNetwork) -> tuple[list[str], Forward]:
         )
     names = [] if isinstance(net, BACON) else ["scale"]
 
+    @at_precision
     def forward(x1: Array, x2: Array | None, hyper: Mapping[str, Array]) -> tuple[Array, ...]:
         scale = hyper.get("scale", getattr(net, "scale", None))
-        with jax.default_matmul_precision("highest"):
-            return tiles.tiled(lambda left, right: _tile(net, scale, left, right), x1, x2)
+        return tiles.tiled(lambda left, right: _tile(net, scale, left, right), x1, x2)
 
     return names, forward
 
@@ -95,8 +96,8 @@ def _gabor(net: GaborNet, reach: Any, x1: Array, x2: Array) -> tuple[Array, Arra
     product of sincs; then over the centres, by Gauss-Legendre in each coordinate; then over the sharpness.
     """
     sharpness, weights = (jnp.asarray(part, x1.dtype) for part in _gamma_rule(net, float(net.scale)))
-    at, chance = np.polynomial.legendre.leggauss(_CENTRES)
-    centres, chances = (jnp.asarray(part, x1.dtype) for part in (at, chance / 2))
+    nodes, chances = (jnp.asarray(part, x1.dtype) for part in pairs.legendre(_CENTRES))
+    centres = 2 * nodes - 1
     gaps = [a[:, None] - b[None, :] for a, b in zip(x1.T, x2.T, strict=True)]
     inner = x1 @ x2.T + 1
 

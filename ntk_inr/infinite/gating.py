@@ -5,20 +5,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import ndtr, ndtri
+from jax.scipy.stats import norm
 
+from ntk_inr._roots import decreasing_root
 from ntk_inr.infinite import pairs, quadrature
 from ntk_inr.infinite.duals import Moments
+from ntk_inr.infinite.orthant import above
 from ntk_inr.infinite.pairs import Pair, Side
 from ntk_inr.networks.sparsity import Soft
 
-# Halvings and Newton steps that reach float64's last digits.
-_BISECTIONS = 60
+_NODES = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +58,7 @@ class HardGate:
     def mean(self, side: Side) -> Array:
         """Return the mean of phi(u)."""
         height, offset, weights = self._heights(side)
-        passed = pairs.root(side.k)[:, None] * _density(height) + offset * ndtr(-height)
+        passed = pairs.root(side.k)[:, None] * norm.pdf(height) + offset * ndtr(-height)
         return self.p * (passed @ weights)
 
     def _heights(self, side: Side) -> tuple[Array, Array, Array]:
@@ -71,28 +74,16 @@ class HardGate:
         def excess(threshold: Array) -> Array:
             return ndtr((offset - threshold[:, None]) / sigma) @ weights - self.q
 
-        threshold = _decreasing_root(excess, jnp.zeros_like(side.k), (8 * sigma[:, 0] + jnp.abs(offset).max(1)))
+        threshold = decreasing_root(excess, jnp.zeros_like(side.k), (8 * sigma[:, 0] + jnp.abs(offset).max(1)))
         return (threshold[:, None] - offset) / sigma, offset, weights
 
 
 def _truncated(h: Array, k: Array, c: Array, a: Array, b: Array, s1: Array, s2: Array) -> tuple[Array, Array]:
     r"""Return :math:`E[(\sigma_1g + a)(\sigma_2g' + b)\,1\{g > h, g' > k\}]` and the probability of the event."""
-    gap = (1 - c) * (1 + c)
-    sine = pairs.root(gap)
-    # Differentiable at c = 1, where both quotients tend to h tan(theta / 2) = 0 if h = k.
-    safe = jnp.sqrt(jnp.maximum(gap, jnp.finfo(c.dtype).eps))
-    arc, _ = pairs.arc(h, k, c, lambda z2: jnp.exp(-z2))
-    chance = ndtr(-h) * ndtr(-k) + arc / (2 * math.pi)
-    left = _density(h) * ndtr((c * h - k) / safe)
-    right = _density(k) * ndtr((c * k - h) / safe)
-    along = jnp.exp(-((h - k) ** 2) / (2 * safe * safe) - h * k / jnp.maximum(1 + c, 1e-6))
-    both = c * (chance + h * left + k * right) + sine / (2 * math.pi) * along
+    chance, left, right, corner = above(h, k, c, _NODES)
+    both = c * (chance + h * left + k * right) + corner
     value = s1 * s2 * both + s1 * b * (left + c * right) + s2 * a * (right + c * left) + a * b * chance
     return value, chance
-
-
-def _density(z: Array) -> Array:
-    return jnp.exp(-z * z / 2) / (2 * math.pi) ** 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +91,8 @@ class SoftGate:
     r"""TopK's soft modes on any activation: gates sigmoid((h - t)/T) of mean q, t constant to the parameters (T7.11).
 
     By quadrature, as :class:`ntk_inr.infinite.quadrature.Quadrature`: smooth only on the scale of T, so an
-    ``order`` near (8 sigma / T)**2 / 2 is needed for 1e-4.
+    ``order`` near (8 sigma / T)**2 / 2 is needed for 1e-4. Of units with no activation before the gate,
+    :mod:`ntk_inr.infinite.soft_gates` has the closed form, at any temperature.
 
     Args:
         function: the activation under the gate.
@@ -110,7 +102,7 @@ class SoftGate:
         order: nodes of Gauss-Hermite.
     """
 
-    function: Any
+    function: Callable[[Array], Array]
     q: float
     temperature: Any
     soft: Soft
@@ -135,7 +127,7 @@ class SoftGate:
 
         # With all of h at the largest, or at the smallest, the mean is q at these two.
         shift = self.temperature * math.log(1 / self.q - 1)
-        return _decreasing_root(excess, h.min((1, 2)) + shift, h.max((1, 2)) + shift)
+        return decreasing_root(excess, h.min((1, 2)) + shift, h.max((1, 2)) + shift)
 
     def _gated(self, u: Array, threshold: Array, soft: Literal["shrinkage", "gated", "straight_through"]) -> Array:
         h = self.function(u)
@@ -148,18 +140,3 @@ class SoftGate:
         ones = jnp.ones_like(u)
         _, slope = jax.jvp(lambda u: self._gated(u, threshold, derived), (u,), (ones,))
         return self._gated(u, threshold, self.soft), slope
-
-
-def _decreasing_root(function: Any, low: Array, high: Array) -> Array:
-    """Return the root of a decreasing function between ``low`` and ``high``, (n,), differentiable."""
-
-    def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bracket
-        middle = (low + high) / 2
-        above = function(middle) > 0
-        return jnp.where(above, middle, low), jnp.where(above, high, middle)
-
-    found = jax.lax.stop_gradient(sum(jax.lax.fori_loop(0, _BISECTIONS, halve, jax.lax.stop_gradient((low, high)))) / 2)
-    # A Newton step at the root moves nothing, and has the derivative of the implicit function.
-    value, slope = jax.jvp(function, (found,), (jnp.ones_like(found),))
-    return found - value / jax.lax.stop_gradient(slope)

@@ -27,6 +27,7 @@ from ntk_inr.infinite import pairs
 from ntk_inr.infinite.duals import Dual
 from ntk_inr.infinite.pairs import Side
 from ntk_inr.infinite.resolve import dual_of
+from ntk_inr.networks.modulation import squared_distances
 
 __all__ = ["State", "activate", "add", "dense", "dual_of", "fourier_factors", "inputs", "normalize", "product"]
 
@@ -260,8 +261,3 @@ def fourier_factors(x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"] | None, o
     k = jnp.exp(-(omega**2) / 2 * squared_distances(x1, other))
     state = state_of(k, jnp.ones_like(x1[:, 0]), jnp.ones_like(other[:, 0]), same=x2 is None)
     return dataclasses.replace(state, theta=(omega**2 * (x1 @ other.T) + 1) * k) if trained else state
-
-
-def squared_distances(x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"]) -> Float[Array, "n1 n2"]:
-    """Return the squared distances, from differences, so that near coordinates keep their digits."""
-    return sum((a[:, None] - b[None, :]) ** 2 for a, b in zip(x1.T, x2.T, strict=True))

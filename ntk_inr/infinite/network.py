@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ntk_inr import _checks
+from ntk_inr._dtypes import at_precision
 from ntk_inr._results import result
 from ntk_inr.infinite import filters, maps, pairs, stax, tiles
 from ntk_inr.infinite.description import Description, Layer, Points, normalized
@@ -183,12 +184,12 @@ def _jitted(description: Description) -> Callable[..., tuple[Array, ...]]:
     return forward
 
 
+@at_precision
 def _forward(given: Description, x1: Array, x2: Array | None, hyper: Mapping[str, Array]) -> tuple[Array, ...]:
     """Return the covariance and the neural tangent kernel of an output."""
     parts = given.replaced(hyper)
     left, right = given.points(parts, x1), None if x2 is None else given.points(parts, x2)
-    with jax.default_matmul_precision("highest"):
-        return tiles.tiled(lambda left, right: _tile(given, parts, left, right), left, right)
+    return tiles.tiled(lambda left, right: _tile(given, parts, left, right), left, right)
 
 
 def _tile(given: Description, parts: Mapping[str, Any], left: Points, right: Points | None) -> tuple[Array, Array]:

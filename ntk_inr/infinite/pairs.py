@@ -181,12 +181,12 @@ def bends(z2: Array) -> Array:
     return 0.5 * np.pi**0.5 * jax.scipy.special.erf(z) / z
 
 
-def arc(h1: Array, h2: Array, c: Array, weight: Any) -> tuple[Array, Array]:
+def arc(h1: Array, h2: Array, c: Array) -> tuple[Array, Array]:
     r"""Return :math:`\int_0^{\arcsin c} w\,d\psi` and :math:`\int_0^{\arcsin c} w\sin\psi\,d\psi`.
 
-    Here w is ``weight`` of :math:`\frac{h_1^2 + h_2^2 - 2h_1h_2\sin\psi}{2\cos^2\psi}`, so that
-    :math:`e^{-w}/2\pi` is the bivariate normal density at (h1, h2) of correlation :math:`\sin\psi`, times
-    :math:`\cos\psi` (Price's theorem along the correlation).
+    Here w is the mean of :math:`\exp(-b^2\,\frac{h_1^2 + h_2^2 - 2h_1h_2\sin\psi}{2\cos^2\psi})` over a bias b in
+    U(-1, 1), so that :math:`w/2\pi\cos\psi` is the mean of the bivariate normal density at (b h1, b h2) of
+    correlation :math:`\sin\psi` (Price's theorem along the correlation).
     """
     upper = 2 * np.pi * arccosine.gates(c) - np.pi / 2
     apart, along = (h1 - h2) ** 2 / 2, h1 * h2
@@ -196,7 +196,7 @@ def arc(h1: Array, h2: Array, c: Array, weight: Any) -> tuple[Array, Array]:
         v, w = node
         sine, cosine = trig.sincos(upper * (1 - v * v))
         bent = apart / jnp.maximum(cosine * cosine, _TINY) + along / jnp.maximum(1 + sine, _TINY)
-        height = upper * (2 * v * w) * weight(bent)
+        height = upper * (2 * v * w) * bends(bent)
         return (total[0] + height, total[1] + height * sine), None
 
     nodes = jnp.asarray(np.stack(legendre(_ARC_NODES), axis=1), c.dtype)

@@ -10,14 +10,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
 from ntk_inr import _checks
-from ntk_inr.networks.settings import with_settings
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,7 +47,7 @@ class _Static:
             return hash(self.function)
 
 
-def _call_linen(module: nn.Module, mutable: tuple[str, ...], constants: Any, params: Any, x: Array) -> Any:
+def _call_linen(module: Any, mutable: tuple[str, ...], constants: Any, params: Any, x: Array) -> Any:
     variables = {**constants, "params": params}
     if not mutable:
         return module.apply(variables, x)
@@ -57,9 +55,15 @@ def _call_linen(module: nn.Module, mutable: tuple[str, ...], constants: Any, par
     return out
 
 
-def _call_settled(module: nn.Module, constants: Any, params: Any, x: Array) -> Any:
+def _with_settings(module: Any, settings: Mapping[str, Any]) -> Any:
+    from ntk_inr.networks.settings import with_settings  # where there is a module of Linen, Linen is there too
+
+    return with_settings(module, settings)
+
+
+def _call_settled(module: Any, constants: Any, params: Any, x: Array) -> Any:
     settings, constants = constants
-    return _call_linen(with_settings(module, settings), (), constants, params, x)
+    return _call_linen(_with_settings(module, settings), (), constants, params, x)
 
 
 STATISTICS, SCHEDULE = "batch_stats", "schedule"
@@ -112,7 +116,7 @@ def _call_equinox(static: Any, batched: bool, constants: Any, params: Any, x: Ar
     return model(x) if batched else jax.vmap(model)(x)
 
 
-def _split_linen(module: nn.Module, variables: Mapping[str, Any], mutable: tuple[str, ...]) -> tuple[Partial, Any]:
+def _split_linen(module: Any, variables: Mapping[str, Any], mutable: tuple[str, ...]) -> tuple[Partial, Any]:
     if "params" not in variables:
         raise ValueError(f"variables has collections {sorted(variables)} but no 'params'; nothing would be trained.")
     constants = {name: value for name, value in variables.items() if name != "params"}
@@ -139,13 +143,18 @@ def _split_equinox(model: Any, filter: Any, batched: bool) -> tuple[Partial, Any
 
 
 def _kind(model: Any) -> str:
-    """Return whose module ``model`` is; a library that nobody imported made no module."""
+    """Return whose module ``model`` is."""
     if isinstance(model, tuple) and len(model) == 2:
-        return "Linen" if isinstance(model[0], nn.Module) and isinstance(model[1], Mapping) else ""
+        return "Linen" if _is_module(model[0], "flax.linen") and isinstance(model[1], Mapping) else ""
     for kind, library in (("NNX", "flax.nnx"), ("Equinox", "equinox")):
-        if library in sys.modules and isinstance(model, sys.modules[library].Module):
+        if _is_module(model, library):
             return kind
     return ""
+
+
+def _is_module(model: Any, library: str) -> bool:
+    # A library that nobody imported made no module.
+    return library in sys.modules and isinstance(model, sys.modules[library].Module)
 
 
 def _described(model: Any) -> str:
@@ -225,7 +234,7 @@ def split(
     return apply, params
 
 
-def init(net: nn.Module, key: Array, x: Any, *, settings: Mapping[str, Any] | None = None) -> tuple[Partial, Any]:
+def init(net: Any, key: Array, x: Any, *, settings: Mapping[str, Any] | None = None) -> tuple[Partial, Any]:
     """Initialise a Linen module and split it into ``(apply, params)``.
 
     Works under ``vmap`` over keys: the results are then stacked pytrees, ``apply`` too.
@@ -257,7 +266,7 @@ def init(net: nn.Module, key: Array, x: Any, *, settings: Mapping[str, Any] | No
         >>> [round(float(ni.moments(ni.ntk(*model, x)).effective_rank), 1) for model in sweep]  # one compilation
         [1.6, 10.7]
     """
-    if not isinstance(net, nn.Module):
+    if not _is_module(net, "flax.linen"):
         raise TypeError(
             f"net is {type(net).__name__}; expected a Flax Linen module such as ni.variant('pe') or "
             "ni.CoordinateMLP(...)."
@@ -272,13 +281,13 @@ def init(net: nn.Module, key: Array, x: Any, *, settings: Mapping[str, Any] | No
     return split((net, variables))
 
 
-def _settled(net: nn.Module, settings: Mapping[str, Any], key: Array, x: Array) -> tuple[Partial, Any]:
+def _settled(net: Any, settings: Mapping[str, Any], key: Array, x: Array) -> tuple[Partial, Any]:
     """Return what :func:`init` does, with the real settings as arrays where they can be."""
-    settled = with_settings(net, settings)
+    settled = _with_settings(net, settings)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     real = {name: jnp.asarray(value, dtype) for name, value in settings.items() if isinstance(value, float)}
     if real:
-        shared = with_settings(net, {name: value for name, value in settings.items() if name not in real})
+        shared = _with_settings(net, {name: value for name, value in settings.items() if name not in real})
         with contextlib.suppress(TypeError):  # of a setting that has to be a number, as JAX's own errors say too
             apply, params = split((settled, _drawn(_Static(_init_linen, (shared,)), real, key, x)))
             if training_call(apply) is None:
@@ -286,8 +295,8 @@ def _settled(net: nn.Module, settings: Mapping[str, Any], key: Array, x: Array) 
     return init(settled, key, x)
 
 
-def _init_linen(module: nn.Module, settings: Mapping[str, Any], key: Array, x: Array) -> Any:
-    return with_settings(module, settings).init(key, x)
+def _init_linen(module: Any, settings: Mapping[str, Any], key: Array, x: Array) -> Any:
+    return _with_settings(module, settings).init(key, x)
 
 
 @functools.partial(jax.jit, static_argnums=0)

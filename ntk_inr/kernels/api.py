@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import dataclasses
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
+from jax.tree_util import Partial
 from jaxtyping import Float
 
 from ntk_inr import _checks, _neural_tangents
 from ntk_inr._checks import Method, Outputs, Precision
-from ntk_inr.kernels import assembly, frozen, jacobian, memory, sharded, structured
-from ntk_inr.kernels.memory import describe
-from ntk_inr.kernels.model import Model, check_model, trace_of
-
-_JACOBIAN_BYTES = 512 * 2**20
-_PANEL_BYTES = 64 * 2**20
-# Rows at a time where columns are pushed forward, which compute all of the function again for each.
-_PUSHED = 1024
+from ntk_inr._typing import Apply, Kernel, Params, Progress
+from ntk_inr.kernels import assembly, frozen, jacobian, sharded, storage, structured
+from ntk_inr.kernels.model import trace_of
+from ntk_inr.kernels.request import Request
 
 
 def ntk(
-    apply: Any,
-    params: Any,
+    apply: Apply,
+    params: Params,
     x1: Any,
     x2: Any = None,
     *,
@@ -39,7 +33,7 @@ def ntk(
     out: Literal["device", "host"] | np.ndarray = "device",
     mesh: Mesh | None = None,
     precision: Precision = "highest",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Float[Array | np.ndarray, "..."]:
     r"""Return the empirical neural tangent kernel of ``apply`` at ``params``.
 
@@ -60,8 +54,8 @@ def ntk(
 
     Inside ``jit``, ``vmap`` or ``grad`` the structured kernel is one traced program that computes all of K, values
     can't be checked (NaN, examples that mix), and ``memory_limit`` and ``progress`` have no effect;
-    outside, tiles of the upper half are driven from the host, and no new size of x recompiles them once n
-    is a multiple of their side.
+    outside, tiles of the upper half are driven from the host. Their sides have few sizes, to which coordinates are
+    filled up, so that kernels of many sizes share their compiled programs.
 
     Args:
         apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``; examples must not mix, unless
@@ -107,46 +101,25 @@ def ntk(
     Source: Jacot et al. 2018, arXiv 1806.07572; the decomposition is T8 of the theory, after Novak et
     al. 2022, arXiv 2206.08720.
     """
-    _checks.check_options(outputs=outputs, method=method, precision=precision, block=block, memory_limit=memory_limit)
+    _checks.check_options(method=method)
     if coupled and method not in ("auto", "jacobian"):
         raise ValueError(f"coupled=True takes the whole batch as one function; method {method!r} takes each example.")
     method = "jacobian" if coupled else "structured" if method == "auto" else method
-    model = check_model(apply, params, x1, x2, coupled=coupled)
-    apply, params, x1, x2, c, dtype, traced = model
-    shape = _checked_shape(model, outputs, out)
-    on_device = isinstance(out, str) and out == "device"
-    if mesh is not None and (method != "structured" or not on_device or traced or memory_limit or progress):
-        raise ValueError(
-            "mesh= shards the structured kernel over devices in one program; it takes no other method, no out, "
-            "memory_limit or progress, and no transformation around it."
-        )
-
-    panel = _panel(shape, dtype, block)
+    request = Request.of(
+        apply, params, x1, x2, outputs=outputs, block=block, memory_limit=memory_limit, precision=precision,
+        progress=progress, coupled=coupled,
+    )  # fmt: skip
+    storage.check(out, request)
     if mesh is not None:
-        return sharded.ntk(apply, params, x1, x2, c=c, outputs=outputs, precision=precision, mesh=mesh, block=panel)
-    if traced and method == "structured":
-        return assembly.traceable(apply, params, x1, x2, c, outputs, precision, panel)
-    if method == "neural-tangents":
-        return _kept(_neural_tangents.ntk(apply, params, x1, x2, outputs).astype(dtype), out)
-    stored = _stored(shape, dtype, out, memory_limit)
-    if method == "structured":
-        trace = trace_of(model, outputs)
-        cut = memory.cut(trace, shape[0], shape[1], outputs, stored=stored, limit=memory_limit, block=block)
-        parts = assembly.tiles(
-            apply, params, x1, x2, c=c, outputs=outputs, precision=precision, cut=cut, progress=progress
-        )
-    else:
-        rows = jacobian_rows(params, c, dtype.itemsize, stored, memory_limit) if block is None else block
-        rows = min(rows, max(shape[:2]))
-        parts = jacobian.tiles(
-            apply, params, x1, x2, outputs=outputs, precision=precision, block=rows, coupled=coupled, progress=progress
-        )
-    return _assembled(parts, shape, dtype, out, symmetric=x2 is None, traced=traced)
+        if method != "structured" or not storage.is_device(out):
+            raise ValueError("mesh= shards the structured kernel over devices; it takes no other method, and no out.")
+        return sharded.ntk(request, mesh)
+    return _kernel(request, out, method)
 
 
 def training_kernel(
-    apply: Any,
-    params: Any,
+    apply: Apply,
+    params: Params,
     x1: Any,
     x2: Any = None,
     *,
@@ -155,7 +128,7 @@ def training_kernel(
     memory_limit: int | None = None,
     out: Literal["device", "host"] | np.ndarray = "device",
     precision: Precision = "highest",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Float[Array | np.ndarray, "..."]:
     r"""Return the kernel that gradient descent follows, which is :func:`ntk` but under ``stop_gradient``.
 
@@ -209,107 +182,42 @@ def training_kernel(
 
     Source: T10 of the theory.
     """
-    _checks.check_options(outputs=outputs, precision=precision, block=block, memory_limit=memory_limit)
-    model = check_model(apply, params, x1, x2)
+    request = Request.of(
+        apply, params, x1, x2, outputs=outputs, block=block, memory_limit=memory_limit, precision=precision,
+        progress=progress,
+    )  # fmt: skip
+    storage.check(out, request)
+    model = request.model
     if not frozen.is_frozen(model.apply, model.params, model.x1):
-        return ntk(
-            apply, params, x1, x2, outputs=outputs, block=block, memory_limit=memory_limit, out=out,
-            precision=precision, progress=progress,
-        )  # fmt: skip
-    shape, dtype = _checked_shape(model, outputs, out), model.dtype
-    full, own, params = frozen.released(model.apply), model.apply, model.params
-    x1, x2 = model.x1, model.x1 if model.x2 is None else model.x2
-    stored = 0 if model.traced else _stored(shape, dtype, out, memory_limit)
-    mode = frozen.mode_of(full, params, x1[:1])
+        return _kernel(request, out)
+    full = frozen.released(model.apply)
+    mode = frozen.mode_of(full, model.params, model.x1[:1])
     if not mode:
         raise ValueError(
             "JAX can take the derivative of what apply has under stop_gradient neither in reverse, which a while_loop "
             "hinders, nor forward, which a jax.custom_vjp does. Write the loop as a scan, or give it a jax.custom_jvp."
         )
-    if mode == "forward":
-        rows = min(shape[0], block or _PUSHED)
-        parts = jacobian.pushed(
-            full, own, params, x1, x2, outputs=outputs, precision=precision, block=rows, progress=progress
-        )
-    elif model.traced:
-        return assembly.traceable(own, params, x1, x2, model.c, outputs, precision, _panel(shape, dtype, block), full)
+    both_halves = dataclasses.replace(request, model=dataclasses.replace(model, x2=model.columns))
+    return _kernel(both_halves, out, {"reverse": "structured"}.get(mode, mode), full)
+
+
+def _kernel(request: Request, out: Any, method: str = "structured", full: Partial | None = None) -> Kernel:
+    """Return the kernel, where ``out`` says; with ``full``, its rows are of that function's derivative."""
+    model = request.model
+    if method == "neural-tangents":
+        kernel = _neural_tangents.ntk(model.apply, model.params, model.x1, model.x2, request.outputs)
+        return storage.kept(kernel.astype(model.dtype), out)
+    if method == "structured" and model.traced:
+        return assembly.traceable(request, full)
+    stored = storage.reserved(request, out)
+    if method == "jacobian":
+        parts = jacobian.tiles(request, stored)
+    elif method == "forward":
+        assert full is not None
+        parts = jacobian.pushed(request, full)
+    elif full is None:
+        parts = assembly.tiles(request, request.cut(trace_of(model, request.outputs), stored))
     else:
-        trace, fixed = structured.fitting(full, own, params, x1[0], model.c, outputs)
-        cut = memory.cut(trace, shape[0], shape[1], outputs, stored=stored, limit=memory_limit, block=block)
-        parts = assembly.tiles(
-            own, params, x1, x2, c=model.c, outputs=outputs, precision=precision, cut=cut, progress=progress,
-            full=full, fixed=fixed,
-        )  # fmt: skip
-    return _assembled(parts, shape, dtype, out, symmetric=False, traced=model.traced)
-
-
-def _checked_shape(model: Model, outputs: str, out: Any) -> tuple[int, ...]:
-    """Return the kernel's shape, or say why ``out`` can't hold it."""
-    ends: dict[str, tuple[int, ...]] = {"trace": (), "diagonal": (model.c,), "full": (model.c, model.c)}
-    shape = (len(model.x1), len(model.x1 if model.x2 is None else model.x2), *ends[outputs])
-    _check_out(out, shape, model.dtype)
-    if model.traced and not (isinstance(out, str) and out == "device"):
-        raise ValueError("out= can't be used inside jit, vmap or grad, where K is a traced value.")
-    return shape
-
-
-def _panel(shape: tuple[int, ...], dtype: np.dtype, block: int | None) -> int:
-    """Return how many rows one program computes at a time."""
-    return min(shape[0], block or max(1, _PANEL_BYTES // (math.prod(shape[1:]) * dtype.itemsize)))
-
-
-def _stored(shape: tuple[int, ...], dtype: np.dtype, out: Any, limit: int | None) -> int:
-    """Return the bytes of the kernel that tiles must leave room for, or say that the host has none."""
-    stored = math.prod(shape) * dtype.itemsize if isinstance(out, str) else 0
-    if stored and out != "device" and limit is None and jax.default_backend() != "cpu":
-        # The kernel is the host's to hold, its tiles the device's.
-        _checks.refuse_if(
-            stored > (left := memory.available_on_host()),
-            f"the kernel has {describe(stored)} and the host has {describe(left)} left; pass out=np.memmap(...).",
-        )
-        return 0
-    return stored
-
-
-def _assembled(parts: Any, shape: tuple[int, ...], dtype: np.dtype, out: Any, *, symmetric: bool, traced: bool) -> Any:
-    """Return the kernel made of its tiles, where ``out`` says."""
-    if isinstance(out, str) and out == "device":
-        return assembly.on_device(shape, dtype, parts, symmetric=symmetric, traced=traced)
-    kernel = assembly.empty(shape, dtype) if isinstance(out, str) else out
-    assembly.fill(kernel, parts, symmetric=symmetric)
-    return kernel
-
-
-def jacobian_rows(params: Any, c: int, itemsize: int, stored: int = 0, limit: int | None = None) -> int:
-    """Return how many examples' Jacobians fit twice, or say what the least is."""
-    each = 2 * c * itemsize * sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
-    if limit is None:
-        return max(1, _JACOBIAN_BYTES // each)
-    if limit < stored + each:
-        raise ValueError(
-            f"two rows of Jacobians and the kernel need at least {describe(stored + each)}; memory_limit leaves "
-            f'{describe(limit)}. Raise it, or use method="structured", which needs less.'
-        )
-    return (limit - stored) // each
-
-
-def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    if isinstance(out, str):
-        _checks.check_choice(out, ("device", "host"), "out")
-        return
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f'out is {type(out).__name__}; expected "device", "host", a NumPy array or an np.memmap.')
-    if out.shape != shape or out.dtype != dtype:
-        raise ValueError(
-            f"out has shape {out.shape} and dtype {out.dtype}; this kernel is {shape} of {dtype}. "
-            f'Make it with np.memmap(path, "{dtype}", "w+", shape={shape}).'
-        )
-    if not out.flags.writeable:
-        raise ValueError('out is read-only; open it with mode "r+" or "w+".')
-
-
-def _kept(kernel: Array, out: Any) -> Any:
-    if isinstance(out, str):
-        return kernel if out == "device" else np.asarray(kernel)
-    out[...] = kernel
-    return out
+        trace, fixed = structured.fitting(full, model.apply, model.params, model.x1[0], model.c, request.outputs)
+        parts = assembly.tiles(request, request.cut(trace, stored), full, fixed)
+    return storage.assembled(request, parts, out)

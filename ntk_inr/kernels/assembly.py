@@ -1,4 +1,4 @@
-"""Assembles a kernel from tiles of its upper half, driven from the host so that no size recompiles.
+"""Computes a kernel in tiles of its upper half, driven from the host so that no size recompiles.
 
 Why from the host: on CPUs, small products inside a compiled loop run slowly, and tiles dispatched one
 after the other keep all cores busy; on accelerators the next tiles are computed while one is stored.
@@ -17,33 +17,35 @@ import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
+from ntk_inr._dtypes import at_precision
+from ntk_inr._typing import Params, Progress
 from ntk_inr.kernels import structured
 from ntk_inr.kernels.memory import AHEAD, Cut
+from ntk_inr.kernels.model import Model
+from ntk_inr.kernels.request import Request
 
-Progress = Callable[[int, int], None]
 T = TypeVar("T")
-# Rows that are written as columns at a time: about a cache line, three times faster than a whole tile.
-_STRIP = 8
-# Zero-copy from NumPy to JAX needs this alignment.
-_ALIGNMENT = 64
+# What the rows that a program computes at a time may take.
+_PANEL_BYTES = 64 * 2**20
 
 
 @functools.partial(jax.jit, static_argnames=("c", "outputs", "precision", "fixed"))
+@at_precision
 def factors(
-    apply: Partial, params: Any, x: Any, *, c: int, outputs: str, precision: str, fixed: structured.Fixed = ()
+    apply: Partial, params: Params, x: Any, *, c: int, outputs: str, precision: str, fixed: structured.Fixed = ()
 ) -> list[structured.Factor]:
     """Return the factors of one chunk of examples."""
-    with jax.default_matmul_precision(precision):
-        return structured.factors(apply, params, x, c, outputs, fixed=fixed)
+    return structured.factors(apply, params, x, c, outputs, fixed=fixed)
 
 
 @functools.partial(jax.jit, static_argnames=("outputs", "precision"))
+@at_precision
 def _tile(rows: Any, columns: Any, *, outputs: str, precision: str) -> Array:
-    with jax.default_matmul_precision(precision):
-        return structured.tile(rows, columns, outputs, in_turn=True)
+    return structured.tile(rows, columns, outputs, in_turn=True)
 
 
 @functools.partial(jax.jit, static_argnames=("outputs", "precision"))
+@at_precision
 def _halves(rows: Any, *, outputs: str, precision: str) -> tuple[Array, Array]:
     """Return the upper half of the rows of a tile on the diagonal, and the lower right quarter."""
     half = (len(rows[0].delta) + 1) // 2
@@ -51,9 +53,8 @@ def _halves(rows: Any, *, outputs: str, precision: str) -> tuple[Array, Array]:
     def part(span: slice) -> list[structured.Factor]:
         return [row._replace(h=None if row.h is None else row.h[span], delta=row.delta[span]) for row in rows]
 
-    with jax.default_matmul_precision(precision):
-        upper = structured.tile(part(slice(half)), rows, outputs, in_turn=True)
-        lower = structured.tile(part(slice(half, None)), part(slice(half, None)), outputs, in_turn=True)
+    upper = structured.tile(part(slice(half)), rows, outputs, in_turn=True)
+    lower = structured.tile(part(slice(half, None)), part(slice(half, None)), outputs, in_turn=True)
     return upper, lower
 
 
@@ -91,36 +92,25 @@ def reported(parts: Iterable[T], total: int, progress: Progress | None) -> Itera
 
 
 def tiles(
-    apply: Partial,
-    params: Any,
-    x1: Any,
-    x2: Any,
-    *,
-    c: int,
-    outputs: str,
-    precision: str,
-    cut: Cut,
-    progress: Progress | None,
-    full: Partial | None = None,
-    fixed: structured.Fixed = (),
+    request: Request, cut: Cut, full: Partial | None = None, fixed: structured.Fixed = ()
 ) -> Iterator[tuple[slice, slice, Array]]:
-    """Yield (rows, columns, tile), a few tiles computed ahead; only the upper half where ``x2`` is None.
+    """Yield (rows, columns, tile), a few tiles computed ahead; only the upper half where x2 is None.
 
     Tiles at the end have more rows and columns than their slices; the rest is to be left out. With ``full``, whose
     factors fit under ``fixed``, rows are of its derivative.
     """
+    model, products = request.model, {"outputs": request.outputs, "precision": request.precision}
     # Sliced by NumPy: each slice of a JAX array would be a program of its own.
-    left = np.asarray(x1)
-    right = None if x2 is None else np.asarray(x2)
-    rows, columns = (-(-len(x) // cut.block) for x in (left, left if right is None else right))
+    left = np.asarray(model.x1)
+    right = None if model.x2 is None else np.asarray(model.x2)
+    rows, columns = (-(-n // cut.block) for n in (model.n1, model.n2))
     total = rows * (rows + 1) // 2 if right is None else rows * columns
 
     def chunk(function: Partial, x: np.ndarray) -> list[structured.Factor]:
-        return factors(function, params, x, c=c, outputs=outputs, precision=precision, fixed=fixed)
+        return factors(function, model.params, x, c=model.c, fixed=fixed, **products)
 
-    chunks = [functools.partial(chunk, function) for function in (full or apply, apply)]
-    parts = _dispatched(left, right, cut, chunks, {"outputs": outputs, "precision": precision})
-    return reported(held_back(parts), total, progress)
+    chunks = [functools.partial(chunk, function) for function in (full or model.apply, model.apply)]
+    return reported(held_back(_dispatched(left, right, cut, chunks, products)), total, request.progress)
 
 
 def _dispatched(
@@ -175,79 +165,27 @@ def _span(index: int, block: int, n: int) -> slice:
     return slice(index * block, min(n, (index + 1) * block))
 
 
-def _extent(rows: slice, columns: slice) -> tuple[slice, slice]:
-    return slice(rows.stop - rows.start), slice(columns.stop - columns.start)
+@functools.partial(jax.jit, static_argnames=("outputs", "precision", "block"))
+@at_precision
+def _traceable(model: Model, full: Partial | None, *, outputs: str, precision: str, block: int) -> Array:
+    options: dict[str, Any] = {"params": model.params, "c": model.c, "outputs": outputs, "differentiable": True}
+    if full is not None:
+        options["fixed"] = structured.fitting(full, model.apply, x_i=model.x1[0], **options)[1]
+    rows = structured.factors(full or model.apply, x=model.x1, **options)
+    columns = rows if model.x2 is None else structured.factors(model.apply, x=model.x2, **options)
+    kernel = structured.blocked(rows, columns, outputs, block)
+    return (kernel + transposed(kernel)) / 2 if model.x2 is None else kernel
 
 
-def fill(out: np.ndarray, parts: Iterator[tuple[slice, slice, Array]], symmetric: bool) -> None:
-    """Write tiles into ``out`` in host memory or on disk, the lower half as the upper's mirror image."""
-    for rows, columns, tile in parts:
-        values = np.asarray(tile)[_extent(rows, columns)]
-        out[rows, columns] = values
-        if symmetric and rows != columns:
-            below = out[columns, rows]
-            for i in range(0, len(values), _STRIP):
-                below[:, i : i + _STRIP] = transposed(values[i : i + _STRIP])
-
-
-def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Return memory that JAX's CPU backend can take over without a copy."""
-    dtype = np.dtype(dtype)
-    size = int(np.prod(shape)) * dtype.itemsize
-    raw = np.empty(size + _ALIGNMENT, np.uint8)
-    first = -raw.ctypes.data % _ALIGNMENT
-    return raw[first : first + size].view(dtype).reshape(shape)
-
-
-@functools.partial(jax.jit, donate_argnums=0, static_argnames="symmetric")
-def _place(kernel: Array, tile: Array, i: Any, j: Any, symmetric: bool) -> Array:
-    rest = (0,) * (kernel.ndim - 2)
-    kernel = jax.lax.dynamic_update_slice(kernel, tile, (i, j, *rest))
-    return jax.lax.dynamic_update_slice(kernel, transposed(tile), (j, i, *rest)) if symmetric else kernel
-
-
-def on_device(
-    shape: tuple[int, ...], dtype: Any, parts: Iterator[tuple[slice, slice, Array]], symmetric: bool, traced: bool
-) -> Array:
-    """Return the assembled kernel in the default device's memory."""
-    if jax.default_backend() == "cpu" and not traced:
-        out = empty(shape, dtype)
-        fill(out, parts, symmetric)
-        return jax.device_put(out, may_alias=True)
-    kernel: Any = None
-    for rows, columns, tile in parts:
-        extent = _extent(rows, columns)
-        # A slice is a copy and a program, even one of everything.
-        tile = tile if tile.shape[:2] == tuple(side.stop for side in extent) else tile[extent]
-        if tile.shape == shape:
-            kernel = tile
-            continue
-        kernel = jnp.empty(shape, dtype) if kernel is None else kernel
-        kernel = _place(kernel, tile, rows.start, columns.start, symmetric=symmetric)
-    return kernel
-
-
-@functools.partial(jax.jit, static_argnames=("c", "outputs", "precision", "block"))
-def traceable(
-    apply: Partial,
-    params: Any,
-    x1: Array,
-    x2: Array | None,
-    c: int,
-    outputs: str,
-    precision: str,
-    block: int,
-    full: Partial | None = None,
-) -> Array:
-    """Return the kernel inside a user's transformation: whole rows, ``block`` at a time, in one program.
+def traceable(request: Request, full: Partial | None = None) -> Array:
+    """Return the kernel inside a user's transformation: whole rows, some at a time, in one program.
 
     With ``full``, rows are of its derivative.
     """
-    options: dict[str, Any] = {"params": params, "c": c, "outputs": outputs, "differentiable": True}
-    with jax.default_matmul_precision(precision):
-        if full is not None:
-            options["fixed"] = structured.fitting(full, apply, x_i=x1[0], **options)[1]
-        rows = structured.factors(full or apply, x=x1, **options)
-        columns = rows if x2 is None else structured.factors(apply, x=x2, **options)
-        kernel = structured.blocked(rows, columns, outputs, block)
-    return (kernel + transposed(kernel)) / 2 if x2 is None else kernel
+    rows = rows_at_once(request)
+    return _traceable(request.model, full, outputs=request.outputs, precision=request.precision, block=rows)
+
+
+def rows_at_once(request: Request) -> int:
+    """Return how many rows of the kernel one program computes at a time."""
+    return min(request.shape[0], request.block or max(1, _PANEL_BYTES * request.shape[0] // request.nbytes))

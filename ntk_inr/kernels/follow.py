@@ -1,20 +1,21 @@
 """Follows a cotangent of a parameter back to where it comes from, through what only moves, scales or adds entries.
 
-The places in the parameter that an intermediate's entries go to are kept as an array of indices. Values are visited
-once each, in reverse order of evaluation, so that a network whose layers share their past costs no more than another.
+The places in the parameter that an intermediate's entries go to are kept beside it. Values are visited once each, in
+reverse order of evaluation, so that a network whose layers share their past costs no more than another.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Collection
 
 import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
 
+from ntk_inr.kernels.places import Places
 from ntk_inr.kernels.program import Atom, Equation, Loop, Name, Program, aval_of, shape_of
 
 _SAME = ("copy", "copy_p")
@@ -22,7 +23,6 @@ _MOVED = ("reshape", "squeeze", "transpose", "broadcast_in_dim", "convert_elemen
 # A value that goes to more places than this in different ways is not followed further.
 _WAYS = 64
 
-Indices = NDArray[np.int64]
 Scales = tuple[tuple[Atom, bool], ...]
 
 
@@ -34,12 +34,12 @@ class Source:
     """
 
     value: Atom
-    index: Indices
+    index: Places
     scale: float = 1.0
     scales: Scales = ()
 
 
-def follow(program: Program, atom: Atom, index: Indices, stops: Collection[Name] = ()) -> list[Source]:
+def follow(program: Program, atom: Atom, index: Places, stops: Collection[Name] = ()) -> list[Source]:
     """Return the sources whose sum, each with its entries moved to its places, is ``atom``; zeros are left out."""
     found: list[Source] = []
     pending: dict[Name, list[Source]] = {}
@@ -72,16 +72,12 @@ def _merged(sources: list[Source]) -> list[Source]:
     kept: list[Source] = []
     for source in sources:
         for place, other in enumerate(kept):
-            if source.scales == other.scales and _equal(source.index, other.index):
+            if source.scales == other.scales and source.index.same_as(other.index):
                 kept[place] = dataclasses.replace(other, scale=other.scale + source.scale)
                 break
         else:
             kept.append(source)
     return [source for source in kept if source.scale]
-
-
-def _equal(a: Indices, b: Indices) -> bool:
-    return a is b or np.array_equal(a, b)
 
 
 def is_zero(program: Program, atom: Atom) -> bool:
@@ -118,7 +114,7 @@ def steps(program: Program, source: Source, stops: Collection[Name] = ()) -> lis
     ]
 
 
-def _of(program: Program, equation: Equation, index: Indices) -> list[Source] | None:
+def _of(program: Program, equation: Equation, index: Places) -> list[Source] | None:
     """Return the sources of an equation's output."""
     kind, params, inputs = equation.kind, equation.params, equation.inputs
     if not inputs:
@@ -128,11 +124,11 @@ def _of(program: Program, equation: Equation, index: Indices) -> list[Source] | 
     if any(is_complex(atom) for atom in inputs):
         return None
     if kind == "transpose":
-        return [Source(first, index.transpose(np.argsort(params["permutation"])))]
+        return [Source(first, index.transposed(np.argsort(params["permutation"]).tolist()))]
     if kind == "reshape" and params["dimensions"] is not None:
         return None
     if kind in ("reshape", "squeeze") or (kind == "broadcast_in_dim" and index.size == math.prod(shape)):
-        return [Source(first, index.reshape(shape))]
+        return [Source(first, index.reshaped(shape))]
     if kind in _SAME or (kind == "convert_element_type" and jnp.issubdtype(params["new_dtype"], jnp.floating)):
         return [Source(first, index)]
     if kind == "neg":
@@ -145,17 +141,18 @@ def _of(program: Program, equation: Equation, index: Indices) -> list[Source] | 
         if not is_zero(program, inputs[1]):
             return None
         places = zip(params["padding_config"], index.shape, strict=True)
-        return [Source(first, index[tuple(slice(lo, n - hi, gap + 1) for (lo, hi, gap), n in places)])]
+        return [Source(first, index.part([slice(lo, n - hi, gap + 1) for (lo, hi, gap), n in places]))]
     if kind == "reduce_sum":
-        return [Source(first, np.broadcast_to(np.expand_dims(index, params["axes"]), shape))]
+        return [Source(first, index.spread(params["axes"], shape))]
     if kind == "concatenate":
-        ends = np.cumsum([shape_of(atom)[params["dimension"]] for atom in inputs])[:-1]
-        parts = np.split(index, ends, axis=params["dimension"])
-        return [Source(atom, part) for atom, part in zip(inputs, parts, strict=True)]
+        axis, every = params["dimension"], [slice(None)] * len(index.shape)
+        ends = [0, *itertools.accumulate(shape_of(atom)[axis] for atom in inputs)]
+        spans = ([*every[:axis], slice(*ends_of), *every[axis + 1 :]] for ends_of in itertools.pairwise(ends))
+        return [Source(atom, index.part(span)) for atom, span in zip(inputs, spans, strict=True)]
     return None
 
 
-def _scaled(program: Program, equation: Equation, index: Indices) -> list[Source] | None:
+def _scaled(program: Program, equation: Equation, index: Places) -> list[Source] | None:
     """Read a product or quotient with one number that does not depend on the cotangent; anything else is no sum."""
     active = 0 if program.is_active(equation.inputs[0]) else 1
     value, by = equation.inputs[active], equation.inputs[1 - active]
@@ -186,7 +183,7 @@ def _of_loop(loop: Loop, source: Source, stops: Collection[Name]) -> list[Source
         found = steps(body, Source(atom, _own_places(atom)))
         if found is None:
             return None
-        return [_lifted(loop, part, _picked(index, part.index)) for part in found]
+        return [_lifted(loop, part, index.entries_of_each(part.index)) for part in found]
     place = loop.outputs.index(value)
     if place >= len(loop.carry):
         return [Source(loop.expose(body.outputs[place]), index)]
@@ -196,24 +193,17 @@ def _of_loop(loop: Loop, source: Source, stops: Collection[Name]) -> list[Source
     parts = follow(body, body.outputs[place], _own_places(carried), inside)
     own = [part for part in parts if part.value is carried]
     added = [part for part in parts if part.value is not carried]
-    if len(own) != 1 or own[0].scale != 1 or own[0].scales or not _equal(own[0].index, _own_places(carried)):
+    if len(own) != 1 or own[0].scale != 1 or own[0].scales or not own[0].index.same_as(_own_places(carried)):
         return None
-    flat, initial = index.reshape(-1), loop.inputs[loop.carry[place]]
-    every = [np.broadcast_to(flat[part.index], (loop.length, *part.index.shape)) for part in added]
+    initial = loop.inputs[loop.carry[place]]
+    every = [index.entries(part.index).spread((0,), (loop.length, *part.index.shape)) for part in added]
     return [Source(initial, index), *(_lifted(loop, part, i) for part, i in zip(added, every, strict=True))]
 
 
-def _own_places(atom: Atom) -> Indices:
-    return np.arange(math.prod(shape_of(atom))).reshape(shape_of(atom))
+def _own_places(atom: Atom) -> Places:
+    return Places.all_of(shape_of(atom))
 
 
-def _picked(index: Indices, inner: Indices) -> Indices:
-    """Return ``index`` (length, ...) with the places of each step taken at ``inner``."""
-    if index.strides[0] == 0:
-        return np.broadcast_to(index[0].reshape(-1)[inner], (len(index), *inner.shape))
-    return index.reshape(len(index), -1)[:, inner]
-
-
-def _lifted(loop: Loop, part: Source, index: Indices) -> Source:
+def _lifted(loop: Loop, part: Source, index: Places) -> Source:
     scales = tuple((loop.expose(by), divides) for by, divides in part.scales)
     return Source(loop.expose(part.value), index, part.scale, scales)

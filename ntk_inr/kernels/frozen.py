@@ -13,7 +13,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from ntk_inr import _checks
-from ntk_inr._dtypes import accumulation_dtype, eps
+from ntk_inr._dtypes import accumulation_dtype, at_precision, eps
 from ntk_inr.kernels import mixing
 
 
@@ -29,13 +29,13 @@ def is_frozen(apply: Any, params: Any, x: Any) -> bool:
     """Return whether some of the derivative by the parameters is under ``stop_gradient``, at coordinates ``x``.
 
     The trace says whether there is a ``stop_gradient`` at all; derivatives with and without it at some coordinates
-    say whether it matters, as it does not around a floor. Values of a transformation can't be looked at: then any
-    counts.
+    say whether it matters, as it does not around a floor. Values of a transformation, and shapes, can't be looked at:
+    then any counts.
     """
     apply = _checks.as_partial(apply)
     if not _stops(mixing.traced(apply, params, x).jaxpr):
         return False
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((apply, params, x))):
+    if any(isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((apply, params, x))):
         return True
     with jax.debug_nans(False), jax.debug_infs(False):
         # Zeros, as in a last layer, hide what comes before, so parameters are moved too.
@@ -140,21 +140,21 @@ def _differs(apply: Partial, params: Any, x: Any) -> bool:
 
 
 @jax.jit
+@at_precision
 def _by_gradient(apply: Partial, full: Partial, params: Any, x: Any) -> tuple[Array, Array]:
     """Return how far gradients of the outputs are apart with and without ``stop_gradient``, and how large they are."""
-    with jax.default_matmul_precision("highest"):
-        own, other = (_gradient(function, params, x) for function in (apply, full))
+    own, other = (_gradient(function, params, x) for function in (apply, full))
     return _norm([a - b for a, b in zip(own, other, strict=True)]), jnp.maximum(_norm(own), _norm(other))
 
 
 @jax.jit
+@at_precision
 def _by_direction(apply: Partial, full: Partial, params: Any, x: Any) -> tuple[Array, Array]:
     """Return the same of derivatives of the outputs along a gradient."""
-    with jax.default_matmul_precision("highest"):
-        out, pull = jax.vjp(lambda params: apply(params, x), params)
-        (direction,) = pull(mixing.cotangent_of(out))
-        (own,) = jax.linear_transpose(pull, out)((direction,))
-        other = jax.jvp(lambda params: full(params, x), (params,), (direction,))[1]
+    out, pull = jax.vjp(lambda params: apply(params, x), params)
+    (direction,) = pull(mixing.cotangent_of(out))
+    (own,) = jax.linear_transpose(pull, out)((direction,))
+    other = jax.jvp(lambda params: full(params, x), (params,), (direction,))[1]
     return _norm([own - other]), jnp.maximum(_norm([own]), _norm([other]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Iterator
 from typing import Any
@@ -13,22 +14,43 @@ import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
-from ntk_inr._dtypes import accumulation_dtype
-from ntk_inr.kernels.assembly import Progress, reported, transposed
+from ntk_inr._dtypes import accumulation_dtype, at_precision
+from ntk_inr._typing import Params
+from ntk_inr.kernels.assembly import reported, transposed
+from ntk_inr.kernels.memory import describe
+from ntk_inr.kernels.model import Model
+from ntk_inr.kernels.request import Request
 
+_JACOBIAN_BYTES = 512 * 2**20
+# Rows at a time where columns are pushed forward, which compute all of the function again for each.
+_PUSHED = 1024
 _CONTRACTION = {"trace": "icp,jcp->ij", "diagonal": "icp,jcp->ijc", "full": "icp,jep->ijce"}
 
 
+def rows_at_once(model: Model, stored: int = 0, limit: int | None = None) -> int:
+    """Return how many examples' Jacobians fit twice beside ``stored`` bytes, or say what the least is."""
+    each = (
+        2 * model.c * model.dtype.itemsize * sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(model.params))
+    )
+    if limit is None:
+        return max(1, _JACOBIAN_BYTES // each)
+    if limit < stored + each:
+        raise ValueError(
+            f"two rows of Jacobians and the kernel need at least {describe(stored + each)}; memory_limit leaves "
+            f'{describe(limit)}. Raise it, or use method="structured", which needs less.'
+        )
+    return (limit - stored) // each
+
+
 @functools.partial(jax.jit, static_argnames="precision")
-def rows(apply: Partial, params: Any, x: Array, *, precision: str) -> list[Array]:
+@at_precision
+def rows(apply: Partial, params: Params, x: Array, *, precision: str) -> list[Array]:
     """Return each leaf's Jacobian as (n, c, p), for a function whose examples do not mix."""
 
     def single(x_i: Array) -> Any:
         return jax.jacrev(lambda p: apply(p, x_i[None])[0])(params)
 
-    with jax.default_matmul_precision(precision):
-        tree = jax.vmap(single)(x)
-    return [leaf.reshape(*leaf.shape[:2], -1) for leaf in _accumulable(tree)]
+    return [leaf.reshape(*leaf.shape[:2], -1) for leaf in _accumulable(jax.vmap(single)(x))]
 
 
 def _accumulable(tree: Any) -> list[Array]:
@@ -39,15 +61,15 @@ def _accumulable(tree: Any) -> list[Array]:
 
 
 @functools.partial(jax.jit, static_argnames=("count", "precision"))
-def coupled_rows(apply: Partial, params: Any, x: Array, start: Any, *, count: int, precision: str) -> list[Array]:
+@at_precision
+def coupled_rows(apply: Partial, params: Params, x: Array, start: Any, *, count: int, precision: str) -> list[Array]:
     """Return rows ``start`` to ``start + count`` of each leaf's Jacobian (n, c, p) of the whole batch."""
-    with jax.default_matmul_precision(precision):
-        out, pull = jax.vjp(lambda p: apply(p, x), params)
-        n, c = out.shape
-        seeds = jnp.arange(count * c)
-        # Past the end these rows are zero.
-        cotangents = jax.nn.one_hot(start * c + seeds, n * c, dtype=out.dtype).reshape(count * c, n, c)
-        (tree,) = jax.vmap(pull)(cotangents)
+    out, pull = jax.vjp(lambda p: apply(p, x), params)
+    n, c = out.shape
+    seeds = jnp.arange(count * c)
+    # Past the end these rows are zero.
+    cotangents = jax.nn.one_hot(start * c + seeds, n * c, dtype=out.dtype).reshape(count * c, n, c)
+    (tree,) = jax.vmap(pull)(cotangents)
     return [leaf.reshape(count, c, -1) for leaf in _accumulable(tree)]
 
 
@@ -59,71 +81,59 @@ def contract(left: list[Array], right: list[Array], *, outputs: str, precision: 
     return kernel / left[0].shape[1] if outputs == "trace" else kernel
 
 
-def tiles(
-    apply: Partial,
-    params: Any,
-    x1: Array,
-    x2: Array | None,
-    *,
-    outputs: str,
-    precision: str,
-    block: int,
-    coupled: bool,
-    progress: Progress | None,
-) -> Iterator[tuple[slice, slice, Array]]:
-    """Yield (rows, columns, tile); two Jacobians of ``block`` examples are alive at a time."""
+def tiles(request: Request, stored: int) -> Iterator[tuple[slice, slice, Array]]:
+    """Yield (rows, columns, tile), two blocks of Jacobians alive at a time, which fit beside ``stored`` bytes."""
+    model, precision = request.model, request.precision
+    block = request.block or rows_at_once(model, stored, request.memory_limit)
+    block = min(block, max(model.n1, model.n2))
 
     def part(x: Any, start: int) -> list[Array]:
-        if coupled:
+        if model.coupled:
             count = min(block, len(x) - start)
-            return coupled_rows(apply, params, x, start, count=count, precision=precision)
-        return rows(apply, params, x[start : start + block], precision=precision)
+            return coupled_rows(model.apply, model.params, x, start, count=count, precision=precision)
+        return rows(model.apply, model.params, x[start : start + block], precision=precision)
 
-    left = _sliceable(x1)
-    right = left if x2 is None else _sliceable(x2)
-    corners = [(i, j) for i in range(0, len(left), block) for j in range(i if x2 is None else 0, len(right), block)]
+    symmetric = model.x2 is None
+    left = _sliceable(model.x1)
+    right = left if symmetric else _sliceable(model.x2)
+    corners = [(i, j) for i in range(0, len(left), block) for j in range(i if symmetric else 0, len(right), block)]
 
     def contracted() -> Iterator[tuple[slice, slice, Array]]:
         start, own = -1, []
         for i, j in corners:
             if i != start:
                 start, own = i, part(left, i)
-            columns = own if x2 is None and i == j else part(right, j)
-            tile = contract(own, columns, outputs=outputs, precision=precision)
-            if x2 is None and i == j:
+            columns = own if symmetric and i == j else part(right, j)
+            tile = contract(own, columns, outputs=request.outputs, precision=precision)
+            if symmetric and i == j:
                 tile = (tile + transposed(tile)) / 2
             yield slice(i, min(i + block, len(left))), slice(j, min(j + block, len(right))), tile
 
-    return reported(contracted(), len(corners), progress)
+    return reported(contracted(), len(corners), request.progress)
 
 
-def pushed(
-    full: Partial,
-    apply: Partial,
-    params: Any,
-    x1: Any,
-    x2: Any,
-    *,
-    outputs: str,
-    precision: str,
-    block: int,
-    progress: Progress | None,
-) -> Iterator[tuple[slice, slice, Array]]:
-    """Yield (rows, columns, tile) of the derivatives of ``full`` along the gradients of ``apply``, in forward mode."""
-    spans = [slice(start, min(start + block, len(x1))) for start in range(0, len(x1), block)]
-    options = {"outputs": outputs, "precision": precision}
-    parts = ((rows, slice(0, len(x2)), _pushed(full, apply, params, x1[rows], x2, **options)) for rows in spans)
-    return reported(parts, len(spans), progress)
+def pushed(request: Request, full: Partial) -> Iterator[tuple[slice, slice, Array]]:
+    """Yield (rows, columns, tile) of the derivatives of ``full`` along the model's gradients, in forward mode."""
+    model, n = request.model, request.model.n1
+    block = min(n, request.block or _PUSHED)
+    spans = [slice(start, min(start + block, n)) for start in range(0, n, block)]
+    call = functools.partial(_pushed, full, outputs=request.outputs, precision=request.precision)
+    parts = (
+        (rows, slice(0, model.n2), call(model.apply, model.params, model.x1[rows], model.columns)) for rows in spans
+    )
+    return reported(parts, len(spans), request.progress)
 
 
 @functools.partial(jax.jit, static_argnames=("outputs", "precision"))
-def _pushed(full: Partial, apply: Partial, params: Any, x1: Array, x2: Array, *, outputs: str, precision: str) -> Array:
+@at_precision
+def _pushed(
+    full: Partial, apply: Partial, params: Params, x1: Array, x2: Array, *, outputs: str, precision: str
+) -> Array:
     def column(x_j: Array) -> Array:
         gradients = jax.jacrev(lambda p: apply(p, x_j[None])[0])(params)
         return jax.vmap(lambda way: jax.jvp(lambda p: full(p, x1), (params,), (way,))[1])(gradients)
 
-    with jax.default_matmul_precision(precision):
-        every = jax.lax.map(column, x2).transpose(2, 0, 3, 1)
+    every = jax.lax.map(column, x2).transpose(2, 0, 3, 1)
     every = every.astype(accumulation_dtype(*jax.tree.leaves(params)))
     if outputs == "full":
         return every

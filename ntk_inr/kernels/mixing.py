@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array, lax
 from jax.tree_util import Partial
 
-from ntk_inr._dtypes import eps
+from ntk_inr._dtypes import at_precision, eps
 
 # A prime, so that no roll by half of a batch leaves the rows in place.
 _ROWS = 7
@@ -41,13 +41,13 @@ def _call(apply: Partial, params: Any, x: Array) -> Any:
     return apply(params, x)
 
 
+@at_precision
 def traced(apply: Partial, params: Any, x: Any) -> Any:
     """Return JAX's trace of ``apply(params, x)``, which jit remembers."""
-    with jax.default_matmul_precision("highest"):
-        return _call.trace(apply, params, x)
+    return _call.trace(apply, params, x)
 
 
-def signature(apply: Partial, params: Any, x: Array) -> tuple[Any, ...]:
+def signature(apply: Partial, params: Any, x: Any) -> tuple[Any, ...]:
     """Return what a trace of one example depends on, hashable."""
     leaves, tree = jax.tree.flatten((apply, params))
     avals = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
@@ -155,16 +155,16 @@ def _batches(rows: np.ndarray) -> np.ndarray:
 
 
 @jax.jit
+@at_precision
 def _alone(apply: Partial, params: Any, rows: Any) -> Array:
-    with jax.default_matmul_precision("highest"):
-        return lax.map(lambda row: apply(params, row[None])[0], rows)
+    return lax.map(lambda row: apply(params, row[None])[0], rows)
 
 
 @jax.jit
+@at_precision
 def _together(apply: Partial, params: Any, batches: Any) -> Array:
     # A loop, so that every batch is evaluated by one program.
-    with jax.default_matmul_precision("highest"):
-        return lax.map(lambda batch: apply(params, batch), batches)
+    return lax.map(lambda batch: apply(params, batch), batches)
 
 
 def _nudged(array: Any, unit: float, draw: int) -> np.ndarray:

@@ -2,40 +2,85 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jax.tree_util import Partial
 
 from ntk_inr import _checks
 from ntk_inr._dtypes import accumulation_dtype
+from ntk_inr._typing import Apply, Params
 from ntk_inr.kernels import mixing
 from ntk_inr.kernels.structured import Trace
 
 
-class Model(NamedTuple):
-    """What a kernel is taken of: ``apply`` as a pytree, parameters, coordinates, and the number of outputs c.
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("apply", "params", "x1", "x2"),
+    meta_fields=("c", "dtype", "traced", "coupled"),
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """What a kernel is taken of.
 
-    ``dtype`` is the kernel's, at least float32; ``traced`` says that some of it is a value of a transformation under
-    way.
+    Attributes:
+        apply: the function as a pytree.
+        params: pytree of parameters.
+        x1: coordinates (n1, d).
+        x2: coordinates (n2, d); None is x1.
+        c: number of outputs.
+        dtype: the kernel's, at least float32.
+        traced: whether some of it is a value of a transformation under way.
+        coupled: whether the function is one of its whole batch.
     """
 
     apply: Partial
-    params: Any
-    x1: Array
-    x2: Array | None
+    params: Params
+    x1: Any
+    x2: Any
     c: int
     dtype: np.dtype
     traced: bool
+    coupled: bool = False
+
+    @property
+    def columns(self) -> Any:
+        """The coordinates of the kernel's columns."""
+        return self.x1 if self.x2 is None else self.x2
+
+    @property
+    def n1(self) -> int:
+        """The number of coordinates of the kernel's rows."""
+        return self.x1.shape[0]
+
+    @property
+    def n2(self) -> int:
+        """The number of coordinates of the kernel's columns."""
+        return self.columns.shape[0]
+
+    @property
+    def is_abstract(self) -> bool:
+        """Whether shapes stand for some of the parameters or coordinates."""
+        return _checks.is_abstract((self.params, self.x1, self.x2))
 
 
-def check_model(apply: Any, params: Any, x1: Any, x2: Any = None, *, coupled: bool = False) -> Model:
-    """Return the checked model that a kernel is taken of, or say what is wrong with it."""
+def check_model(
+    apply: Apply, params: Params, x1: Any, x2: Any = None, *, coupled: bool = False, abstract: bool = False
+) -> Model:
+    """Return the checked model that a kernel is taken of, or say what is wrong with it.
+
+    Where shapes may stand for values (``abstract``), what only values show is not checked.
+    """
     apply = _checks.as_partial(apply)
+    if not abstract and _checks.is_abstract((params, x1, x2)):
+        raise TypeError(
+            "params or coordinates are shapes (jax.ShapeDtypeStruct), which have no values; pass arrays. ni.explain "
+            "takes shapes."
+        )
     params = check_params(params)
     x1 = _checks.as_coordinates(x1, "x1")
     if x2 is not None:
@@ -46,25 +91,20 @@ def check_model(apply: Any, params: Any, x1: Any, x2: Any = None, *, coupled: bo
             )
     c = check_apply(apply, params, x1)
     dtype = accumulation_dtype(*map(jnp.result_type, jax.tree.leaves(params)))
+    traced = _is_traced(apply, params, x1, x2)
     if coupled:
         # The function may take this batch and no other, so that it is only traced.
-        closed = jax.make_jaxpr(apply)(params, x1)
-        return Model(apply, params, x1, x2, c, dtype, _is_traced(apply, params, x1, x2, closed.consts))
-    traced = _is_traced(apply, params, x1, x2) or _is_traced(mixing.check(apply, params, x1, x2))
-    return Model(apply, params, x1, x2, c, dtype, traced)
+        traced = traced or _is_traced(jax.make_jaxpr(apply)(params, x1).consts)
+    elif not _checks.is_abstract((params, x1, x2)):
+        traced = _is_traced(mixing.check(apply, params, x1, x2)) or traced
+    return Model(apply, params, x1, x2, c, dtype, traced, coupled)
 
 
 def _is_traced(*trees: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
-def check_concrete(model: Model, name: str) -> None:
-    """Raise where a value of a transformation is asked for what is driven from the host."""
-    if model.traced:
-        raise ValueError(f"{name} drives tiles from the host, so it can't be used inside jit, vmap or grad.")
-
-
-def check_params(params: Any) -> Any:
+def check_params(params: Params) -> Params:
     """Return a pytree of parameters in the machine's byte order, or say which leaf can't be one."""
     params = _checks.native(_checks.unmasked(params, "params"))
     leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -86,18 +126,18 @@ def check_params(params: Any) -> Any:
     return params
 
 
-def check_apply(apply: Partial, params: Any, x: Array) -> int:
+def check_apply(apply: Partial, params: Params, x: Any) -> int:
     """Return the number of outputs c of ``apply(params, x): (n, d) -> (n, c)``, or say what it gave."""
     out = mixing.traced(apply, params, x).out_info
     shape = getattr(out, "shape", None)
-    if shape is None or len(shape) != 2 or shape[0] != len(x):
+    if shape is None or len(shape) != 2 or shape[0] != x.shape[0]:
         got = f"shape {shape}" if shape is not None else type(out).__name__
         fix = (
             "Add the axis of outputs with [:, None]."
-            if shape == (len(x),)
+            if shape == (x.shape[0],)
             else "A function of one example can be batched with jax.vmap(f, in_axes=(None, 0))."
         )
-        raise ValueError(f"apply(params, x) gave {got} for x of shape {x.shape}; expected ({len(x)}, c). {fix}")
+        raise ValueError(f"apply(params, x) gave {got} for x of shape {x.shape}; expected ({x.shape[0]}, c). {fix}")
     if not jnp.issubdtype(out.dtype, jnp.floating):
         raise TypeError(f"apply(params, x) gave dtype {out.dtype}; expected a real floating point output.")
     return shape[1]

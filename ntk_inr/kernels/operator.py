@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +15,12 @@ from jax.tree_util import Partial
 from jaxtyping import Float
 
 from ntk_inr import _checks
-from ntk_inr._checks import Precision
-from ntk_inr._dtypes import eps
+from ntk_inr._checks import Outputs, Precision
+from ntk_inr._dtypes import at_precision, eps
+from ntk_inr._typing import Apply, Params
 from ntk_inr.kernels import mixing, structured
-from ntk_inr.kernels.model import Model, check_model, trace_of
+from ntk_inr.kernels.model import Model, trace_of
+from ntk_inr.kernels.request import Request
 
 # Coordinates at which a custom backward rule is asked whether it is linear.
 _LOOKED_AT = 3
@@ -26,33 +30,51 @@ _MICROBATCH_BYTES = 32 * 2**20
 
 @jax.tree_util.register_pytree_node_class
 class NTKOperator:
-    r"""The empirical NTK of ``apply`` at ``x`` as a symmetric positive semi-definite operator.
+    r"""The empirical NTK of ``apply`` between ``x1`` and ``x2`` as a linear operator, which is never formed.
 
-    .. math:: K v = \frac1c \sum_o J_o (J_o^\top v) \quad\text{("trace")}, \qquad K v = J (J^\top v)
-        \quad\text{("full", } v \in \mathbb{R}^{nc}\text{)}
+    .. math:: K v = \frac1c \sum_o J_o (J_o'^\top v) \quad\text{("trace")}, \qquad
+        (K v)_o = J_o (J_o'^\top v_o) \quad\text{("diagonal")}, \qquad K v = J (J'^\top v) \quad\text{("full")}
 
-    The function is linearised at the parameters in microbatches; one product is one forward and one backward
-    pass over all coordinates (for "trace" c of them), and needs the memory of one microbatch and of the
-    parameters, for each vector. K is never formed. The operator is a pytree, so it passes through ``jit``.
+    J is the Jacobian at ``x1`` and J' that at ``x2``. The function is linearised at the parameters in microbatches; one
+    product is one forward and one backward pass over all coordinates (but for "full" c of them), and needs the memory
+    of one microbatch and of the parameters, for each vector. Without ``x2`` the operator is symmetric and positive
+    semi-definite. It is frozen, and a pytree, so it passes through ``jit`` and ``vmap``.
+
+    ``A @ v`` multiplies a vector, or k of them at once, and ``v @ A`` is the same of the transpose:
+
+    =============== ============================= ============================
+    outputs         v in ``A @ v``                v in ``v @ A``
+    =============== ============================= ============================
+    "trace"         (n2,) or (n2, k)              (n1,) or (k, n1)
+    "diagonal"      (n2, c) or (n2, c, k)         (n1, c) or (k, n1, c)
+    "full"          (n2 c,) or (n2 c, k)          (n1 c,) or (k, n1 c)
+    =============== ============================= ============================
 
     Args:
         apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``; examples must not mix.
         params: pytree of floating point arrays.
-        x: coordinates (n, d).
-        outputs: "trace" for the (n, n) kernel averaged over outputs, or "full" for (n c, n c), where entry
-            ``i * c + o`` of a vector belongs to output o at coordinate i.
-        microbatch: coordinates linearised at a time; None picks by memory.
+        x1: coordinates (n1, d) of the rows.
+        x2: coordinates (n2, d) of the columns; None is x1.
+        outputs: "trace" for the kernel averaged over outputs; "diagonal" for one kernel an output, each acting on its
+            own output of a vector; "full" for (n1 c, n2 c), where entry ``i * c + o`` of a vector belongs to output o
+            at coordinate i.
+        microbatch: coordinates linearised at a time, at most; None picks by memory.
         precision: of matrix products, as in :func:`ntk_inr.ntk`.
 
     Attributes:
-        shape: (n, n), or (n c, n c) for "full".
+        shape: (n1, n2), (n1, n2, c) for "diagonal", or (n1 c, n2 c) for "full".
         dtype: the parameters' dtype, at least float32.
+        model: the checked function, parameters and coordinates.
+        outputs: as given.
+        microbatch: as given or picked.
+        precision: as given.
 
     Raises:
         TypeError: integer coordinates or parameters; ``apply`` not callable.
-        ValueError: as :func:`ntk_inr.ntk`; a vector of the wrong length; a custom backward rule that is not linear in
+        ValueError: as :func:`ntk_inr.ntk`; a vector of the wrong shape; a custom backward rule that is not linear in
             the cotangent (clipping a gradient to a norm, adding weight decay to it), since ``J^T v`` is then no sum
             over rows.
+        AttributeError: an attribute is set.
 
     Example:
         >>> import jax, jax.numpy as jnp, ntk_inr as ni
@@ -62,105 +84,155 @@ class NTKOperator:
         >>> v = jnp.arange(16.0)
         >>> bool(jnp.allclose(A @ v, K @ v, rtol=1e-4)), bool(jnp.allclose(A.trace(), jnp.trace(K)))
         (True, True)
+        >>> ni.NTKOperator(apply, params, x, x[:3]).T
+        NTKOperator(shape=(3, 16), outputs='trace', dtype=float32)
 
         For matfree, hand it ``lambda v: A @ v``; for lineax,
         ``lineax.FunctionLinearOperator(lambda v: A @ v, v, tags=lineax.positive_semidefinite_tag)``.
 
-    Source: Pearlmutter 1994; T9 of the theory.
+    Source: Pearlmutter 1994, doi 10.1162/neco.1994.6.1.147; T9 of the theory.
     """
+
+    model: Model
+    outputs: str
+    microbatch: int
+    precision: str
+    # So that NumPy leaves ``array @ A`` to this class.
+    __array_ufunc__ = None
 
     def __init__(
         self,
-        apply: Any,
-        params: Any,
-        x: Any,
+        apply: Apply,
+        params: Params,
+        x1: Any,
+        x2: Any = None,
         *,
-        outputs: Literal["trace", "full"] = "trace",
+        outputs: Outputs = "trace",
         microbatch: int | None = None,
         precision: Precision = "highest",
     ) -> None:
-        _checks.check_choice(outputs, ("trace", "full"), "outputs")
-        _checks.check_options(microbatch=microbatch, precision=precision)
-        model = check_model(apply, params, x)
-        self.apply, self.x, self.c, self.dtype = model.apply, model.x1, model.c, model.dtype
-        self.params = model.params
-        self.outputs = outputs
-        self.precision = precision
-        n = len(self.x)
+        _checks.check_options(microbatch=microbatch)
+        model = Request.of(apply, params, x1, x2, outputs=outputs, precision=precision).model
         if not model.traced and mixing.has_custom_rule(mixing.traced(model.apply, model.params, model.x1)):
             _check_linear(model)
         if microbatch is None:
             trace = trace_of(model, outputs)
-            microbatch = max(1, _MICROBATCH_BYTES // max(1, trace.floats * self.dtype.itemsize))
-        batches = -(-n // microbatch)
-        # Evenly, so that little is filled up.
-        self.microbatch = -(-n // batches)
+            microbatch = max(1, _MICROBATCH_BYTES // max(1, trace.floats * model.dtype.itemsize))
+        vars(self).update(model=model, outputs=outputs, microbatch=microbatch, precision=precision)
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError(f"NTKOperator is frozen, so that {name} can't be set; make another one.")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"NTKOperator is frozen, so that {name} can't be deleted; make another one.")
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """The operator's (rows, columns)."""
-        size = len(self.x) * (self.c if self.outputs == "full" else 1)
-        return size, size
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the kernel, flat for "full"."""
+        rows, columns = (math.prod(self._extent(n)) for n in (self.model.n1, self.model.n2))
+        if self.outputs == "diagonal":
+            return self.model.n1, self.model.n2, self.model.c
+        return rows, columns
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of products."""
+        return self.model.dtype
 
     @property
     def T(self) -> NTKOperator:
-        """The transpose, which is the operator itself."""
-        return self
+        """The transpose, which is the operator itself where it has one set of coordinates."""
+        model = self.model
+        return self if model.x2 is None else self._of(dataclasses.replace(model, x1=model.x2, x2=model.x1))
 
     def __matmul__(self, v: Any) -> Float[Array, "..."]:
-        """Return ``K v`` for v (rows,) or, several vectors at once, (rows, k)."""
+        """Return ``K v`` for one vector, or several along the last axis."""
         if isinstance(v, NTKOperator):
             raise TypeError("operators multiply arrays, not each other; write A @ (A @ v).")
-        v = jnp.asarray(v, self.dtype) if not hasattr(v, "dtype") else v
-        if jnp.issubdtype(v.dtype, jnp.complexfloating):
-            raise TypeError(f"the operator is real and was multiplied with {v.dtype}; multiply v.real and v.imag.")
-        if v.ndim not in (1, 2) or v.shape[0] != self.shape[0]:
+        v = self._vector(v)
+        extent = self._extent(self.model.n2)
+        if v.ndim - len(extent) not in (0, 1) or v.shape[: len(extent)] != extent:
             raise ValueError(
                 f"the operator is {self.shape} and was multiplied with shape {tuple(v.shape)}; "
-                f"expected ({self.shape[0]},) or ({self.shape[0]}, k)."
+                f"expected {extent} or ({', '.join(map(str, extent))}, k)."
             )
         return _matmul(self, v.astype(self.dtype))
 
-    def diagonal(self) -> Float[Array, " n"]:
-        """Return the diagonal, exact, from the structured factors: one forward pass and c backward passes."""
+    def __rmatmul__(self, v: Any) -> Float[Array, "..."]:
+        """Return ``v K`` for one vector, or several along the first axis."""
+        v = self._vector(v)
+        extent = self._extent(self.model.n1)
+        if v.ndim - len(extent) not in (0, 1) or v.shape[v.ndim - len(extent) :] != extent:
+            raise ValueError(
+                f"the operator is {self.shape} and was multiplied from the left with shape {tuple(v.shape)}; "
+                f"expected {extent} or (k, {', '.join(map(str, extent))})."
+            )
+        if v.ndim == len(extent):
+            return self.T @ v
+        return jnp.moveaxis(self.T @ jnp.moveaxis(v, 0, -1), -1, 0)
+
+    def diagonal(self) -> Float[Array, "..."]:
+        """Return the diagonal, exact, from the structured factors: one forward pass and c backward passes.
+
+        Returns:
+            (n,), (n c,) for "full", or for "diagonal" those of all outputs (n, c).
+
+        Raises:
+            ValueError: the operator is rectangular.
+        """
+        if self.model.x2 is not None:
+            raise ValueError(
+                f"the operator is {self.shape}, between x1 and x2, and has no diagonal; leave x2 out for the kernel of "
+                "one set of coordinates."
+            )
         each = _diagonal(self)
         return each.reshape(-1) if self.outputs == "full" else each
 
-    def trace(self) -> Float[Array, ""]:
-        """Return the sum of the diagonal."""
-        return self.diagonal().sum()
+    def trace(self) -> Float[Array, "..."]:
+        """Return the sum of the diagonal, for "diagonal" that of each output (c,)."""
+        return self.diagonal().sum(0)
 
     def __repr__(self) -> str:
         return f"NTKOperator(shape={self.shape}, outputs={self.outputs!r}, dtype={self.dtype})"
 
     def tree_flatten(self) -> tuple[Any, Any]:
-        """Return the arrays and the settings, for JAX."""
-        static = {k: getattr(self, k) for k in ("c", "outputs", "precision", "dtype", "microbatch")}
-        return (self.apply, self.params, self.x), tuple(static.items())
+        """Return the model and the settings, for JAX."""
+        return (self.model,), (self.outputs, self.microbatch, self.precision)
 
     @classmethod
-    def tree_unflatten(cls, static: Any, children: Any) -> NTKOperator:
+    def tree_unflatten(cls, settings: Any, children: Any) -> NTKOperator:
         """Return the operator again, for JAX."""
         operator = object.__new__(cls)
-        operator.apply, operator.params, operator.x = children
-        for name, value in static:
-            setattr(operator, name, value)
+        vars(operator).update(zip(("model", "outputs", "microbatch", "precision"), (*children, *settings), strict=True))
         return operator
 
-    def _batched(self, array: Array, mode: str) -> Array:
-        """Return rows in microbatches (batches, microbatch, ...), the last one filled up."""
-        batches = -(-len(array) // self.microbatch)
-        rest = batches * self.microbatch - len(array)
-        array = jnp.pad(array, [(0, rest)] + [(0, 0)] * (array.ndim - 1), mode=mode)
-        return array.reshape(batches, self.microbatch, *array.shape[1:])
+    def _of(self, model: Model) -> NTKOperator:
+        return self.tree_unflatten(self.tree_flatten()[1], (model,))
 
-    def coordinates(self) -> Array:
-        """Return the coordinates in microbatches, filled up with one that ``apply`` is known to take."""
-        return self._batched(self.x, "edge")
+    def _extent(self, n: int) -> tuple[int, ...]:
+        """Return the shape of a vector over n coordinates."""
+        c = self.model.c
+        return {"trace": (n,), "diagonal": (n, c), "full": (n * c,)}[self.outputs]
 
-    def cotangents(self, array: Array) -> Array:
-        """Return the rows of ``array`` in microbatches, filled up with zeros."""
-        return self._batched(array, "constant")
+    def _vector(self, v: Any) -> Array:
+        v = jnp.asarray(v) if hasattr(v, "dtype") else jnp.asarray(v, self.dtype)
+        if jnp.issubdtype(v.dtype, jnp.complexfloating):
+            raise TypeError(f"the operator is real and was multiplied with {v.dtype}; multiply v.real and v.imag.")
+        return v
+
+
+def _in_batches(array: Array, most: int, mode: str) -> Array:
+    """Return rows in batches (batches, rows, ...) of ``most`` rows at most, evenly, the last one filled up."""
+    n = len(array)
+    batches = -(-n // most)
+    rows = -(-n // batches)
+    array = jnp.pad(array, [(0, batches * rows - n)] + [(0, 0)] * (array.ndim - 1), mode=mode)
+    return array.reshape(batches, rows, *array.shape[1:])
+
+
+def _coordinates(x: Array, most: int) -> Array:
+    """Return coordinates in batches, filled up with one that ``apply`` is known to take."""
+    return _in_batches(x, most, "edge")
 
 
 def _check_linear(model: Model) -> None:
@@ -191,10 +263,17 @@ def _nonlinearity(apply: Partial, params: Any, x: Array) -> Array:
 
 @jax.jit
 def _matmul(operator: NTKOperator, v: Array) -> Array:
-    n, c = len(operator.x), operator.c
-    # (vectors, n, o): for "trace" each vector is a cotangent of one output at a time.
-    vectors = jnp.moveaxis(v.reshape(n, c if operator.outputs == "full" else 1, -1), 2, 0)
-    trace = mixing.traced(operator.apply, operator.params, operator.x)
+    return _multiplied(operator, v, precision=operator.precision)
+
+
+@at_precision
+def _multiplied(operator: NTKOperator, v: Array, *, precision: str) -> Array:
+    model, outputs = operator.model, operator.outputs
+    n1, n2, c = model.n1, model.n2, model.c
+    # (k, n2, o): for "trace" each vector is a cotangent of one output at a time.
+    vectors = jnp.moveaxis(v.reshape(n2, 1 if outputs == "trace" else c, -1), 2, 0)
+    trace = mixing.traced(model.apply, model.params, model.x1)
+    backward_only = mixing.has_custom_rule(trace)
     # JAX does not batch writes to references along every axis.
     in_turn = mixing.has_references(trace)
 
@@ -202,38 +281,41 @@ def _matmul(operator: NTKOperator, v: Array) -> Array:
         return lax.map(function, arrays) if in_turn else jax.vmap(function)(arrays)
 
     def product(cotangent: Array) -> Array:
-        return _product(operator, cotangent, backward_only=mixing.has_custom_rule(trace))
+        return _product(operator, cotangent, backward_only=backward_only)
 
-    def one_output(total: Array, o: Array) -> tuple[Array, None]:
-        def single(w: Array) -> Array:
-            return product(jnp.where(jnp.arange(c)[None] == o, w[:, None], 0))[:, o]
+    def of_output(o: Array, column: Array) -> Array:
+        """Return (k, n1), the products of an output's own kernel with each vector's column."""
+        only = jnp.arange(c)[None] == o
+        return each(lambda w: product(jnp.where(only, w[:, None], 0))[:, o], vectors[:, :, column])
 
-        return total + each(single, vectors[:, :, 0]), None
-
-    with jax.default_matmul_precision(operator.precision):
-        if operator.outputs == "full":
-            result = each(product, vectors)
-        else:
-            result = lax.scan(one_output, jnp.zeros((len(vectors), n), v.dtype), jnp.arange(c))[0] / c
-    return jnp.moveaxis(result, 0, -1).reshape(v.shape)
+    if outputs == "full":
+        result = each(product, vectors)
+    elif outputs == "diagonal":
+        result = jnp.moveaxis(lax.map(lambda o: of_output(o, o), jnp.arange(c)), 0, 2)
+    else:
+        zeros = jnp.zeros((len(vectors), n1), v.dtype)
+        result = lax.scan(lambda sum_, o: (sum_ + of_output(o, jnp.array(0)), None), zeros, jnp.arange(c))[0] / c
+    extent = operator._extent(n1)
+    return jnp.moveaxis(result, 0, -1).reshape(*extent, *v.shape[len(extent) :])
 
 
 def _product(operator: NTKOperator, cotangent: Array, *, backward_only: bool) -> Array:
-    """Return J J^T of one cotangent (n, c)."""
-    x = operator.coordinates()
+    """Return J J'^T of one cotangent (n2, c)."""
+    model, most = operator.model, operator.microbatch
     # Gradients are summed in the operator's dtype, which is wider than that of parameters in half precision.
-    params = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), operator.params)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), model.params)
 
-    def function(params: Any, x_b: Array) -> Array:
-        narrow = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, operator.params)
-        return operator.apply(narrow, x_b)
+    def function(params: Params, x_b: Array) -> Array:
+        narrow = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, model.params)
+        return model.apply(narrow, x_b)
 
     def pull(total: Any, batch: tuple[Array, Array]) -> tuple[Any, None]:
         x_b, cotangent_b = batch
         out, pullback = jax.vjp(lambda p: function(p, x_b), params)
         return jax.tree.map(jnp.add, total, pullback(cotangent_b.astype(out.dtype))[0]), None
 
-    gradient, _ = lax.scan(pull, jax.tree.map(jnp.zeros_like, params), (x, operator.cotangents(cotangent)))
+    batches = _coordinates(model.columns, most), _in_batches(cotangent, most, "constant")
+    gradient, _ = lax.scan(pull, jax.tree.map(jnp.zeros_like, params), batches)
 
     def push(x_b: Array) -> Array:
         if not backward_only:
@@ -242,17 +324,18 @@ def _product(operator: NTKOperator, cotangent: Array, *, backward_only: bool) ->
         out, pullback = jax.vjp(lambda p: function(p, x_b), params)
         return jax.linear_transpose(pullback, out)((gradient,))[0].astype(operator.dtype)
 
-    return lax.map(push, x).reshape(-1, operator.c)[: len(operator.x)]
+    return lax.map(push, _coordinates(model.x1, most)).reshape(-1, model.c)[: model.n1]
 
 
 @jax.jit
 def _diagonal(operator: NTKOperator) -> Array:
-    outputs = "diagonal" if operator.outputs == "full" else "trace"
+    model, outputs = operator.model, "trace" if operator.outputs == "trace" else "diagonal"
 
-    def batch(x_b: Array) -> Array:
-        rows = structured.factors(operator.apply, operator.params, x_b, operator.c, outputs, differentiable=True)
+    @at_precision
+    def batch(x_b: Array, *, precision: str) -> Array:
+        rows = structured.factors(model.apply, model.params, x_b, model.c, outputs, differentiable=True)
         return structured.diagonal(rows, outputs)
 
-    with jax.default_matmul_precision(operator.precision):
-        each = lax.map(batch, operator.coordinates())
-    return each.reshape(-1, *each.shape[2:])[: len(operator.x)]
+    batches = _coordinates(model.x1, operator.microbatch)
+    each = lax.map(lambda x_b: batch(x_b, precision=operator.precision), batches)
+    return each.reshape(-1, *each.shape[2:])[: model.n1]

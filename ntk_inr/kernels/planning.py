@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, NamedTuple
+import math
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from ntk_inr import _checks
 from ntk_inr._checks import Outputs
-from ntk_inr.kernels import frozen, memory
-from ntk_inr.kernels.api import jacobian_rows
+from ntk_inr._results import Scalar, result, static, text_table
+from ntk_inr._typing import Apply, Params
+from ntk_inr.kernels import frozen, jacobian
 from ntk_inr.kernels.memory import describe
-from ntk_inr.kernels.model import check_model, trace_of
+from ntk_inr.kernels.model import Model, trace_of
+from ntk_inr.kernels.request import Request
+from ntk_inr.kernels.structured import Trace
+
+# Leaves that a printed plan shows.
+_SHOWN = 24
 
 
-class LeafPlan(NamedTuple):
+@result
+class LeafPlan:
     """How one leaf of the parameters is handled.
 
     Attributes:
@@ -29,23 +34,30 @@ class LeafPlan(NamedTuple):
         floats: numbers kept for one example.
     """
 
-    name: str
-    shape: tuple[int, ...]
-    handling: str
-    why: str
-    flops: int
-    floats: int
+    name: str = static()
+    shape: tuple[int, ...] = static()
+    handling: str = static()
+    why: str = static()
+    flops: int = static()
+    floats: int = static()
 
 
-class MethodCost(NamedTuple):
-    """What a method costs: flops in all, and bytes at a time beside the kernel."""
+@result
+class MethodCost:
+    """What a method costs.
 
-    method: str
-    flops: float
-    bytes: float
+    Attributes:
+        method: its name.
+        flops: in all.
+        bytes: at a time, beside the kernel.
+    """
+
+    method: str = static()
+    flops: Scalar
+    bytes: Scalar
 
 
-@dataclasses.dataclass(frozen=True)
+@result
 class Plan:
     """The plan of a kernel; ``print`` shows it as a table.
 
@@ -60,35 +72,34 @@ class Plan:
         frozen: whether ``stop_gradient`` leaves out a part of the derivative, so that training follows
             :func:`ntk_inr.kernels.training_kernel` and not this kernel. One that changes no derivative, as around a
             floor, does not count.
+        unchecked: what could not be checked, for want of values.
     """
 
-    leaves: list[LeafPlan]
-    costs: list[MethodCost]
-    method: str
-    block: int
-    panel: int
-    kernel_bytes: int
-    pairs: int
-    frozen: bool
+    leaves: tuple[LeafPlan, ...]
+    costs: tuple[MethodCost, ...]
+    method: str = static()
+    block: int = static()
+    panel: int = static()
+    kernel_bytes: int = static()
+    pairs: int = static()
+    frozen: bool = static()
+    unchecked: tuple[str, ...] = static(default=())
 
     def __str__(self) -> str:
-        header = ("leaf", "shape", "handled as", "why", "flops a pair", "floats an example")
-        rows = [
+        rows = [("leaf", "shape", "handled as", "why", "flops a pair", "floats an example")]
+        rows += [
             (leaf.name, str(leaf.shape), leaf.handling, leaf.why, f"{leaf.flops:,}", f"{leaf.floats:,}")
-            for leaf in self.leaves
+            for leaf in self.leaves[:_SHOWN]
         ]
-        widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-
-        def line(row: tuple[str, ...]) -> str:
-            cells = [
-                cell.rjust(w) if i > 3 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            ]
-            return "  ".join(cells).rstrip()
-
-        lines = [line(header), line(tuple("-" * w for w in widths)), *map(line, rows), ""]
+        lines = [text_table(rows, right=(4, 5))]
+        if len(self.leaves) > _SHOWN:
+            lines.append(f"and {len(self.leaves) - _SHOWN} more, in plan.leaves")
+        lines.append("")
         for cost in self.costs:
             chosen = "  <- chosen" if cost.method == self.method else ""
-            lines.append(f"{cost.method:<11} {cost.flops:.3g} flops, {describe(cost.bytes)} beside the kernel{chosen}")
+            lines.append(
+                f"{cost.method:<11} {cost.flops:.3g} flops, {describe(float(cost.bytes))} beside the kernel{chosen}"
+            )
         lines.append(
             f"kernel {describe(self.kernel_bytes)}; tiles of {self.block} x {self.block}, "
             f"factors of {self.panel * self.block} rows kept at a time"
@@ -98,14 +109,14 @@ class Plan:
                 "stop_gradient leaves out a part of the derivative, so this is not the kernel that training follows; "
                 "that is ni.kernels.training_kernel"
             )
+        if self.unchecked:
+            lines.append(f"not checked, since shapes have no values: {'; '.join(self.unchecked)}")
         return "\n".join(lines)
-
-    __repr__ = __str__
 
 
 def explain(
-    apply: Any,
-    params: Any,
+    apply: Apply,
+    params: Params,
     x1: Any,
     x2: Any = None,
     *,
@@ -118,11 +129,14 @@ def explain(
     No part of the kernel is computed: ``apply`` is checked as by :func:`ntk_inr.ntk`, and traced on one example. Where
     it has a ``stop_gradient``, gradients with and without it are compared at some coordinates.
 
+    A ``jax.ShapeDtypeStruct`` may stand for each array, for models too big to build: ``jax.eval_shape`` gives those of
+    parameters. Nothing is allocated then, and what only values show is not checked; ``plan.unchecked`` says what.
+
     Args:
         apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``.
-        params: pytree of floating point arrays.
-        x1: coordinates (n1, d).
-        x2: coordinates (n2, d); None is x1.
+        params: pytree of floating point arrays, or of their shapes.
+        x1: coordinates (n1, d), or their shape.
+        x2: coordinates (n2, d), or their shape; None is x1.
         outputs: as in :func:`ntk_inr.ntk`.
         block: as in :func:`ntk_inr.ntk`.
         memory_limit: as in :func:`ntk_inr.ntk`.
@@ -141,31 +155,56 @@ def explain(
         >>> plan = ni.explain(apply, params, x)
         >>> plan.leaves[3].name, plan.leaves[3].handling, plan.method
         ("['hidden_1']['kernel']", 'product', 'structured')
+        >>> net, point = ni.CoordinateMLP(features=2**15, depth=11), jax.ShapeDtypeStruct((1, 2), "float32")
+        >>> huge = jax.eval_shape(net.init, jax.random.key(0), point)["params"]  # 10.7 billion numbers
+        >>> plan = ni.explain(lambda p, x: net.apply({"params": p}, x), huge, jax.ShapeDtypeStruct((512, 2), "float32"))
+        >>> plan.leaves[3].handling, plan.unchecked
+        ('product', ('numbers are finite', "examples don't mix"))
     """
-    _checks.check_options(outputs=outputs, block=block, memory_limit=memory_limit)
-    model = check_model(apply, params, x1, x2)
-    c, n1, n2 = model.c, len(model.x1), len(model.x1 if model.x2 is None else model.x2)
+    request = Request.of(apply, params, x1, x2, outputs=outputs, block=block, memory_limit=memory_limit, abstract=True)
+    model, stored = request.model, request.nbytes
     trace = trace_of(model, outputs)
-    itemsize = trace.dtype.itemsize
-    stored = n1 * n2 * memory.entries(c, outputs) * itemsize
-    cut = memory.cut(trace, n1, n2, outputs, stored=stored, limit=memory_limit, block=block)
-    leaves = jax.tree_util.tree_leaves_with_path(model.params)
-    names = [jax.tree_util.keystr(path) or "params" for path, _ in leaves]
-    plans = []
-    for (_, leaf), name, how in zip(leaves, names, trace.sites.handling, strict=True):
-        why = how.why if how.carrier is None else f"{how.why} {names[how.carrier]}"
-        plans.append(LeafPlan(name, jnp.shape(leaf), how.kind, why, how.flops, how.floats))
-    if x2 is None:
-        blocks = -(-n1 // cut.block)
+    cut = request.cut(trace, stored)
+    if model.x2 is None:
+        blocks = -(-model.n1 // cut.block)
         pairs = blocks * (blocks + 1) // 2 * cut.block**2
     else:
-        pairs = n1 * n2
-    size = sum(jnp.size(leaf) for _, leaf in leaves)
-    rows = min(jacobian_rows(params, c, itemsize), max(n1, n2))
-    backward = c * c if outputs == "full" else c
-    costs = [
-        MethodCost("structured", float(pairs) * trace.flops, cut.bytes - stored),
-        MethodCost("jacobian", 2.0 * pairs * backward * size, 2.0 * rows * c * size * itemsize),
-    ]
-    held = frozen.is_frozen(model.apply, model.params, model.x1)
-    return Plan(plans, costs, "structured", cut.block, cut.panel, stored, pairs, held)
+        pairs = model.n1 * model.n2
+    size = sum(math.prod(shape) for shape in trace.shapes)
+    rows = min(jacobian.rows_at_once(model), max(model.n1, model.n2))
+    c = model.c
+    costs = (
+        MethodCost("structured", float(pairs) * trace.flops, float(cut.bytes - stored)),
+        MethodCost(
+            "jacobian",
+            2.0 * pairs * (c * c if outputs == "full" else c) * size,
+            2.0 * rows * c * size * model.dtype.itemsize,
+        ),
+    )
+    return Plan(
+        _leaf_plans(model, trace),
+        costs,
+        method="structured",
+        block=cut.block,
+        panel=cut.panel,
+        kernel_bytes=stored,
+        pairs=pairs,
+        frozen=(is_frozen := frozen.is_frozen(model.apply, model.params, model.x1)),
+        unchecked=_unchecked(is_frozen) if model.is_abstract else (),
+    )
+
+
+def _leaf_plans(model: Model, trace: Trace) -> tuple[LeafPlan, ...]:
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(model.params)]
+    names = [jax.tree_util.keystr(path) or "params" for path in paths]
+    plans = []
+    for name, shape, how in zip(names, trace.shapes, trace.sites.handling, strict=True):
+        why = how.why if how.carrier is None else f"{how.why} {names[how.carrier]}"
+        plans.append(LeafPlan(name, shape, how.kind, why, how.flops, how.floats))
+    return tuple(plans)
+
+
+def _unchecked(is_frozen: bool) -> tuple[str, ...]:
+    """Return what shapes don't show of a model."""
+    always = ("numbers are finite", "examples don't mix")
+    return (*always, "stop_gradient changes the derivative") if is_frozen else always

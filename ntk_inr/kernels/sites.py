@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ntk_inr.kernels.follow import Indices, Scales, Source, follow, is_complex, steps
+from ntk_inr.kernels.follow import Scales, Source, follow, is_complex, steps
+from ntk_inr.kernels.places import Places, overlap
 from ntk_inr.kernels.program import Atom, Equation, Loop, Name, Program, shape_of
 
 # What one pass over a tile of the kernel costs, in units of a product's multiply and add.
@@ -51,7 +52,7 @@ class Group:
     """
 
     leaf: int
-    index: Indices
+    index: Places
     sites: list[Site]
     biases: list[np.ndarray] = dataclasses.field(default_factory=list)
 
@@ -125,7 +126,7 @@ def find_sites(
     """
     groups: list[Group] = []
     handling: list[Handling] = []
-    places = [np.arange(math.prod(shape)).reshape(shape) for shape in shapes]
+    places = [Places.all_of(shape) for shape in shapes]
     for leaf, (cotangent, place) in enumerate(zip(program.outputs, places, strict=True)):
         sources = follow(program, cotangent, place)
         if fixed.get(leaf) == "unused" or not sources:
@@ -161,7 +162,7 @@ def find_sites(
 
 def _grouped(program: Program, leaf: int, sources: list[Source], size: int) -> tuple[list[Group], str]:
     """Return the leaf's groups of products, or none and why not."""
-    groups: list[tuple[Indices, list[Site]]] = []
+    groups: list[tuple[Places, list[Site]]] = []
     for source in sources:
         if not program.is_active(source.value):
             return [], "a part of its gradient does not depend on the output"
@@ -174,13 +175,12 @@ def _grouped(program: Program, leaf: int, sources: list[Source], size: int) -> t
             return [], "its gradient is not linear in the output's"
         site, index = _site(program, equation, source)
         for known, sites in groups:
-            if np.array_equal(known, index):
+            if known.same_as(index):
                 sites.append(site)
                 break
         else:
             groups.append((index, [site]))
-    hits = sum(np.bincount(index.ravel(), minlength=size) for index, _ in groups)
-    if np.max(hits, initial=0) > 1:
+    if overlap([index for index, _ in groups], size):
         return [], "its uses overlap in different arrangements"
     return [Group(leaf, index, sites) for index, sites in groups], ""
 
@@ -202,14 +202,14 @@ def _producer(program: Program, value: Name) -> Equation | Loop | None:
     return Equation("dot_general", {"dimension_numbers": (contracted, batched)}, operands, [value], inside.evaluate)
 
 
-def _site(program: Program, equation: Equation, source: Source) -> tuple[Site, Indices]:
+def _site(program: Program, equation: Equation, source: Source) -> tuple[Site, Places]:
     """Return a product as a site, and the places (batch, m_in, m_out) of what it makes."""
     contracted, batched = equation.params["dimension_numbers"]
     at = 0 if program.is_active(equation.inputs[0]) else 1
     index = source.index
     # Entries of a batch that go to the same places are added up, as those of tokens are.
-    shared = [axis for axis in range(len(batched[0])) if _is_constant(index, axis)]
-    index = index[tuple(0 if axis in shared else slice(None) for axis in range(index.ndim))]
+    shared = [axis for axis in range(len(batched[0])) if index.is_constant(axis)]
+    index = index.part([0 if axis in shared else slice(None) for axis in range(len(index.shape))])
     axes, widths = [], []
     for operand in (0, 1):
         shape = shape_of(equation.inputs[operand])
@@ -219,7 +219,7 @@ def _site(program: Program, equation: Equation, source: Source) -> tuple[Site, I
         axes.append((*own, *summed, *free))
         widths.append(math.prod(shape[axis] for axis in free))
         batch, tokens = (math.prod(shape[axis] for axis in part) for part in (own, summed))
-    index = index.reshape(batch, *widths)
+    index = index.reshaped((batch, *widths))
     site = Site(
         h=equation.inputs[1 - at],
         delta=equation.inputs[at],
@@ -232,14 +232,7 @@ def _site(program: Program, equation: Equation, source: Source) -> tuple[Site, I
         scale=source.scale,
         scales=source.scales,
     )
-    return site, index if at == 1 else index.transpose(0, 2, 1)
-
-
-def _is_constant(index: Indices, axis: int) -> bool:
-    """Return whether all entries along this axis, of more than one, are the same."""
-    if index.shape[axis] == 1 or index.size == 0:
-        return False
-    return index.strides[axis] == 0 or bool((index == index.take([0], axis)).all())
+    return site, index if at == 1 else index.transposed((0, 2, 1))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -249,7 +242,7 @@ class _Base:
     group: Group
     first: int
     site: Site
-    index: Indices
+    index: Places
     scale: float
 
 
@@ -258,8 +251,7 @@ def _bases(program: Program, groups: Sequence[Group]) -> dict[Name, _Base]:
     for group in groups:
         first = 0
         for site in group.sites:
-            shape = shape_of(site.delta)
-            base = Source(site.delta, np.arange(math.prod(shape)).reshape(shape))
+            base = Source(site.delta, Places.all_of(shape_of(site.delta)))
             while parts := steps(program, base):
                 part = parts[0]
                 if len(parts) != 1 or part.index.size != base.index.size or part.scales or not part.scale:
@@ -273,14 +265,14 @@ def _bases(program: Program, groups: Sequence[Group]) -> dict[Name, _Base]:
 
 def _carry(bases: dict[Name, _Base], sources: Sequence[Source], size: int) -> list[Group]:
     """Let groups carry a bias whose cotangent is a multiple of their ``delta``; return them, or none."""
-    classes: list[tuple[Indices, Group, np.ndarray]] = []
+    classes: list[tuple[np.ndarray, Group, np.ndarray]] = []
     for source in sources:
         base = bases.get(source.value) if isinstance(source.value, Name) else None
         if base is None or source.scales:
             return []
         site = base.site
         flat = np.empty(base.index.size, np.int64)
-        flat[base.index.ravel()] = source.index.ravel()
+        flat[base.index.array().ravel()] = source.index.array().ravel()
         moved = flat.reshape(shape_of(site.delta)).transpose(site.delta_axes)
         places = moved.reshape(site.batch, site.tokens, site.m_out)
         if not np.array_equal(places, np.broadcast_to(places[:, :1], places.shape)):
@@ -293,8 +285,7 @@ def _carry(bases: dict[Name, _Base], sources: Sequence[Source], size: int) -> li
                 break
         else:
             classes.append((places[:, 0], base.group, weights))
-    hits = sum(np.bincount(index.ravel(), minlength=size) for index, _, _ in classes)
-    if not classes or np.max(hits, initial=0) > 1:
+    if not classes or overlap([Places.listed(index) for index, _, _ in classes], size):
         return []
     for _, group, weights in classes:
         group.biases.append(weights)

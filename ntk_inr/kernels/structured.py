@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array, lax
 from jax.tree_util import Partial
 
-from ntk_inr._dtypes import accumulation_dtype
+from ntk_inr._dtypes import accumulation_dtype, at_precision
 from ntk_inr.kernels.program import Program
 from ntk_inr.kernels.sites import Group, Site, Sites, find_sites
 
@@ -128,6 +128,7 @@ class Trace:
         carried = [sum(float(w[0]) ** 2 for w in group.biases) if group.tokens == 1 else 0 for group in groups]
         return [jnp.asarray(offset, self.dtype) for offset in carried + [1] * bool(self.sites.own)]
 
+    @at_precision
     def _orthogonal(self, group: Group, h: Array, delta: Array) -> tuple[Array, Array]:
         """Return h and delta of the same ``sum_t h_t delta_t``, where tokens are several with orthonormal rows of h.
 
@@ -140,13 +141,12 @@ class Trace:
             return h, delta
         columns = [jnp.broadcast_to(jnp.asarray(w, self.dtype)[:, None], (*h.shape[:2], 1)) for w in group.biases]
         h = jnp.concatenate([h, *columns], axis=2)
-        with jax.default_matmul_precision("highest"):
-            rows = lax.stop_gradient(jnp.linalg.qr(h.swapaxes(1, 2))[0].swapaxes(1, 2))
-            lengths = h @ rows.swapaxes(1, 2)
-            turned = lengths.swapaxes(1, 2) @ delta
-            if not self._differentiable:
-                return rows, turned
-            return _joined([rows, h - lengths @ rows]), jnp.concatenate([turned, delta], axis=2)
+        rows = lax.stop_gradient(jnp.linalg.qr(h.swapaxes(1, 2))[0].swapaxes(1, 2))
+        lengths = h @ rows.swapaxes(1, 2)
+        turned = lengths.swapaxes(1, 2) @ delta
+        if not self._differentiable:
+            return rows, turned
+        return _joined([rows, h - lengths @ rows]), jnp.concatenate([turned, delta], axis=2)
 
     def _input(self, site: Site, values: dict[Any, Array]) -> Array:
         h = values[site.h].astype(self.dtype)
@@ -196,7 +196,7 @@ def _alike(sites: Sites, others: Sites, leaf: int) -> bool:
     ours, theirs = ([group for group in found.groups if group.leaf == leaf] for found in (sites, others))
     return len(ours) == len(theirs) and all(
         a.tokens == b.tokens
-        and np.array_equal(a.index, b.index)
+        and a.index.same_as(b.index)
         and len(a.biases) == len(b.biases)
         and all(map(np.array_equal, a.biases, b.biases))
         for a, b in zip(ours, theirs, strict=True)

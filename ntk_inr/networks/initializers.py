@@ -248,16 +248,16 @@ def _balanced(activation: Callable[[Array], Array]) -> float:
         return np.log(np.maximum(sigma**2 * slope, 1e-30) / np.maximum(value, 1e-30))
 
     grid = np.geomspace(0.01, 100, 161)
-    found = excess(grid)
+    ratios = excess(grid)
     # A touch of zero, or rounding about it, is no crossing.
-    crossings = np.flatnonzero((np.sign(found[1:]) != np.sign(found[:-1])) & (np.abs(np.diff(found)) > 1e-3))
+    crossings = np.flatnonzero((np.sign(ratios[1:]) != np.sign(ratios[:-1])) & (np.abs(np.diff(ratios)) > 1e-3))
     if not len(crossings):
         raise ValueError(
             "no sigma in [0.01, 100] keeps the variance of both values and gradients through this activation; give "
             "sigma, the standard deviation that its pre-activations should have, such as sigma=1.0."
         )
     low, high = grid[crossings[-1]], grid[crossings[-1] + 1]
-    sign = np.sign(found[crossings[-1]])
+    sign = np.sign(ratios[crossings[-1]])
     for _ in range(_BISECTIONS):
         middle = np.sqrt(low * high)
         low, high = (middle, high) if np.sign(excess(np.array([middle]))[0]) == sign else (low, middle)

@@ -96,7 +96,7 @@ class GaborModulation(nn.Module):
         >>> g.shape
         (5, 64)
 
-    Source: Fathony et al. 2021, Multiplicative Filter Networks, section 3.2.
+    Source: Fathony et al. 2021, Multiplicative Filter Networks (openreview OmtmcPkkhT), section 3.2.
     """
 
     omega: float = real(10.0)
@@ -126,8 +126,11 @@ class GaborModulation(nn.Module):
 
 
 def squared_distances(x: Float[Array, "n d"], centres: Float[Array, "m d"]) -> Float[Array, "n m"]:
-    """Return the squared distances of all pairs, coordinate by coordinate: no (n, m, d) array."""
-    return jnp.stack([(a[:, None] - b[None, :]) ** 2 for a, b in zip(x.T, centres.T, strict=True)]).sum(0)
+    """Return the squared distances of all pairs, from differences, so that near pairs keep their digits.
+
+    Coordinate by coordinate: no (n, m, d) array.
+    """
+    return sum((a[:, None] - b[None, :]) ** 2 for a, b in zip(x.T, centres.T, strict=True))
 
 
 class MLPModulation(nn.Module):

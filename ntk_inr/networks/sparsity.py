@@ -12,6 +12,7 @@ from jax import Array
 from jaxtyping import Float
 
 from ntk_inr import _checks
+from ntk_inr._roots import bisect
 from ntk_inr.networks.fields import REAL, WHOLE, real
 from ntk_inr.networks.normalization import Sphere
 
@@ -143,14 +144,14 @@ def kth_largest(u: Float[Array, "*batch m"], k: Any) -> Float[Array, "*batch 1"]
     negative = (code & whole.type(sign)) != 0
     order = jnp.where(negative, ~code, code | whole.type(sign))
 
-    def add_bit(place: Any, found: Array) -> Array:
-        candidate = found | (whole.type(1) << (bits - 1 - place).astype(whole))
-        return jnp.where((order >= candidate).sum(-1, keepdims=True) >= k, candidate, found)
+    def add_bit(place: Any, largest: Array) -> Array:
+        candidate = largest | (whole.type(1) << (bits - 1 - place).astype(whole))
+        return jnp.where((order >= candidate).sum(-1, keepdims=True) >= k, candidate, largest)
 
     # A loop over bits, so that each pass over the entries stays one fused count.
-    found = jax.lax.fori_loop(0, bits, add_bit, jnp.zeros_like(order[..., :1]))
-    found = jnp.where((found & whole.type(sign)) != 0, found & whole.type(sign - 1), ~found)
-    return jax.lax.bitcast_convert_type(found, u.dtype)
+    largest = jax.lax.fori_loop(0, bits, add_bit, jnp.zeros_like(order[..., :1]))
+    largest = jnp.where((largest & whole.type(sign)) != 0, largest & whole.type(sign - 1), ~largest)
+    return jax.lax.bitcast_convert_type(largest, u.dtype)
 
 
 @jax.custom_jvp
@@ -165,15 +166,11 @@ def soft_threshold(z: Float[Array, "*batch m"], k: Any) -> Float[Array, "*batch 
     shift = jnp.log((m - k) / jnp.asarray(k, z.dtype))
     low, high = z.min(-1, keepdims=True) + shift, z.max(-1, keepdims=True) + shift
 
-    def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bracket
-        middle = (low + high) / 2
-        above = jax.nn.sigmoid(z - middle).sum(-1, keepdims=True) > k
-        return jnp.where(above, middle, low), jnp.where(above, high, middle)
+    def above(threshold: Array) -> Array:
+        return jax.nn.sigmoid(z - threshold).sum(-1, keepdims=True) > k
 
     # The bracket is about twice as wide as the largest entry; halved so often, it is within that one's last digit.
-    low, high = jax.lax.fori_loop(0, jnp.finfo(z.dtype).nmant + 5, halve, (low, high))
-    return (low + high) / 2
+    return bisect(above, low, high, jnp.finfo(z.dtype).nmant + 5)
 
 
 @soft_threshold.defjvp

@@ -14,8 +14,9 @@ from ntk_inr import _checks
 from ntk_inr._checks import Precision
 from ntk_inr._dtypes import unit_of
 from ntk_inr._results import Scalar, result, static
-from ntk_inr.kernels import assembly, memory
-from ntk_inr.kernels.model import Model, check_concrete, check_model, trace_of
+from ntk_inr.kernels import assembly
+from ntk_inr.kernels.model import trace_of
+from ntk_inr.kernels.request import Request
 from ntk_inr.spectra.dense import Moments, from_units
 from ntk_inr.spectra.submatrices import draw, estimate, standard_errors, sums_of, unseen
 
@@ -97,11 +98,11 @@ def streamed_moments(
         >>> bool(np.allclose([m.mean, m.variance], [exact.mean, exact.variance], rtol=1e-4))
         True
     """
-    _checks.check_options(block=block, memory_limit=memory_limit, precision=precision)
-    model = check_model(apply, params, x)
-    check_concrete(model, "streamed_moments")
-    whole = _entries(model, model.x1, block, memory_limit, precision, progress)
-    m = _estimated(len(model.x1), [whole])
+    request = Request.of(
+        apply, params, x, block=block, memory_limit=memory_limit, precision=precision, progress=progress
+    )
+    whole = _entries(request.on_host("streamed_moments"))
+    m = _estimated(request.model.n1, [whole])
     return Moments(m.mean, m.variance, m.deviation, m.n)
 
 
@@ -160,19 +161,17 @@ def sampled_moments(
         >>> abs(m.variance - exact.variance) < 5 * m.variance_stderr
         True
     """
-    _checks.check_options(block=block, memory_limit=memory_limit, precision=precision)
     _checks.check_positive(size, "size", integer=True, least=2)
     _checks.check_positive(rtol, "rtol")
-    model = check_model(apply, params, x)
-    check_concrete(model, "sampled_moments")
-    points = np.asarray(model.x1)
+    request = Request.of(apply, params, x, block=block, memory_limit=memory_limit, precision=precision)
+    points = np.asarray(request.on_host("sampled_moments").model.x1)
     n = len(points)
     size, count = _plan(n, size, submatrices)
     most = count or min(_MOST_SUBMATRICES, n // size)
     order = draw(key, n, size, most, otherwise="use ni.streamed_moments") if most > 1 else [slice(None)]
     parts: list[_Entries] = []
     for done, subset in enumerate(order, 1):
-        part = _entries(model, points[subset], block, memory_limit, precision, None)
+        part = _entries(request.at(points[subset]))
         parts.append(part.per(parts[0].unit) if parts else part)
         if progress:
             progress(done, most)
@@ -194,14 +193,10 @@ def _plan(n: int, size: int, submatrices: int | None) -> tuple[int, int | None]:
     return (n, 1) if n <= size or smaller < 2 else (smaller, None)
 
 
-def _entries(model: Model, x: Any, block: Any, memory_limit: Any, precision: str, progress: Any) -> _Entries:
-    """Return what moments need of the kernel at coordinates ``x``, tile by tile."""
-    trace = trace_of(model, "trace")
-    n = len(x)
-    cut = memory.cut(trace, n, n, "trace", stored=0, limit=memory_limit, block=block)
-    parts = assembly.tiles(
-        model.apply, model.params, x, None, c=model.c, outputs="trace", precision=precision, cut=cut, progress=progress
-    )
+def _entries(request: Request) -> _Entries:
+    """Return what moments need of the kernel, tile by tile."""
+    n = request.model.n1
+    parts = assembly.tiles(request, request.cut(trace_of(request.model, "trace")))
     started = (
         (rows, columns, _squares(tile, rows.stop - rows.start, columns.stop - columns.start, rows == columns))
         for rows, columns, tile in parts

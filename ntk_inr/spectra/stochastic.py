@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from ntk_inr import _checks
-from ntk_inr._dtypes import accumulation_dtype, eps, unit_of
+from ntk_inr._dtypes import accumulation_dtype, at_precision, eps, unit_of
 from ntk_inr._results import Scalar, result, static
 from ntk_inr.spectra.dense import Moments, from_units
 from ntk_inr.spectra.symmetry import FEW_ROWS, check_symmetric
@@ -154,8 +154,8 @@ def stochastic_moments(A: Any, *, key: Array, probes: int = 64, method: Method =
         >>> m.method, m.mean_stderr, bool(abs(m.variance - exact.variance) < 5 * m.variance_stderr)
         ('probes', 0.0, True)
 
-    Source: T9; Hutch++ by Meyer, Musco, Musco and Woodruff 2021; vectors spread over the whole complement by
-    Epperly, Tropp and Webber 2024.
+    Source: T9; Hutch++ by Meyer, Musco, Musco and Woodruff 2021, arXiv 2010.09649; vectors spread over the whole
+    complement by Epperly, Tropp and Webber 2024, arXiv 2301.07825.
     """
     A, n = as_operator(A)
     _checks.check_choice(method, ("auto", "probes", "deflated"), "method")
@@ -207,7 +207,10 @@ def as_operator(A: Any, name: str = "A") -> tuple[Any, int]:
             "a JAX pytree, such as ni.NTKOperator(apply, params, x)."
         )
     if len(A.shape) != 2 or A.shape[0] != A.shape[1]:
-        raise ValueError(f"{name} has shape {tuple(A.shape)}; expected a square operator (n, n).")
+        raise ValueError(
+            f"{name} has shape {tuple(A.shape)}; expected a square operator (n, n), as ni.NTKOperator is "
+            'without x2, for outputs "trace" or "full".'
+        )
     return A, A.shape[0]
 
 
@@ -309,10 +312,10 @@ def _diagonal(A: Any) -> Array:
 
 
 @jax.jit
+@at_precision
 def _rayleigh(A: Any, centre: Array, vectors: Array) -> tuple[Array, Array, Array]:
     """Return A u, u.B u and norm(B u - (u.B u) u) for unit columns u (n, k)."""
-    with jax.default_matmul_precision("highest"):
-        product = (A @ vectors).astype(vectors.dtype)
+    product = (A @ vectors).astype(vectors.dtype)
     centred = product - centre[:, None] * vectors
     quotients = (vectors * centred).sum(axis=0)
     spread = centred - quotients[None, :] * vectors
@@ -321,17 +324,17 @@ def _rayleigh(A: Any, centre: Array, vectors: Array) -> tuple[Array, Array, Arra
 
 
 @jax.jit(static_argnames=("n", "count", "dtype"))
+@at_precision
 def unit_vectors(key: Array, n: int, count: int, dtype: Any, basis: Array | None = None) -> Array:
     """Return random unit vectors (n, count), uniform on the sphere, in the complement of an orthonormal ``basis``."""
     vectors = jax.random.normal(key, (n, count), dtype)
     if basis is not None:
-        with jax.default_matmul_precision("highest"):
-            for _ in range(2):  # Twice is enough for orthogonality to rounding.
-                vectors = vectors - basis @ (basis.T @ vectors)
+        for _ in range(2):  # Twice is enough for orthogonality to rounding.
+            vectors = vectors - basis @ (basis.T @ vectors)
     return vectors / jnp.linalg.norm(vectors, axis=0, keepdims=True)
 
 
 @jax.jit
+@at_precision
 def _orthonormal(vectors: Array) -> Array:
-    with jax.default_matmul_precision("highest"):
-        return jnp.linalg.qr(vectors / unit_of(vectors))[0]
+    return jnp.linalg.qr(vectors / unit_of(vectors))[0]

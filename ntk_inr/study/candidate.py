@@ -147,11 +147,11 @@ _kernel, _training_kernel = jax.jit(ntk), jax.jit(training_kernel)
 def check_room(rows: int, name: str) -> None:
     """Raise where memory has no room for a kernel in float64 and its spectrum on so many rows, the option ``name``."""
     needed, left = _COPIES * 8 * rows**2, memory.available_on_host()
-    _checks.refuse_if(
-        needed > left,
-        f"{name}={rows} asks for kernels that need {memory.describe(needed)}, and {memory.describe(left)} are left; "
-        "choose less.",
-    )
+    if needed > left:
+        raise ValueError(
+            f"{name}={rows} asks for kernels that need {memory.describe(needed)}, and {memory.describe(left)} are "
+            "left; choose less."
+        )
 
 
 def kernel_in_float64(apply: Any, params: Any, x: Any) -> np.ndarray:
@@ -176,12 +176,12 @@ def _in_float64(of: Callable[..., Any], *arguments: Any) -> np.ndarray:
 def predict_infinite(net: nn.Module, sample: Sample, seed: int) -> Curves:
     """Return what the kernel of infinite width predicts from a start that is drawn of the network's own law."""
     with jax.enable_x64(True):
-        limit = infinite_kernel(net)(jnp.asarray(sample.places, jnp.float64))  # type: ignore[arg-type]
+        kernel = infinite_kernel(net)(jnp.asarray(sample.places, jnp.float64))  # type: ignore[arg-type]
     k = len(sample.points)
-    system = eigensystem(np.asarray(limit.nngp)[:k, :k])
+    system = eigensystem(np.asarray(kernel.nngp)[:k, :k])
     drawn = np.random.default_rng(seed).normal(size=(k, sample.y.shape[1]))
     start = system.vectors @ (np.sqrt(np.maximum(system.values, 0))[:, None] * drawn)
-    return curves(np.asarray(limit.ntk), start, sample)
+    return curves(np.asarray(kernel.ntk), start, sample)
 
 
 def largest_eigenvalue(kernel: np.ndarray, sample: Sample) -> float:
@@ -230,9 +230,9 @@ def curves(kernel: np.ndarray, start: np.ndarray, sample: Sample, followed: np.n
         across = followed[n : n + len(unseen), :n] @ (vectors / values)
         gained = (across @ ((1 - left)[:, :, None] * modes).transpose(1, 0, 2).reshape(n, -1)).real
         heldout = ((residual[n:, None] - gained.reshape(len(unseen), len(TIMES), -1)) ** 2).mean(axis=(0, 2))
-    m = moments(own)
+    spread = moments(own)
     rate = stable_rate(largest, sample)
-    return Curves(train, heldout, float(m.cv), rate, float(m.mean), path)
+    return Curves(train, heldout, float(spread.cv), rate, float(spread.mean), path)
 
 
 def _modes(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

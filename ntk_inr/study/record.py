@@ -20,7 +20,6 @@ from typing import IO, Any
 import jax
 import numpy as np
 
-from ntk_inr import _checks
 from ntk_inr._claims import CLAIM, claimed
 from ntk_inr._results import Record, Scalar, result, static
 from ntk_inr.study.description import Addition
@@ -182,7 +181,8 @@ def results_folder(
     if overwrite and resume:
         raise ValueError("overwrite=True and resume=True contradict each other; give one of them.")
     if folder is None:
-        _checks.refuse_if(resume, "resume=True needs out=, the folder of the results to go on from.")
+        if resume:
+            raise ValueError("resume=True needs out=, the folder of the results to go on from.")
         yield None
         return
     folder = Path(folder)

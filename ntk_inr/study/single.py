@@ -12,12 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ntk_inr import _checks
 from ntk_inr._results import Record, result, static
 from ntk_inr.kernels.adapters import init
 from ntk_inr.networks.catalogue import networks_of
 from ntk_inr.study import record
-from ntk_inr.study.comparison import readable, trained
 from ntk_inr.study.derivatives import check_derivatives
 from ntk_inr.study.description import (
     baselines_of,
@@ -26,10 +24,12 @@ from ntk_inr.study.description import (
     eight_bits,
     numbers_of,
     own_scores,
+    readable,
     training_settings,
 )
 from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import save_figure
+from ntk_inr.study.measurement import trained
 from ntk_inr.tasks.interface import Task
 from ntk_inr.tasks.metrics import score_lines
 from ntk_inr.tasks.registry import TASKS
@@ -125,17 +125,17 @@ def fit_task(
 
     Example:
         >>> import ntk_inr as ni
-        >>> found = ni.fit_task(ni.load_task("signal", "sines", samples=64), "siren", features=32, depth=2, steps=50)
-        >>> found.run.status, sorted(found.scores)
+        >>> fitted = ni.fit_task(ni.load_task("signal", "sines", samples=64), "siren", features=32, depth=2, steps=50)
+        >>> fitted.run.status, sorted(fitted.scores)
         ('finished', ['psnr'])
     """
     task = readable(task)
     ((name, net),) = networks_of(variant, features=features, depth=depth, out=task.channels).items()
-    _checks.refuse_if(
-        optimizer == "lbfgs" and task.sampling is not None,
-        f"{task.name} has {len(task.x)} rows and is trained in batches of {task.sampling}, but optimizer='lbfgs' "
-        "compares losses of one and the same batch; take another, such as optimizer='adam', or a smaller task.",
-    )
+    if optimizer == "lbfgs" and task.sampling is not None:
+        raise ValueError(
+            f"{task.name} has {len(task.x)} rows and is trained in batches of {task.sampling}, but optimizer='lbfgs' "
+            "compares losses of one and the same batch; take another, such as optimizer='adam', or a smaller task."
+        )
     warned, numbers = check_derivatives(task, {name: net}), numbers_of(net)
     maker = make_optimizer(optimizer, learning_rate=learning_rate, schedule=schedule, steps=steps)
     start, shuffles = jax.random.split(jax.random.key(seed))

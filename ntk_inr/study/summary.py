@@ -116,8 +116,8 @@ class Summary:
     @property
     def notes(self) -> list[str]:
         """What has to be known to read the table."""
-        cells = [entry for row in [*self.rows.values(), *self.baselines.values()] for entry in row.values()]
-        return [STAR, *[EXACT_NOTE] * any(entry.text == EXACT for entry in cells)]
+        cells = [cell for row in [*self.rows.values(), *self.baselines.values()] for cell in row.values()]
+        return [STAR, *[EXACT_NOTE] * any(cell.text == EXACT for cell in cells)]
 
 
 def summarize(study: Study, target_psnr: float | None = None) -> Summary:
@@ -331,17 +331,17 @@ def _prediction_gaps(study: Study, summary: Summary, counted: Counted) -> list[s
 
 def _additions(study: Study, summary: Summary) -> list[str]:
     """Say what came with a component more, a sentence a component: networks are compared by their modules."""
-    by_component: dict[str, list[str]] = {}
+    changes_of: dict[str, list[str]] = {}
     goal = summary.goal
     for added in study.additions:
         if {added.base, added.name} <= set(summary.rows):
             base, row = summary.rows[added.base], summary.rows[added.name]
             variance = row["ntk_variance"].mean / base["ntk_variance"].mean
-            by_component.setdefault(f"{added.component} {added.module}", []).append(
+            changes_of.setdefault(f"{added.component} {added.module}", []).append(
                 f"{added.base} to {added.name}, {goal.title} {base[goal.key].text} to {_with_unit(row, goal)}, "
                 f"cv {base['cv'].text} to {row['cv'].text}, variance × {variance:.3g}"
             )
-    return [f"With {what} added: {'; '.join(changes)}." for what, changes in by_component.items()]
+    return [f"With {what} added: {'; '.join(changes)}." for what, changes in changes_of.items()]
 
 
 def _listed(summary: Summary, column: Column, names: Iterable[str]) -> str:

@@ -31,6 +31,7 @@ class AudioTask(PointwiseTask):
         name: what to call it in a report; it says which channel was taken.
         rate: samples a second.
         samples: (n,) float32; full scale of a file is [-1, 1].
+        eight_bit: whether they came as integers of 8 bits.
     """
 
     kind: ClassVar[str] = "audio"
@@ -39,6 +40,7 @@ class AudioTask(PointwiseTask):
     name: str
     rate: int
     samples: np.ndarray
+    eight_bit: bool = False
 
     @property
     def x(self) -> np.ndarray:
@@ -156,11 +158,12 @@ def audio_task(
         >>> task.x.shape, task.y.shape, task.rate, task.metric
         ((2000, 1), (2000, 1), 8000, 'snr')
 
-    Source: Sitzmann et al., "Implicit Neural Representations with Periodic Activation Functions" (NeurIPS 2020).
+    Source: Sitzmann et al., "Implicit Neural Representations with Periodic Activation Functions" (NeurIPS 2020),
+    arXiv 2006.09661.
     """
     if rate is not None:
         _checks.check_positive(rate, "rate", integer=True)
-    _checks.refuse_if(start < 0, f"start is {start}; expected seconds from the beginning, at least 0.")
+    _checks.check_positive(start, "start", least=0)
     name, recording = _load(source, rate)
     how, samples = recording.mixed(channel)
     first = round(start * recording.rate)
@@ -182,7 +185,7 @@ def audio_task(
     if not samples.any():
         hint = " Its channels cancel; choose one with channel=0." if recording.channels.any() and how else ""
         raise ValueError(f"{name} is silent there: there is nothing to fit.{hint}")
-    return AudioTask(f"{name} ({how})" if how else name, rate or recording.rate, samples)
+    return AudioTask(f"{name} ({how})" if how else name, rate or recording.rate, samples, recording.eight_bit)
 
 
 def _load(source: Any, rate: int | None) -> tuple[str, Recording]:

@@ -31,11 +31,11 @@ def in_batches(predict: Callable[[Any], Any], x: np.ndarray, c: int, *, batch: i
     for start in range(0, n, batch):
         rows = x[start : start + batch]
         missing = batch - len(rows) if n > batch else 0
-        found = np.asarray(predict(np.concatenate([rows, np.repeat(rows[-1:], missing, 0)]) if missing else rows))
-        if found.shape != (len(rows) + missing, c):
+        values = np.asarray(predict(np.concatenate([rows, np.repeat(rows[-1:], missing, 0)]) if missing else rows))
+        if values.shape != (len(rows) + missing, c):
             raise ValueError(
-                f"predict gives shape {found.shape} for coordinates {(len(rows) + missing, x.shape[1])}; expected "
+                f"predict gives shape {values.shape} for coordinates {(len(rows) + missing, x.shape[1])}; expected "
                 f"(n, {c}): a network with {c} output{'s' if c > 1 else ''}."
             )
-        out[start : start + batch] = found[: len(rows)]
+        out[start : start + batch] = values[: len(rows)]
     return out

@@ -188,7 +188,17 @@ class SampledTask(PointwiseTask):
 
 
 class IndirectTask(PointwiseTask):
-    """What tasks share that measure something else than values: integrals, or derivatives."""
+    """What tasks share that measure something else of a field than its values: integrals, or derivatives."""
+
+    @property
+    def data_range(self) -> float:
+        """Span of what is measured."""
+        return float(self.y.max() - self.y.min())
+
+    @property
+    def channels(self) -> int:
+        """How many outputs the network has: the field's one, whatever is measured of it."""
+        return 1
 
     @property
     def differentiates(self) -> bool:

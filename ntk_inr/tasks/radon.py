@@ -77,6 +77,8 @@ def radon(image: np.ndarray, x: np.ndarray, samples: int) -> np.ndarray:
     return (sums * np.asarray(length)[:, 0]).astype(np.float32)
 
 
+# Not skimage.transform.iradon, which gives the same to 2e-6 for odd sizes and equally spaced angles: images of even
+# sizes it turns about a pixel instead of their middle, which costs 9 dB here, and to it all angles weigh the same.
 def filtered_back_projection(sinogram: np.ndarray, angles: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Return what the ramp filter and back projection make of a sinogram.
 

@@ -71,16 +71,6 @@ class ShapeTask(IndirectTask):
         return "l1" if self.formulation == "sdf" else "bce"
 
     @property
-    def data_range(self) -> float:
-        """Span of the values."""
-        return float(self.y.max() - self.y.min())
-
-    @property
-    def channels(self) -> int:
-        """One output: the field, whatever is observed of it."""
-        return 1
-
-    @property
     def digest(self) -> str:
         """A fingerprint of the points and of what is known there."""
         return fingerprint(self.formulation, self.x, self.y, self.resolution, self.eikonal_loss)
@@ -112,9 +102,9 @@ class ShapeTask(IndirectTask):
             points on each surface.
         """
         rng = np.random.default_rng(1)
-        found = sample_surface(reconstruction.vertices, reconstruction.faces, _COMPARED_POINTS, rng)[0]
+        points = sample_surface(reconstruction.vertices, reconstruction.faces, _COMPARED_POINTS, rng)[0]
         true = self._true_points
-        scores = {"chamfer": metrics.chamfer(found, true), "fscore": metrics.fscore(found, true, threshold=0.02)}
+        scores = {"chamfer": metrics.chamfer(points, true), "fscore": metrics.fscore(points, true, threshold=0.02)}
         if self.solid.field is None:
             return scores
         return {"iou": metrics.iou(reconstruction.values < 0, self._inside)} | scores
@@ -123,10 +113,10 @@ class ShapeTask(IndirectTask):
         """Return the surface, a reconstructed one, and the field of the latter in the middle."""
         panels = [(self.name, self.solid.vertices, self.solid.faces)]
         if reconstruction is not None:
-            found = self.scores(reconstruction)
+            scores = self.scores(reconstruction)
             step = -(-self.resolution // _SHOWN_CELLS)
             coarse = extract_surface(reconstruction.values[::step, ::step, ::step])
-            title = f"reconstruction, {'F-score' if self.metric == 'fscore' else 'IoU'} {found[self.metric]:.3f}"
+            title = f"reconstruction, {'F-score' if self.metric == 'fscore' else 'IoU'} {scores[self.metric]:.3f}"
             panels.append((title, coarse.vertices, coarse.faces))
         if len(self.solid.faces) > _SHOWN_FACES:
             panels[0] = (self.name, *self._drawable())
@@ -218,8 +208,9 @@ def shape_task(
         >>> task.x.shape, task.y.shape, task.loss, task.metric
         ((1000, 3), (1000, 1), 'l1', 'iou')
 
-    Source: Park et al., "DeepSDF" (CVPR 2019); Mescheder et al., "Occupancy Networks" (CVPR 2019); Gropp et al.,
-    "Implicit Geometric Regularization for Learning Shapes" (ICML 2020).
+    Source: Park et al., "DeepSDF" (CVPR 2019), arXiv 1901.05103; Mescheder et al., "Occupancy Networks" (CVPR 2019),
+    arXiv 1812.03828; Gropp et al., "Implicit Geometric Regularization for Learning Shapes" (ICML 2020),
+    arXiv 2002.10099.
     """
     _checks.check_choice(kind, ("sdf", "occupancy", "eikonal"), "kind")
     _checks.check_positive(points, "points", integer=True, least=10)

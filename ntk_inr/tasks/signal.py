@@ -31,6 +31,7 @@ class SignalTask(SampledTask):
         name: what to call it in a report.
         signal: (n, c) float32 in its own unit.
         train: (n,) True where a sample is trained on.
+        eight_bit: whether the signal came as integers of 8 bits.
     """
 
     kind: ClassVar[str] = "signal"
@@ -38,6 +39,7 @@ class SignalTask(SampledTask):
     name: str
     signal: np.ndarray
     train: np.ndarray
+    eight_bit: bool = False
 
     @property
     def coordinates(self) -> np.ndarray:
@@ -63,8 +65,8 @@ class SignalTask(SampledTask):
     def reconstruct(self, predict: Callable[[Any], Any]) -> np.ndarray:
         """Return the prediction (n, c) in the signal's own unit."""
         middle, half = self._middle_and_half_span()
-        found = in_batches(predict, self.coordinates, self.signal.shape[1])
-        return found.astype(np.float64) * half + middle
+        values = in_batches(predict, self.coordinates, self.signal.shape[1])
+        return values.astype(np.float64) * half + middle
 
     def scores(self, reconstruction: np.ndarray) -> dict[str, float]:
         """Return "psnr" in dB on the training samples, against the span of the signal, and "heldout_psnr"."""
@@ -91,7 +93,8 @@ class SignalTask(SampledTask):
                     top.plot(x[self.train], values[self.train], ".", color=style.NEUTRAL, markersize=4, label=label)
             top.set(ylabel="value", title=f"Signal {self.name}")
             if reconstruction is not None:
-                label = f"reconstruction, {self.scores(reconstruction)['psnr']:.1f} dB"
+                psnr = self.scores(reconstruction)["psnr"]
+                label = f"reconstruction, {metrics.decibels(psnr, eight_bit=self.eight_bit)}"
                 for channel, values in enumerate(reconstruction.T):
                     top.plot(x, values, "--", color=style.PREDICTED, label=None if channel else label)
                 axes[1, 0].plot(x, reconstruction - self.signal, color=style.PREDICTED, linewidth=1)
@@ -151,31 +154,35 @@ def signal_task(
         >>> task.x.shape, task.y.shape, task.data_range
         ((128, 1), (128, 1), 2.0)
 
-    Source: sums of sines after Rahaman et al., "On the Spectral Bias of Neural Networks" (ICML 2019).
+    Source: sums of sines after Rahaman et al., "On the Spectral Bias of Neural Networks" (ICML 2019),
+    arXiv 1806.08734.
     """
     _checks.check_positive(samples, "samples", integer=True, least=2)
     _checks.check_positive(seed, "seed", integer=True, least=0)
-    name, signal = _load(source, samples, frequencies, seed)
+    name, signal, eight_bit = _load(source, samples, frequencies, seed)
     if signal.ndim == 1:
         signal = signal[:, None]
     if signal.ndim != 2 or len(signal) < 2:
         raise ValueError(f"{name} has shape {signal.shape}; expected (n,) or (n, c) with at least two samples.")
-    return SignalTask(name, signal, training_rows(len(signal), holdout, seed))
+    return SignalTask(name, signal, training_rows(len(signal), holdout, seed), eight_bit)
 
 
-def _load(source: Any, samples: int, frequencies: Sequence[float], seed: int) -> tuple[str, np.ndarray]:
+def _load(source: Any, samples: int, frequencies: Sequence[float], seed: int) -> tuple[str, np.ndarray, bool]:
+    """Return name and values of a signal, and whether they came as integers of 8 bits."""
     array = _checks.as_numpy(source, "signal")
     if array is not None:
-        return "array", finite_floats(array, "signal")
+        return "array", finite_floats(array, "signal"), array.dtype.itemsize == 1
     if name := bundled_name(source, BUNDLED):
-        return name, _generate(name, samples, frequencies, np.random.default_rng(seed))
+        return name, _generate(name, samples, frequencies, np.random.default_rng(seed)), False
     path = existing_file(source, "signal", BUNDLED)
     if path.suffix.lower() == ".npy":
-        return path.name, finite_floats(load_npy(path), str(path))
+        array = load_npy(path)
+        return path.name, finite_floats(array, str(path)), array.dtype.itemsize == 1
     if path.suffix.lower() != ".wav":
         raise ValueError(f"{str(path)!r} is no signal; expected .wav or .npy, or one of {', '.join(BUNDLED)}.")
-    how, sound = read_wav(path).mixed("mix")
-    return (f"{path.name} ({how})" if how else path.name), sound
+    recording = read_wav(path)
+    how, sound = recording.mixed("mix")
+    return (f"{path.name} ({how})" if how else path.name), sound, recording.eight_bit
 
 
 def _generate(name: str, samples: int, frequencies: Sequence[float], rng: np.random.Generator) -> np.ndarray:

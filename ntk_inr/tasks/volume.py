@@ -102,10 +102,10 @@ class VolumeTask(PointwiseTask):
         squares, similarity = 0.0, 0.0
         large = min(self.shape[1:3]) >= metrics.SSIM_WINDOW
         for first, last in self.stack.slabs():
-            target, found = self.stack.slab(first, last), reconstruction[first:last]
-            squares += float(((found.astype(np.float64) - target) ** 2).sum())
+            target, estimate = self.stack.slab(first, last), reconstruction[first:last]
+            squares += float(((estimate.astype(np.float64) - target) ** 2).sum())
             if large:
-                similarity += sum(metrics.ssim(a, b) for a, b in zip(found, target, strict=True))
+                similarity += sum(metrics.ssim(a, b) for a, b in zip(estimate, target, strict=True))
         scores = {"psnr": float(curves.psnr(squares / math.prod(self.shape)))}
         return scores | ({"ssim": similarity / self.shape[0]} if large else {})
 
@@ -115,9 +115,9 @@ class VolumeTask(PointwiseTask):
         seen = [self.stack.slab(frame, frame + 1)[0] for frame in frames]
         rows = [[Panel(f"frame {frame}", _viewable(image)) for frame, image in zip(frames, seen, strict=True)]]
         if reconstruction is not None:
-            found = [reconstruction[frame] for frame in frames]
-            rows.append([Panel("reconstruction", _viewable(image)) for image in found])
-            rows.append([error_panel(a, b) for a, b in zip(found, seen, strict=True)])
+            estimates = [reconstruction[frame] for frame in frames]
+            rows.append([Panel("reconstruction", _viewable(image)) for image in estimates])
+            rows.append([error_panel(a, b) for a, b in zip(estimates, seen, strict=True)])
         return picture_rows(rows)
 
     def save(self, reconstruction: np.ndarray, path: str | Path, *, overwrite: bool = False) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ntk_inr import _checks
-from ntk_inr.tasks.files import existing_file, nan_message, new_file, reading
+from ntk_inr.tasks.files import existing_file, new_file, reading
 
 _UNKNOWN = 2**32 - 1
 """A length that the header does not tell."""
@@ -23,10 +23,12 @@ class Recording:
     Attributes:
         rate: samples a second.
         channels: (n, channels) float64; full scale is [-1, 1].
+        eight_bit: whether they came as integers of 8 bits.
     """
 
     rate: int
     channels: np.ndarray
+    eight_bit: bool = False
 
     def mixed(self, channel: int | str) -> tuple[str, np.ndarray]:
         """Return what was done, in words ("" for a single channel), and one channel (n,)."""
@@ -51,10 +53,10 @@ def read_wav(source: str | Path) -> Recording:
     if not samples.size or rate < 1:
         raise ValueError(f"{str(path)!r} holds {len(samples)} samples at {rate} Hz; expected some of both.")
     if samples.dtype == np.uint8:
-        return Recording(rate, (samples.astype(np.float64) - 128) / 128)
+        return Recording(rate, (samples.astype(np.float64) - 128) / 128, eight_bit=True)
     if np.issubdtype(samples.dtype, np.integer):
         return Recording(rate, samples / -float(np.iinfo(samples.dtype).min))  # 24 bits come in the top of 32
-    _checks.refuse_if(bad := int((~np.isfinite(samples)).sum()), nan_message(str(path), bad, samples.size))
+    _checks.check_finite(samples, str(path))
     return Recording(rate, samples.astype(np.float64))
 
 

@@ -1,15 +1,14 @@
-"""Checkpoints of a run with orbax: written whole or not at all, read back only if every byte is right."""
+"""Checkpoints of a run by orbax's manager: written whole or not at all, read back only if every byte is right."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
 import os
 import re
-import shutil
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_STEP = re.compile(r"step_(\d+)$")
-_WAITS = (0.0, 0.0, 0.1, 0.4, 1.0)
-_UNFINISHED = re.compile(r"step_\d+\.orbax-checkpoint-tmp")
+from ntk_inr._version import __version__
 
 
 class Saved(NamedTuple):
@@ -35,13 +32,14 @@ class Saved(NamedTuple):
 class Store:
     """The checkpoints of one run in a folder, ``step_<steps done>`` each; other files there are left alone.
 
-    Orbax writes a checkpoint under another name and renames it when it is complete, so that a process killed at any
-    moment leaves none that is half-written. A SHA-256 of all content is checked on reading.
+    Orbax's manager writes, finds, keeps and deletes them: a process killed at any moment leaves none that counts as
+    complete and is not. What it does not look at is whether a complete one was damaged since, and whose it is: a
+    SHA-256 of all content is checked on reading, and what identifies the run is compared.
 
     Args:
         folder: made where it does not exist.
         keep: how many of the newest stay.
-        run: what makes this run what it is, a digest or value each; :meth:`load` refuses checkpoints of others.
+        run: what makes this run what it is, a digest or value each; :meth:`find` refuses checkpoints of others.
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int, run: dict[str, Any]) -> None:
@@ -57,30 +55,45 @@ class Store:
                 f"{str(self.folder)!r} is not UTF-8, as checkpoints need; choose another folder."
             ) from error
 
-    def steps(self) -> list[int]:
-        """Return the steps that have a complete checkpoint, ascending."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(found[1]) for path in self.folder.iterdir() if (found := _STEP.match(path.name)))
+    @functools.cached_property
+    def _manager(self) -> Any:
+        import orbax.checkpoint as ocp
+
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self.keep, step_prefix="step", cleanup_tmp_directories=True, save_root_metadata=False,
+            enable_async_checkpointing=False,
+        )  # fmt: skip
+        return ocp.CheckpointManager(self.folder, options=options)
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if "_manager" in vars(self):
+            self._manager.close()
 
     def find(self, resume: bool, overwrite: bool) -> Saved | None:
-        """Return the newest good checkpoint to go on from, None for a fresh start; nothing is changed yet.
+        """Return the newest good checkpoint to go on from, None for a fresh start; none is changed yet.
 
         Raises:
             FileExistsError: the folder has checkpoints that may neither be resumed nor overwritten.
         """
-        saved, damaged = self._newest()
+        with _quiet():
+            steps = sorted(self._manager.all_steps(), reverse=True)
+        old = [step for step in steps if not self._at(step, "default").is_dir()]
+        saved, damaged = (None, []) if old else self._newest(steps)
         other = {} if saved is None else saved.meta["run"]
         differing = [name for name in self.run if saved is not None and other.get(name) != self.run[name]]
         if saved is not None and resume and not differing:
             self._damaged = damaged
             return saved
-        if self.steps() and not overwrite:
+        if steps and not overwrite:
             why = "checkpoints of this run, and resume=False"
-            if saved is None:
+            if old:
+                why = "checkpoints that ntk_inr 0.1 wrote, which later versions do not read; 0.1 can end that run"
+            elif saved is None:
                 why = "checkpoints, none of which can be read"
             elif differing:
-                why = f"checkpoints of another run: {', '.join(differing)} differ"
+                wrote = saved.meta["version"]
+                why = f"checkpoints of another run, which ntk_inr {wrote} wrote: {', '.join(differing)} differ"
             raise FileExistsError(
                 f"{self.folder} has {why}. Give another folder, or overwrite=True to delete them and begin anew."
             )
@@ -90,9 +103,9 @@ class Store:
         """Clear the way for a run that goes on from what :meth:`find` returned."""
         for step in self._damaged:  # which the run comes by again
             self._at(step).rename(self.folder / f"damaged_{step}_{os.getpid()}")
-        for step in self.steps() if saved is None else []:
-            self._delete(step)
-        self._clear(_UNFINISHED)
+        self._manager.reload()
+        for step in self._manager.all_steps() if saved is None else []:
+            self._manager.delete(step)
 
     def save(self, step: int, leaves: list[Any], history: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
         """Write a checkpoint, then delete the oldest beyond ``keep``.
@@ -102,60 +115,53 @@ class Store:
         """
         import orbax.checkpoint as ocp
 
-        target = self._at(step)
-        if target.exists():
+        kept = self._manager.latest_step()
+        if kept == step:
             return
         content = {f"state.{i}": _on_host(leaf) for i, leaf in enumerate(leaves)}
         content |= {f"history.{name}": np.asarray(column) for name, column in history.items()}
         content = {name: array for name, array in content.items() if array.size}  # which orbax can't hold
-        text = json.dumps({"run": self.run, "step": step, **meta}, default=np.generic.item)
-        content["meta"] = np.frombuffer(text.encode(), np.uint8)
+        described = {"run": self.run, "version": __version__, "step": step, **meta}
+        content["meta"] = np.frombuffer(json.dumps(described, default=np.generic.item).encode(), np.uint8)
         content["digest"] = _digest(content)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with _quiet(), ocp.StandardCheckpointer() as writer:
-                writer.save(target, content)
+            with _quiet():
+                self._manager.save(step, args=ocp.args.StandardSave(content))
         except Exception as error:  # tensorstore raises OSError, ValueError or XlaRuntimeError for one cause
-            self._clear(_UNFINISHED)
-            last = self.steps()
-            kept = f"the last good one is of step {last[-1]}" if last else "there is none yet"
+            last = "there is none yet" if kept is None else f"the last good one is of step {kept}"
             raise OSError(
-                f"could not write the checkpoint of step {step} to {self.folder}; {kept}. See that there is "
+                f"could not write the checkpoint of step {step} to {self.folder}; {last}. See that there is "
                 f"room and leave to write, then make the same call to go on. The cause: {str(error)[:500]}"
             ) from error
-        for old in self.steps()[: -self.keep]:
-            self._delete(old)
 
-    def _newest(self) -> tuple[Saved | None, list[int]]:
+    def _newest(self, steps: list[int]) -> tuple[Saved | None, list[int]]:
         """Return the newest checkpoint that can be read, and the steps of newer ones that can't."""
         damaged: list[int] = []
-        for step in reversed(self.steps()):
+        for step in steps:
             try:
-                return _read(self._at(step)), damaged
+                return self._read(step), damaged
             except Exception as error:  # whatever a damaged file makes orbax raise
                 warnings.warn(f"checkpoint {self._at(step)} is damaged and not used: {error}", stacklevel=5)
                 damaged.append(step)
         return None, damaged
 
-    def _at(self, step: int) -> Path:
-        return self.folder / f"step_{step}"
+    def _read(self, step: int) -> Saved:
+        import orbax.checkpoint as ocp
 
-    def _delete(self, step: int) -> None:
-        # Renamed first: a process killed while it deletes must not leave half of a checkpoint under its name.
-        gone = self.folder / f"step_{step}.orbax-checkpoint-tmp-deleted"
-        shutil.rmtree(gone, ignore_errors=True)
-        self._at(step).rename(gone)
-        shutil.rmtree(gone)
+        with _quiet():
+            restored = self._manager.restore(step, args=ocp.args.StandardRestore())
+        content = {name: np.asarray(array) for name, array in restored.items()}
+        digest = content.pop("digest")
+        if not np.array_equal(digest, _digest(content)):
+            raise ValueError("its content does not match its digest")
+        meta = json.loads(content.pop("meta").tobytes())
+        leaves = [content.get(f"state.{i}") for i in range(meta["leaves"])]
+        prefix = "history."
+        return Saved(leaves, {n.removeprefix(prefix): a for n, a in content.items() if n.startswith(prefix)}, meta)
 
-    def _clear(self, pattern: re.Pattern[str]) -> None:
-        # Threads of tensorstore may still write below when their checkpoint has failed.
-        for wait in _WAITS:
-            time.sleep(wait)
-            left = [path for path in self.folder.glob("*") if pattern.match(path.name)]
-            if not left:
-                return
-            for path in left:
-                shutil.rmtree(path, ignore_errors=True)
+    def _at(self, step: int, item: str = "") -> Path:
+        return self.folder / f"step_{step}" / item
 
 
 @contextlib.contextmanager
@@ -167,20 +173,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.disabled = before
-
-
-def _read(path: Path) -> Saved:
-    import orbax.checkpoint as ocp
-
-    with _quiet(), ocp.StandardCheckpointer() as reader:
-        content = {name: np.asarray(array) for name, array in reader.restore(path).items()}
-    digest = content.pop("digest")
-    if not np.array_equal(digest, _digest(content)):
-        raise ValueError("its content does not match its digest")
-    meta = json.loads(content.pop("meta").tobytes())
-    leaves = [content.get(f"state.{i}") for i in range(meta["leaves"])]
-    prefix = "history."
-    return Saved(leaves, {n.removeprefix(prefix): a for n, a in content.items() if n.startswith(prefix)}, meta)
 
 
 def restore(saved: Saved, fresh: Any) -> Any:
@@ -229,15 +221,15 @@ def program_digest(function: Any, *arguments: Any) -> str:
 def _text_digest(text: str) -> str:
     """Return a digest of what JAX prints, without what is another in each process."""
     text = re.sub(r"0x[0-9a-f]+", "", text)  # addresses of functions
-    text = re.sub(r"\{([^{}:]*)\}", lambda found: ", ".join(sorted(found[1].split(", "))), text)  # the order of sets
+    text = re.sub(r"\{([^{}:]*)\}", lambda match: ", ".join(sorted(match[1].split(", "))), text)  # the order of sets
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _constants(closed: Any) -> list[Any]:
     """Return the arrays that a traced program and those within it have closed over."""
-    found = [value for value in closed.consts if hasattr(value, "dtype")]
+    arrays = [value for value in closed.consts if hasattr(value, "dtype")]
     for equation in closed.jaxpr.eqns:
         for value in jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda node: hasattr(node, "jaxpr")):
             if hasattr(value, "jaxpr") and hasattr(value, "consts"):
-                found += _constants(value)
-    return found
+                arrays += _constants(value)
+    return arrays

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array, lax
 
 from ntk_inr import _checks
-from ntk_inr._dtypes import unit_of
+from ntk_inr._dtypes import at_precision, unit_of
 from ntk_inr._results import Scalar, result
 from ntk_inr.spectra.eigen import Eigensystem, eigensystem
 from ntk_inr.spectra.symmetry import is_symmetric
@@ -126,10 +126,10 @@ def _by_modes(system: Eigensystem, start: Array, rate: float, steps: int) -> tup
 
 
 @jax.jit(static_argnames="steps")
+@at_precision
 def _by_steps(K: Array, start: Array, rate: Any, steps: int) -> tuple[Array, Array]:
     def step(residual: Array, _: None) -> tuple[Array, Array]:
         return residual - rate * (K @ residual), (residual**2).sum()
 
-    with jax.default_matmul_precision("highest"):
-        last, square = lax.scan(step, start.astype(K.dtype), length=steps)
+    last, square = lax.scan(step, start.astype(K.dtype), length=steps)
     return jnp.append(square, (last**2).sum()), last

@@ -106,9 +106,9 @@ def as_loss(loss: str | Callable[[Any, Any], Any], data_range: float = 1.0) -> E
 def check_loss(loss: ExampleLoss, outputs: int, x: Array, y: Array, name: str = "y") -> None:
     """Raise where ``loss`` can't compare predictions of ``outputs`` columns with ``y``, called ``name``."""
     if loss.function is not None:
-        given = jax.eval_shape(loss.function, jax.ShapeDtypeStruct((len(x), outputs), x.dtype), y)
-        if getattr(given, "shape", None) != (len(x),):
-            got = f"shape {given.shape}" if hasattr(given, "shape") else type(given).__name__
+        losses = jax.eval_shape(loss.function, jax.ShapeDtypeStruct((len(x), outputs), x.dtype), y)
+        if getattr(losses, "shape", None) != (len(x),):
+            got = f"shape {losses.shape}" if hasattr(losses, "shape") else type(losses).__name__
             raise ValueError(
                 f"loss(prediction, y) gave {got} for {len(x)} examples; expected ({len(x)},), one loss an example. "
                 "Average over the outputs, not over the examples: .mean(axis=1)."

@@ -156,12 +156,12 @@ class Recorder:
         # Not a whole decomposition: LAPACK's threads wait for each other for long where other processes run too.
         top = top_eigenpairs(kernel, min(self.top, len(self._x)), key=jax.random.key(0))
         shares = _shares(apply, params, self._x, self._y, top.vectors, loss=self._loss)
-        found = moments(kernel)
+        figures = moments(kernel)
         unit = unit_of(self._first)
         first = self._first / unit
         change = np.linalg.norm(np.asarray(kernel) / unit - first)
         row: dict[str, Any] = {
-            f"ntk_{name}": float(getattr(found, name)) for name in ("mean", "variance", "cv", "effective_rank")
+            f"ntk_{name}": float(getattr(figures, name)) for name in ("mean", "variance", "cv", "effective_rank")
         }
         row |= {
             "eigenvalues": np.asarray(top.values).tolist(),

@@ -5,17 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
 from ntk_inr._claims import claimed
 from ntk_inr.training.checkpoint import Store, program_digest, restore, tree_digest
+from ntk_inr.training.run import Run
 from ntk_inr.training.steps import State, advance
-
-if TYPE_CHECKING:
-    from ntk_inr.training.loop import Run
 
 Row = dict[str, np.ndarray]
 
@@ -49,6 +47,7 @@ class Saver:
             self._store = Store(options.checkpoint, options.keep, _identity(run))
             self._store.folder.mkdir(parents=True, exist_ok=True)
             self._open.enter_context(claimed(self._store.folder))
+            self._open.callback(self._store.close)
             saved = self._store.find(options.resume, options.overwrite)
         if saved is not None:
             state = restore(saved, run.start)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -142,10 +143,9 @@ def advance(
             elif state.last is not None:
                 rows, weights = sampling.important_rows(key, state.last, t, size)
             loss, gradient, model, each, whole = _gradient(program, apply, state, x, y, rows, weights, t)
+            extra: dict[str, Any] = {}
             if isinstance(program.optimizer, optax.GradientTransformationExtraArgs):
                 extra = {"value": loss, "grad": gradient, "value_fn": whole}
-            else:
-                extra = {}
             updates, opt_state = program.optimizer.update(gradient, state.opt_state, _wide(state.params), **extra)
             alive = state.alive & jnp.isfinite(loss) & (loss <= limit) & all_finite(jax.tree.leaves(updates))
 
@@ -169,19 +169,52 @@ def advance(
     return program.replicated((jax.vmap(single) if program.seeds else single)(apply, state, key, limit))
 
 
+class _Gradient(NamedTuple):
+    """What the optimizer has of the rows of a step.
+
+    ``model`` is the one after the step, ``each`` the losses (m,) of the rows, and ``whole`` the loss as a function of
+    the parameters, None where the rows come in parts.
+    """
+
+    loss: Array
+    gradient: Any
+    model: Any
+    each: Array
+    whole: Callable[[Any], Array] | None
+
+
 def _gradient(
-    program: Program,
-    apply: Partial,
-    state: State,
-    x: Array,
-    y: Array,
-    rows: Array | None,
-    weights: Array | None,
+    program: Program, apply: Partial, state: State, x: Array, y: Array, rows: Array | None, weights: Array | None,
     t: Any,
-) -> tuple[Array, Any, Any, Array, Any]:
-    """Return loss, gradient, the model after, losses of the rows, and the loss as a function of the parameters."""
-    call = training_call(apply)
+) -> _Gradient:  # fmt: skip
+    """Return the loss of the rows of step ``t`` and its gradient; ``rows`` None is all of them."""
     m = len(x) if rows is None else len(rows)
+    share = _share_of_loss(program, apply, m, t)
+    if program.microbatch is not None and program.microbatch < m:
+        rows = jnp.arange(m) if rows is None else rows
+        weights = jnp.ones(m, x.dtype) if weights is None else weights
+        return _accumulated(share, state, x, y, rows, weights, program.microbatch)
+    batch = (x, y, weights) if rows is None else (x[rows], y[rows], weights)
+
+    def whole(params: Any) -> Array:
+        # An optimizer that searches does so where the parameters can be.
+        params = jax.tree.map(lambda new, leaf: new.astype(leaf.dtype), params, state.params)
+        return share(params, state.model, *batch)[0]
+
+    def fresh() -> _Gradient:
+        (loss, (model, each)), gradient = jax.value_and_grad(share, has_aux=True)(state.params, state.model, *batch)
+        return _Gradient(loss, _wide(gradient), model, each, whole)
+
+    search = line_search(state.opt_state)
+    if search is None or training_call(apply) is not None or rows is not None:
+        return fresh()
+    loss, gradient = _last_searched(search, state, fresh)
+    return _Gradient(loss, gradient, None, jnp.zeros(0), whole)
+
+
+def _share_of_loss(program: Program, apply: Partial, m: int, t: Any) -> Callable[..., tuple[Array, tuple[Any, Array]]]:
+    """Return the function of parameters, model and rows whose values add up to the loss of all ``m`` rows."""
+    call = training_call(apply)
 
     def share(params: Any, model: Any, x: Array, y: Array, weights: Array | None) -> tuple[Array, tuple[Any, Array]]:
         x, y = program.shared(x, y)
@@ -189,47 +222,38 @@ def _gradient(
         each = program.losses(prediction, y)
         return (each if weights is None else weights * each).sum() / m, (model, each)
 
+    return share
+
+
+def _accumulated(
+    share: Callable[..., Any], state: State, x: Array, y: Array, rows: Array, weights: Array, size: int
+) -> _Gradient:
+    """Return the gradient on ``rows``, added up over parts of ``size`` rows, through which the model goes in turn."""
     differentiated = jax.value_and_grad(share, has_aux=True)
-    size = program.microbatch
-    if size is not None and size < m:
-        rows = _chunks(jnp.arange(m) if rows is None else rows, size)
-        weights = _chunks(jnp.ones(m, x.dtype) if weights is None else weights, size)
 
-        def accumulate(carry: Any, chunk: tuple[Array, Array]) -> tuple[Any, Array]:
-            loss, gradient, model = carry
-            (value, (model, each)), part = differentiated(state.params, model, x[chunk[0]], y[chunk[0]], chunk[1])
-            return (loss + value.astype(loss.dtype), optax.tree.add(gradient, part), model), each
+    def accumulate(carry: Any, chunk: tuple[Array, Array]) -> tuple[Any, Array]:
+        loss, gradient, model = carry
+        (value, (model, each)), part = differentiated(state.params, model, x[chunk[0]], y[chunk[0]], chunk[1])
+        return (loss + value.astype(loss.dtype), optax.tree.add(gradient, part), model), each
 
-        nothing = jax.tree.map(jnp.zeros_like, _wide(state.params))
-        zero = jnp.zeros((), state.losses.dtype), nothing, state.model
-        (loss, gradient, model), each = lax.scan(accumulate, zero, (rows, weights))
-        return loss, gradient, model, each.reshape(-1)[:m], None
+    nothing = jax.tree.map(jnp.zeros_like, _wide(state.params))
+    zero = jnp.zeros((), state.losses.dtype), nothing, state.model
+    (loss, gradient, model), each = lax.scan(accumulate, zero, (_chunks(rows, size), _chunks(weights, size)))
+    return _Gradient(loss, gradient, model, each.reshape(-1)[: len(rows)], None)
 
-    batch = (x, y) if rows is None else (x[rows], y[rows])
 
-    def whole(params: Any) -> Array:
-        # An optimizer that searches does so where the parameters can be.
-        params = jax.tree.map(lambda new, leaf: new.astype(leaf.dtype), params, state.params)
-        return share(params, state.model, *batch, weights)[0]
+def _last_searched(search: Any, state: State, fresh: Callable[[], _Gradient]) -> tuple[Array, Any]:
+    """Return the loss and gradient that a line search ended with, which the next step begins with; fresh ones before.
 
-    def fresh() -> tuple[tuple[Array, tuple[Any, Array]], Any]:
-        value, gradient = differentiated(state.params, state.model, *batch, weights)
-        return value, _wide(gradient)
+    ``search`` is its state.
+    """
 
-    found = line_search(state.opt_state)
-    if found is not None and call is None and rows is None:
-        # A line search ends with the value and gradient that the next step begins with.
-        def known() -> tuple[Array, Any]:
-            return found.value, found.grad
+    def computed() -> tuple[Array, Any]:
+        gradient = fresh()
+        return gradient.loss.astype(search.value.dtype), gradient.gradient
 
-        def computed() -> tuple[Array, Any]:
-            (loss, _), gradient = fresh()
-            return loss.astype(found.value.dtype), gradient
-
-        loss, gradient = lax.cond((state.steps > 0) & jnp.isfinite(found.value), known, computed)
-        return loss, gradient, None, jnp.zeros(0), whole
-    (loss, (model, each)), gradient = fresh()
-    return loss, gradient, model, each, whole
+    known = (state.steps > 0) & jnp.isfinite(search.value)
+    return lax.cond(known, lambda: (search.value, search.grad), computed)
 
 
 def _chunks(array: Array, size: int, fill: Array | None = None) -> Array:

@@ -13,8 +13,10 @@ import numpy as np
 from jax import Array
 
 from ntk_inr import _checks
+from ntk_inr._dtypes import at_precision
 from ntk_inr.kernels import structured
-from ntk_inr.kernels.model import Model, check_model
+from ntk_inr.kernels.model import Model
+from ntk_inr.kernels.request import Request
 from ntk_inr.kernels.structured import Factor
 from ntk_inr.spectra.submatrices import draw, standard_errors
 from ntk_inr.variance import assumptions_report as report
@@ -127,9 +129,7 @@ def check_assumptions(
         if key is None:
             raise ValueError(f"size={size} is of a subset that is drawn; pass key=jax.random.key(0) too.")
     _checks.check_positive(tolerance, "tolerance")
-    model = check_model(apply, params, x)
-    if model.traced:
-        raise ValueError("check_assumptions works on the host, so it can't be used inside jit, vmap or grad.")
+    model = Request.of(apply, params, x).on_host("check_assumptions").model
     points = np.asarray(model.x1)
     n = len(points)
     if n < 2:
@@ -183,11 +183,11 @@ def _redrawn(params: Any) -> Any:
     return jax.tree.map(drawn, params)
 
 
+@at_precision
 def _sides(factor: Factor, redrawn: Factor) -> list[_Side]:
     """Return F and B of a term, or H; its units are random where they differ from the ``redrawn`` ones."""
     if factor.h is not None and not sums.is_factored(factor):
-        with jax.default_matmul_precision("highest"):
-            return [_Side("H", np.asarray(_tile([factor], [factor], "trace"), float))]
+        return [_Side("H", np.asarray(_tile([factor], [factor], "trace"), float))]
 
     def side(name: str, units: Any, others: Any, offset: float) -> _Side:
         units, others = np.asarray(units), np.asarray(others)

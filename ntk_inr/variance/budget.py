@@ -15,7 +15,7 @@ from jax import Array
 from ntk_inr import _checks
 from ntk_inr._checks import Precision
 from ntk_inr._dtypes import accumulation_dtype
-from ntk_inr.kernels.model import check_concrete, check_model
+from ntk_inr.kernels.request import Request
 from ntk_inr.spectra.submatrices import draw, estimate, standard_errors, sums_of, unseen
 from ntk_inr.variance import budget_report, sums
 from ntk_inr.variance.budget_change import BudgetChange, attributed
@@ -236,12 +236,11 @@ def variance_budget(
         >>> bool(jnp.allclose(budget.variance, exact.variance)), budget.matrix.shape
         (True, (3, 3))
 
-    Source: T8 of the theory.
+    Source: T8 of the theory, after Ou and Zhuang 2025, arXiv 2512.15169.
     """
-    _checks.check_options(block=block, memory_limit=memory_limit, precision=precision)
-    model = check_model(apply, params, x)
-    check_concrete(model, "variance_budget")
-    n = len(model.x1)
+    request = Request.of(apply, params, x, block=block, memory_limit=memory_limit, precision=precision)
+    model = request.on_host("variance_budget").model
+    n = model.n1
     if n < 2:
         raise ValueError("x has 1 coordinate, whose kernel has one eigenvalue and no variance; expected at least 2.")
     count, size = _plan(n, key, size, submatrices, matrices)

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array, lax
 from jax.tree_util import Partial
 
-from ntk_inr._dtypes import unit_of
+from ntk_inr._dtypes import at_precision, unit_of
 from ntk_inr.kernels import assembly, memory, structured
 from ntk_inr.kernels.memory import Cut
 from ntk_inr.kernels.model import Model, trace_of
@@ -170,10 +170,10 @@ def reduced(
 
 
 @functools.partial(jax.jit, static_argnames=("c", "terms", "precision"))
+@at_precision
 def _chunk(apply: Partial, params: Any, x: Array, *, c: int, terms: Terms, precision: str) -> _Chunk:
     found = factors(apply, params, x, c=c, terms=terms, precision=precision)
-    with jax.default_matmul_precision(precision):
-        return _Chunk(found, jnp.stack([_diagonals(factor) for factor in found], axis=1))
+    return _Chunk(found, jnp.stack([_diagonals(factor) for factor in found], axis=1))
 
 
 def _diagonals(factor: Factor) -> Array:
@@ -196,6 +196,7 @@ def _parts(a: Factor, b: Factor) -> tuple[Array | None, Array | None, Array]:
 
 
 @functools.partial(jax.jit, static_argnames="precision")
+@at_precision
 def _tile(
     rows: _Chunk, columns: _Chunk, extent: Any, on_diagonal: Any, *, precision: str
 ) -> tuple[Array, Array, Array]:
@@ -214,8 +215,7 @@ def _tile(
         if terms:
             # One after the other, so that no more is alive than the terms themselves and two factors.
             terms[-1], a, b = lax.optimization_barrier((terms[-1], a, b))
-        with jax.default_matmul_precision(precision):
-            parts = _parts(a, b)
+        parts = _parts(a, b)
         for part, w, v in zip(parts, left[:, index], right[:, index], strict=True):
             if part is None:
                 overlaps.append(jnp.zeros(block, left.dtype))
@@ -230,11 +230,11 @@ def _tile(
 
 
 @functools.partial(jax.jit, static_argnames="precision")
+@at_precision
 def _grams(rows: list[Factor], columns: list[Factor], *, precision: str) -> Array:
     """Return the tile's F and B of each term, (2, L, block, block); zeros in place of those that don't exist."""
     found = []
-    with jax.default_matmul_precision(precision):
-        for a, b in zip(rows, columns, strict=True):
-            forward, backward, own = _parts(a, b)
-            found.append([jnp.zeros_like(own) if part is None else part for part in (forward, backward)])
+    for a, b in zip(rows, columns, strict=True):
+        forward, backward, own = _parts(a, b)
+        found.append([jnp.zeros_like(own) if part is None else part for part in (forward, backward)])
     return jnp.stack([jnp.stack(parts) for parts in zip(*found, strict=True)])

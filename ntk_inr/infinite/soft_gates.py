@@ -1,11 +1,10 @@
-"""Moments of soft-TopK's sigmoid gates over Gaussian pairs, at any temperature (T7)."""
+"""Soft TopK of the units themselves in the limit of many: moments of sigmoid gates, closed, at any temperature (T7)."""
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,8 @@ from jax import Array, lax
 from jax.scipy.stats import norm
 from jaxtyping import Float
 
-from ntk_inr.closed_forms.gates import orthant, upper_quantile
+from ntk_inr._roots import decreasing_root
+from ntk_inr.infinite.orthant import Above, above, upper_quantile
 from ntk_inr.networks.sparsity import Soft
 
 # sigmoid(x) = sum of WEIGHTS * Phi(x / SPREADS) to 2.2e-9 for every x, so that each soft gate is a mixture of hard
@@ -33,16 +33,6 @@ _SPREADS = 1 / np.array(
     ]
 )
 _NODES = 24
-_BISECTIONS = 60
-
-
-class _Noisy(NamedTuple):
-    """A pair g + noise, g' + noise' above its thresholds, standardised."""
-
-    above: Array  # P(both above)
-    first: Array  # density of the first at its threshold, times P(second above) there, over its deviation
-    second: Array  # the same of the second
-    corner: Array  # density of the pair at the thresholds
 
 
 class SoftGates(NamedTuple):
@@ -120,46 +110,33 @@ def _threshold(fraction: float, temperature: Array) -> Array:
     def passing(threshold: Array) -> Array:
         return (weights * norm.sf(threshold[:, None] / noisy)).sum(axis=1)
 
-    def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bracket
-        middle = (low + high) / 2
-        above = passing(middle) > fraction
-        return jnp.where(above, middle, low), jnp.where(above, high, middle)
-
     bracket = (t * noisy.min(axis=1), t * noisy.max(axis=1))
-    threshold = lax.stop_gradient(lax.fori_loop(0, _BISECTIONS, halve, bracket)[0])
-    # Bisection has no derivative; a Newton step from its result has the right one.
-    slope = (weights * norm.pdf(threshold[:, None] / noisy) / noisy).sum(axis=1)
-    return threshold + (passing(threshold) - fraction) / slope
+    return decreasing_root(lambda threshold: passing(threshold) - fraction, *bracket)
 
 
-def _noisy(c: Array, a: Array, b: Array, v1: Array, v2: Array) -> _Noisy:
-    """Return the moments of X = g + noise of variance v1, X' of v2, covariance c, at thresholds a, b."""
+def _above(c: Array, a: Array, b: Array, v1: Array, v2: Array) -> tuple[Above, Array]:
+    """Return the moments of X = g + noise of variance v1, X' of v2, covariance c, above a and b, and their 1 - rho²."""
     root = jnp.sqrt(v1 * v2)
-    h, k, rho = a / jnp.sqrt(v1), b / jnp.sqrt(v2), c / root
-    s2 = jnp.maximum((1 - rho) * (1 + rho), jnp.finfo(c.dtype).eps)
-    s = jnp.sqrt(s2)
-    return _Noisy(
-        above=orthant(h, k, jnp.arccos(rho), _NODES),
-        first=norm.pdf(h) * norm.sf((k - rho * h) / s) / jnp.sqrt(v1),
-        second=norm.pdf(k) * norm.sf((h - rho * k) / s) / jnp.sqrt(v2),
-        corner=jnp.exp(-(h * h + k * k - 2 * rho * h * k) / (2 * s2)) / (2 * math.pi * s * root),
-    )
+    rho = c / root
+    gap = jnp.maximum((1 - rho) * (1 + rho), jnp.finfo(c.dtype).eps)
+    standard = above(a / jnp.sqrt(v1), b / jnp.sqrt(v2), rho, _NODES)
+    first, second = standard.first / jnp.sqrt(v1), standard.second / jnp.sqrt(v2)
+    return Above(standard.chance, first, second, standard.corner / root), gap
 
 
 def _gate_product(c: Array, a: Array, b: Array, v1: Array, v2: Array) -> Array:
     """Return P(X > a, X' > b)."""
-    return _noisy(c, a, b, v1, v2).above
+    return _above(c, a, b, v1, v2)[0].chance
 
 
 def _excess_product(c: Array, a: Array, b: Array, v1: Array, v2: Array) -> Array:
     """Return E[(X - a)+ (X' - b)+]: T softplus((g - a)/T) is E[(X - a)+] over the noise."""
-    p = _noisy(c, a, b, v1, v2)
-    return (c + a * b) * p.above - b * v1 * p.first - a * v2 * p.second + (v1 * v2 - c * c) * p.corner
+    p, _ = _above(c, a, b, v1, v2)
+    return (c + a * b) * p.chance - b * v1 * p.first - a * v2 * p.second + v1 * v2 * p.corner
 
 
 def _gated_product(c: Array, a: Array, b: Array, v1: Array, v2: Array) -> Array:
     """Return E[g g' 1(X > a, X' > b)], by Stein's lemma."""
-    p = _noisy(c, a, b, v1, v2)
+    p, gap = _above(c, a, b, v1, v2)
     edges = c * (a / v1 * p.first + b / v2 * p.second)
-    return c * p.above + edges + (1 + c * c * (1 - 1 / v1 - 1 / v2)) * p.corner
+    return c * p.chance + edges + (1 + c * c * (1 - 1 / v1 - 1 / v2)) * p.corner / gap
