@@ -76,6 +76,6 @@ def test_type_checkers_see_signatures(tmp_path):
     user = tmp_path / "user.py"
     user.write_text("import ntk_inr as ni\nreveal_type(ni.ntk)\nreveal_type(ni.networks.OneBlob)\nni.nkt\n")
     done = subprocess.run([sys.executable, "-m", "mypy", str(user)], capture_output=True, text=True, check=False)
-    assert "apply: Any, params: Any" in done.stdout
+    assert "apply: def (Any, Any) -> Any, params: Any" in done.stdout
     assert "OneBlob" in done.stdout
     assert 'Module has no attribute "nkt"' in done.stdout

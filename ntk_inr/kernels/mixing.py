@@ -106,9 +106,9 @@ def _verdict(apply: Partial, params: Params, rows: np.ndarray, n: int) -> str:
     rounding = 0.0
     for draw in range(_NUDGES):
         # Of one shape with the batches, so that nothing is compiled anew; each is nudged in its own way.
-        moved = _nudged(np.broadcast_to(rows, batches.shape), unit, draw)
-        nudged = _together(apply, jax.tree.map(lambda leaf, draw=draw: _nudged(leaf, unit, draw), near), moved)
-        rounding = max(rounding, np.abs(np.asarray(nudged, np.float64) - plain).max())
+        moved = nudged(np.broadcast_to(rows, batches.shape), unit, draw)
+        rounded = _together(apply, jax.tree.map(lambda leaf, draw=draw: nudged(leaf, unit, draw), near), moved)
+        rounding = max(rounding, np.abs(np.asarray(rounded, np.float64) - plain).max())
     size = np.abs(alone).max()
     among_others = max(np.abs(rest[i][i % _ROWS] - plain[i % _ROWS]).max() for i in range(2 * _ROWS))
     elsewhere = max(np.abs(plain - alone).max(), np.abs(turned[::-1] - plain).max())
@@ -167,7 +167,7 @@ def _together(apply: Partial, params: Params, batches: Any) -> Array:
     return lax.map(lambda batch: apply(params, batch), batches)
 
 
-def _nudged(array: Any, unit: float, draw: int) -> np.ndarray:
+def nudged(array: Any, unit: float, draw: int) -> np.ndarray:
     """Return the array with each number moved up or down by a last digit."""
     array = np.asarray(array)
     wide = array.astype(np.float64)
