@@ -126,16 +126,16 @@ def _distinct(x1: Array, x2: Array | None) -> Any:
     """Return ``_ROWS`` distinct coordinates, as far as there are so many from the data."""
     if any(isinstance(x, jax.core.Tracer) for x in (x1, x2)):
         return x1[:1]
-    found = np.concatenate([some(x) for x in (x1, x2) if x is not None])
-    _, first = np.unique(found.astype(np.float64), axis=0, return_index=True)
-    found = found[first]
-    if len(found) < _ROWS:
+    rows = np.concatenate([some(x) for x in (x1, x2) if x is not None])
+    _, first = np.unique(rows.astype(np.float64), axis=0, return_index=True)
+    rows = rows[first]
+    if len(rows) < _ROWS:
         # Between those that there are, and towards the middle of the domain.
-        t = np.linspace(0.1, 0.9, _ROWS - len(found))[:, None]
-        ends = found[-1].astype(np.float64)
-        more = (1 - t) * found[0] + t * (ends if len(found) > 1 else 0.5)
-        found = np.concatenate([found, more.astype(found.dtype)])
-    return found[np.linspace(0, len(found) - 1, _ROWS).round().astype(int)]
+        t = np.linspace(0.1, 0.9, _ROWS - len(rows))[:, None]
+        ends = rows[-1].astype(np.float64)
+        more = (1 - t) * rows[0] + t * (ends if len(rows) > 1 else 0.5)
+        rows = np.concatenate([rows, more.astype(rows.dtype)])
+    return rows[np.linspace(0, len(rows) - 1, _ROWS).round().astype(int)]
 
 
 def some(x: Any) -> np.ndarray:
@@ -202,5 +202,5 @@ def has_custom_rule(trace: Any) -> bool:
 def dtypes(trace: Any) -> set[Any]:
     """Return the floating point dtypes that a trace computes in."""
     made = (var.aval for eqn in equations(trace.jaxpr) for var in eqn.outvars)
-    found = {aval.dtype for aval in made if hasattr(aval, "dtype")}
-    return {dtype for dtype in found | {trace.out_info.dtype} if jnp.issubdtype(dtype, jnp.floating)}
+    kinds = {aval.dtype for aval in made if hasattr(aval, "dtype")}
+    return {dtype for dtype in kinds | {trace.out_info.dtype} if jnp.issubdtype(dtype, jnp.floating)}

@@ -91,7 +91,7 @@ class NTKOperator:
         For matfree, hand it ``lambda v: A @ v``; for lineax,
         ``lineax.FunctionLinearOperator(lambda v: A @ v, v, tags=lineax.positive_semidefinite_tag)``.
 
-    Source: Pearlmutter 1994; T9 of the theory.
+    Source: Pearlmutter 1994, doi 10.1162/neco.1994.6.1.147; T9 of the theory.
     """
 
     model: Model

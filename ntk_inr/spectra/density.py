@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from ntk_inr import _checks
 from ntk_inr._dtypes import at_precision, eps, unit_of
-from ntk_inr._results import result
+from ntk_inr._results import Scalar, result
 from ntk_inr.spectra.stochastic import BLOCK, as_operator, unit_vectors, working_dtype
 
 _STEPS = 32
@@ -21,8 +21,8 @@ _STEPS = 32
 class Moment:
     """An average of a power of the eigenvalues, and its standard error over probes."""
 
-    value: Array
-    stderr: Array
+    value: Scalar
+    stderr: Scalar
 
 
 @result
@@ -36,8 +36,8 @@ class SpectralDensity:
         weights: (probes, steps); each row is non-negative and adds up to 1.
     """
 
-    nodes: Array
-    weights: Array
+    nodes: Any
+    weights: Any
 
     def cdf(self, t: Any) -> Array:
         """Return the share of eigenvalues at or below ``t``, in the shape of ``t``."""
@@ -109,7 +109,7 @@ def spectral_density(A: Any, *, key: Array, probes: int = 16, steps: int | None 
         >>> [round(float(share), 1) for share in rho.cdf([-0.1, 0.5, 1.1])]
         [0.0, 0.5, 1.0]
 
-    Source: Ubaru, Chen and Saad 2017; Lin, Saad and Yang 2016.
+    Source: Ubaru, Chen and Saad 2017, doi 10.1137/16M1104974; Lin, Saad and Yang 2016, arXiv 1308.5467.
     """
     A, n = as_operator(A)
     _checks.check_positive(probes, "probes", integer=True, least=2)

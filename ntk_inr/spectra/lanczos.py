@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from ntk_inr import _checks
 from ntk_inr._dtypes import at_precision, eps, unit_of
-from ntk_inr._results import result
+from ntk_inr._results import Scalar, result
 from ntk_inr.spectra.stochastic import BLOCK, as_operator, unit_vectors, working_dtype
 
 # Vectors iterated beside the k asked for: they speed up the last ones, and catch multiple eigenvalues.
@@ -33,11 +33,11 @@ class Eigenpairs:
         matvecs: products with single vectors spent.
     """
 
-    values: Array
-    vectors: Array
-    residuals: Array
-    converged: Array
-    matvecs: int
+    values: Any
+    vectors: Any
+    residuals: Any
+    converged: Any
+    matvecs: Scalar
 
 
 def top_eigenpairs(
@@ -89,7 +89,8 @@ def top_eigenpairs(
         >>> [round(float(v), 4) for v in top.values], bool(top.converged.all())
         ([1.0, 0.5, 0.25], True)
 
-    Source: Musco and Musco 2015 (randomized block Krylov); Wu and Simon 2000 (thick restart).
+    Source: Musco and Musco 2015, arXiv 1504.05477 (randomized block Krylov); Wu and Simon 2000,
+    doi 10.1137/S0895479898334605 (thick restart).
     """
     A, n = as_operator(A)
     _checks.check_positive(k, "k", integer=True)

@@ -12,7 +12,7 @@ from jax import Array
 from ntk_inr import _checks
 from ntk_inr._checks import Precision
 from ntk_inr._dtypes import unit_of
-from ntk_inr._results import result, static
+from ntk_inr._results import Scalar, result, static
 from ntk_inr._typing import Apply, Params, Progress
 from ntk_inr.kernels import assembly
 from ntk_inr.kernels.model import trace_of
@@ -39,9 +39,9 @@ class SampledMoments(Moments):
         size: rows of each submatrix.
     """
 
-    mean_stderr: float
-    variance_stderr: float
-    submatrices: int
+    mean_stderr: Scalar
+    variance_stderr: Scalar
+    submatrices: Scalar
     size: int = static()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,11 +14,11 @@ from ntk_inr.tasks import metrics
 from ntk_inr.tasks.grid import grid_coordinates, in_batches
 from ntk_inr.tasks.image_file import has_eight_bits, load_prepared
 from ntk_inr.tasks.interface import SampledTask, fingerprint
-from ntk_inr.tasks.pictures import Panel, error_panel, picture_rows, save_image
+from ntk_inr.tasks.pictures import Panel, PictureTask, picture_rows
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageTask(SampledTask):
+class ImageTask(PictureTask, SampledTask):
     """An image, and which of its pixels are trained on.
 
     Attributes:
@@ -77,15 +76,7 @@ class ImageTask(SampledTask):
         if not self.train.all():
             seen = np.where(self.train.reshape(*self.image.shape[:2], 1), self.image, 1.0)
             panels.append(Panel("trained on", seen))
-        if reconstruction is not None:
-            psnr = self.scores(reconstruction)["psnr"]
-            title = f"reconstruction, {metrics.decibels(psnr, eight_bit=self.eight_bit)}"
-            panels += [Panel(title, reconstruction), error_panel(reconstruction, self.image)]
-        return picture_rows([panels])
-
-    def save(self, reconstruction: np.ndarray, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write a reconstruction as 8-bit ``.png`` or ``.tif``, or as exact values ``.npy``."""
-        return save_image(reconstruction, path, overwrite=overwrite)
+        return picture_rows([panels + self.comparison(reconstruction)])
 
 
 def reconstruct_image(predict: Callable[[Any], Any], shape: tuple[int, ...]) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,11 +15,11 @@ from ntk_inr.tasks.grid import grid_coordinates, in_batches
 from ntk_inr.tasks.image import ssim_score
 from ntk_inr.tasks.image_file import has_eight_bits, load_prepared
 from ntk_inr.tasks.interface import IndirectTask, fingerprint
-from ntk_inr.tasks.pictures import Panel, error_panel, picture_rows, save_image
+from ntk_inr.tasks.pictures import Panel, PictureTask, picture_rows
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageGradientTask(IndirectTask):
+class ImageGradientTask(PictureTask, IndirectTask):
     """A grey image of which only the gradients are shown, and its mean, which they leave open.
 
     Attributes:
@@ -49,16 +48,6 @@ class ImageGradientTask(IndirectTask):
     def y(self) -> np.ndarray:
         """Change of value a pixel, down and to the right (n, 2), by central differences."""
         return np.stack(np.gradient(self.image[:, :, 0]), axis=-1).reshape(-1, 2)
-
-    @property
-    def data_range(self) -> float:
-        """Span of the gradients."""
-        return float(self.y.max() - self.y.min())
-
-    @property
-    def channels(self) -> int:
-        """One output, the image; two derivatives of it are observed."""
-        return 1
 
     @property
     def digest(self) -> str:
@@ -94,15 +83,7 @@ class ImageGradientTask(IndirectTask):
             Panel("change downwards", slopes[:, :, 0], "field", (-reach, reach)),
             Panel("change to the right", slopes[:, :, 1], "field", (-reach, reach)),
         ]
-        if reconstruction is not None:
-            psnr = self.scores(reconstruction)["psnr"]
-            title = f"reconstruction, {metrics.decibels(psnr, eight_bit=self.eight_bit)}"
-            panels += [Panel(title, reconstruction), error_panel(reconstruction, self.image)]
-        return picture_rows([panels])
-
-    def save(self, reconstruction: np.ndarray, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write a reconstruction as 8-bit ``.png`` or ``.tif``, or as exact values ``.npy``."""
-        return save_image(reconstruction, path, overwrite=overwrite)
+        return picture_rows([panels + self.comparison(reconstruction)])
 
 
 def image_gradient_task(source: Any = "camera", *, size: int | None = 64) -> ImageGradientTask:
@@ -125,7 +106,8 @@ def image_gradient_task(source: Any = "camera", *, size: int | None = 64) -> Ima
         >>> [round(float(slope), 3) for slope in task.y[60]]
         [0.0, 0.1]
 
-    Source: Sitzmann et al., "Implicit Neural Representations with Periodic Activation Functions" (NeurIPS 2020).
+    Source: Sitzmann et al., "Implicit Neural Representations with Periodic Activation Functions" (NeurIPS 2020),
+    arXiv 2006.09661.
     """
     name, image = load_prepared(source, size=size, grey=True)
     if min(image.shape[:2]) < 2 or image.min() == image.max():

@@ -65,11 +65,6 @@ class EquationTask(IndirectTask):
         return np.where(_boundary(self.x), self.boundary_weight * u, np.sign(self.factor) * u).astype(np.float32)
 
     @property
-    def data_range(self) -> float:
-        """Span of what is observed."""
-        return float(self.y.max() - self.y.min())
-
-    @property
     def digest(self) -> str:
         """A fingerprint of equation and points."""
         return fingerprint(self.frequencies, self.wavenumber, self.boundary_weight, self.resolution, self.x)
@@ -108,7 +103,7 @@ class EquationTask(IndirectTask):
         truth = self._truth
         panels = [Panel("right-hand side q", self.factor * truth, "field"), Panel("solution u", truth, "field")]
         if reconstruction is not None:
-            title = f"found, relative error {self.scores(reconstruction)['relative_l2']:.2g}"
+            title = f"reconstruction, relative error {self.scores(reconstruction)['relative_l2']:.2g}"
             panels += [Panel(title, reconstruction, "field", (-1.0, 1.0)), error_panel(reconstruction, truth)]
         return picture_rows([panels])
 
@@ -160,8 +155,8 @@ def pde_task(
         ((96, 2), (96, 1))
 
     Source: the Helmholtz problem of Wang, Teng & Perdikaris, "Understanding and Mitigating Gradient Flow
-    Pathologies in Physics-Informed Neural Networks" (2021); kernels of such observations in Wang, Yu & Perdikaris,
-    "When and Why PINNs Fail to Train: A Neural Tangent Kernel Perspective" (2022).
+    Pathologies in Physics-Informed Neural Networks" (2021), arXiv 2001.04536; kernels of such observations in Wang,
+    Yu & Perdikaris, "When and Why PINNs Fail to Train: A Neural Tangent Kernel Perspective" (2022), arXiv 2007.14527.
     """
     _checks.check_choice(equation, get_args(Equation), "equation")
     _checks.check_positive(resolution, "resolution", integer=True, least=8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ import numpy as np
 from ntk_inr import style
 from ntk_inr._optional import require
 from ntk_inr.tasks.files import new_file
-from ntk_inr.tasks.metrics import EXACT
+from ntk_inr.tasks.metrics import EXACT, decibels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,31 @@ class Panel:
     values: np.ndarray
     look: Literal["image", "field", "error"] = "image"
     span: tuple[float, float] | None = None
+
+
+class PictureTask:
+    """What tasks share whose reconstructions are images (h, w, c) in [0, 1]."""
+
+    image: Any
+    eight_bit: bool
+    scores: Callable[..., dict[str, float]]
+
+    def comparison(self, reconstruction: np.ndarray | None, word: str = "reconstruction") -> list[Panel]:
+        """Return a reconstruction under its PSNR, and its error; nothing where there is no reconstruction."""
+        if reconstruction is None:
+            return []
+        psnr = decibels(self.scores(reconstruction)["psnr"], eight_bit=self.eight_bit)
+        return [Panel(f"{word}, {psnr}", reconstruction), error_panel(reconstruction, self.image)]
+
+    def save(self, reconstruction: np.ndarray, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a reconstruction in [0, 1] as 8-bit PNG or TIFF, or its exact values as ``.npy``; return the path."""
+        with new_file(path, (".png", ".tif", ".tiff", ".npy"), overwrite=overwrite) as written:
+            if written.suffix.lower() == ".npy":
+                np.save(written, reconstruction)
+            else:
+                pixels = np.round(255 * np.clip(reconstruction, 0, 1)).astype(np.uint8)
+                require("PIL.Image").fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(written)
+        return Path(path)
 
 
 def picture_rows(rows: Sequence[Sequence[Panel]]) -> Any:
@@ -76,14 +101,3 @@ def in_two_lines(title: str) -> str:
 def error_panel(estimate: np.ndarray, target: np.ndarray) -> Panel:
     """Return the absolute error, mean over channels."""
     return Panel("|error|", np.abs(estimate - target).mean(axis=2), "error")
-
-
-def save_image(image: np.ndarray, path: str | Path, *, overwrite: bool = False) -> Path:
-    """Write an image in [0, 1] as 8-bit PNG or TIFF, or its exact values as ``.npy``; return the path."""
-    with new_file(path, (".png", ".tif", ".tiff", ".npy"), overwrite=overwrite) as written:
-        if written.suffix.lower() == ".npy":
-            np.save(written, image)
-        else:
-            pixels = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
-            require("PIL.Image").fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(written)
-    return Path(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +15,7 @@ from ntk_inr.tasks.grid import grid_coordinates
 from ntk_inr.tasks.image import reconstruct_image, ssim_score, training_rows
 from ntk_inr.tasks.image_file import has_eight_bits, load_prepared
 from ntk_inr.tasks.interface import PointwiseTask, fingerprint
-from ntk_inr.tasks.pictures import Panel, error_panel, picture_rows, save_image
+from ntk_inr.tasks.pictures import Panel, PictureTask, picture_rows
 
 _BASELINES = {
     "super-resolution": "cubic interpolation",
@@ -26,7 +25,7 @@ _BASELINES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class RestorationTask(PointwiseTask):
+class RestorationTask(PictureTask, PointwiseTask):
     """An image of which less is seen than shall be restored; scores are against the clean one.
 
     Attributes:
@@ -88,14 +87,7 @@ class RestorationTask(PointwiseTask):
         if self.kind != "denoising":
             psnr = metrics.decibels(metrics.psnr(self.baseline, self.image), eight_bit=self.eight_bit)
             panels.append(Panel(f"baseline, {psnr}", self.baseline))
-        if reconstruction is not None:
-            psnr = metrics.decibels(self.scores(reconstruction)["psnr"], eight_bit=self.eight_bit)
-            panels += [Panel(f"restored, {psnr}", reconstruction), error_panel(reconstruction, self.image)]
-        return picture_rows([panels])
-
-    def save(self, reconstruction: np.ndarray, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write a restored image as 8-bit ``.png`` or ``.tif``, or as exact values ``.npy``."""
-        return save_image(reconstruction, path, overwrite=overwrite)
+        return picture_rows([panels + self.comparison(reconstruction, "restored")])
 
 
 def super_resolution_task(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +17,7 @@ from ntk_inr.tasks.grid import axis_centres, grid_coordinates
 from ntk_inr.tasks.image import reconstruct_image, ssim_score
 from ntk_inr.tasks.image_file import has_eight_bits, load_prepared, reduce_image, to_unit
 from ntk_inr.tasks.interface import IndirectTask, fingerprint
-from ntk_inr.tasks.pictures import Panel, error_panel, picture_rows, save_image
+from ntk_inr.tasks.pictures import Panel, PictureTask, picture_rows
 from ntk_inr.tasks.radon import filtered_back_projection, line_integrals, radon
 
 BUNDLED = ("shepp-logan",)
@@ -27,7 +26,7 @@ _FINER = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class TomographyTask(IndirectTask):
+class TomographyTask(PictureTask, IndirectTask):
     """An image in the unit disc, of which integrals along rays are known.
 
     Attributes:
@@ -58,11 +57,6 @@ class TomographyTask(IndirectTask):
     def sinogram(self) -> np.ndarray:
         """The integrals as (a, size)."""
         return self.y.reshape(len(self.angles), -1)
-
-    @property
-    def data_range(self) -> float:
-        """Span of the integrals."""
-        return float(self.y.max() - self.y.min())
 
     @property
     def digest(self) -> str:
@@ -103,15 +97,7 @@ class TomographyTask(IndirectTask):
             Panel("sinogram (offset, angle)", _square(self.sinogram.T), "field"),
             Panel(title, self.back_projection),
         ]
-        if reconstruction is not None:
-            psnr = self.scores(reconstruction)["psnr"]
-            title = f"reconstruction, {metrics.decibels(psnr, eight_bit=self.eight_bit)}"
-            panels += [Panel(title, reconstruction), error_panel(reconstruction, self.image)]
-        return picture_rows([panels])
-
-    def save(self, reconstruction: np.ndarray, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write a reconstruction as 8-bit ``.png`` or ``.tif``, or as exact values ``.npy``."""
-        return save_image(reconstruction, path, overwrite=overwrite)
+        return picture_rows([panels + self.comparison(reconstruction)])
 
 
 def tomography_task(
@@ -145,7 +131,7 @@ def tomography_task(
         ((384, 2), (384, 1), 1)
 
     Source: L. A. Shepp & B. F. Logan, "The Fourier Reconstruction of a Head Section", IEEE Transactions on
-    Nuclear Science 21 (1974).
+    Nuclear Science 21 (1974), doi 10.1109/TNS.1974.6499235.
     """
     _checks.check_positive(size, "size", integer=True, least=8)
     samples = size if samples is None else samples
