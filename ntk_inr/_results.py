@@ -105,8 +105,11 @@ def _unflatten(words: tuple[Any, ...], values: Any) -> Record:
 jax.tree_util.register_pytree_with_keys(Record, _flatten, _unflatten)
 
 
-def text_table(rows: Sequence[Sequence[str]], right: Sequence[int] = (), header: bool = True) -> str:
-    """Return rows of equal length as text in columns, those of the indices ``right`` aligned to the right."""
+def text_table(rows: Sequence[Sequence[str]], right: Sequence[int] = (), header: int = 1) -> str:
+    """Return rows of equal length as text in columns, those of the indices ``right`` aligned to the right.
+
+    The first ``header`` rows stand above a rule.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 
     def line(row: Sequence[str]) -> str:
@@ -118,7 +121,7 @@ def text_table(rows: Sequence[Sequence[str]], right: Sequence[int] = (), header:
 
     lines = list(map(line, rows))
     if header:
-        lines.insert(1, line(["-" * width for width in widths]))
+        lines.insert(header, line(["-" * width for width in widths]))
     return "\n".join(lines)
 
 
@@ -147,7 +150,7 @@ def _rows(self: Any) -> dict[str, Any]:
 
 
 def _table(self: Any) -> str:
-    return text_table([(name, brief(value)) for name, value in self.rows().items()], header=False)
+    return text_table([(name, brief(value)) for name, value in self.rows().items()], header=0)
 
 
 def _line(self: Any) -> str:

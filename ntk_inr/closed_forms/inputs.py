@@ -98,9 +98,9 @@ def preactivations(net: TwoLayerNetwork, pairs: Pairs) -> Preactivations:
     )
 
 
-def modulator(factors: FourierModulation, x: Array) -> Modulator:
-    """Return the kernels of these factors at coordinates ``x``, (6.2)."""
-    return _modulator(x, factors.omega, trained=factors.trained)
+def modulator(modulation: FourierModulation, x: Array) -> Modulator:
+    """Return the kernels of a modulation's factors at coordinates ``x``, (6.2)."""
+    return _modulator(x, modulation.omega, trained=modulation.trained)
 
 
 @functools.partial(jax.jit, static_argnames="trained")

@@ -15,6 +15,7 @@ from jax import Array, lax
 from jax.tree_util import Partial
 
 from ntk_inr._dtypes import accumulation_dtype, at_precision
+from ntk_inr._typing import Params
 from ntk_inr.kernels.program import Program
 from ntk_inr.kernels.sites import Group, Site, Sites, find_sites
 
@@ -58,7 +59,7 @@ class Trace:
     def __init__(
         self,
         apply: Partial,
-        params: Any,
+        params: Params,
         x_i: Any,
         c: int,
         outputs: str,
@@ -98,7 +99,7 @@ class Trace:
         """How many flops the kernel of one pair of examples takes."""
         return sum(how.flops for how in self.sites.handling)
 
-    def factors(self, apply: Partial, params: Any, x_i: Array) -> list[tuple[Array | None, Array]]:
+    def factors(self, apply: Partial, params: Params, x_i: Array) -> list[tuple[Array | None, Array]]:
         """Return each factor's h (batch, tokens, m_in) and delta (c, batch, tokens, m_out) at one coordinate (d,)."""
         sites = [site for group in self.sites.groups for site in group.sites]
         scales = [atom for site in sites for atom, _ in site.scales]
@@ -169,7 +170,7 @@ def _joined(parts: list[Array]) -> Array:
 
 
 def fitting(
-    apply: Partial, other: Partial, params: Any, x_i: Any, c: int, outputs: str, *, differentiable: bool = False
+    apply: Partial, other: Partial, params: Params, x_i: Any, c: int, outputs: str, *, differentiable: bool = False
 ) -> tuple[Trace, Fixed]:
     """Return the trace of ``apply`` whose factors fit those of ``other``, and the handling that both must be given.
 
@@ -205,7 +206,7 @@ def _alike(sites: Sites, others: Sites, leaf: int) -> bool:
 
 def factors(
     apply: Partial,
-    params: Any,
+    params: Params,
     x: Array,
     c: int,
     outputs: str,

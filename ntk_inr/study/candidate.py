@@ -167,6 +167,13 @@ def training_kernel_in_float64(apply: Any, params: Any, x: Any) -> np.ndarray:
     return _in_float64(training_kernel, apply, params, x)
 
 
+def kernels_in_float64(apply: Any, params: Any, x: Any) -> Kernels:
+    """Return both, one array where they are the same."""
+    own = kernel_in_float64(apply, params, x)
+    frozen = is_frozen(_checks.as_partial(apply), params, x)
+    return Kernels(own, training_kernel_in_float64(apply, params, x) if frozen else own)
+
+
 def _in_float64(of: Callable[..., Any], *arguments: Any) -> np.ndarray:
     host = jax.tree.map(np.asarray, arguments)
     with jax.enable_x64(True):
