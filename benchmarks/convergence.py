@@ -22,7 +22,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ import scipy.stats
 import ntk_inr as ni
 from benchmarks.keep import Claim, Picture, Plain, Profile, collect, profile_and_jobs, publish, verdict
 from ntk_inr import style
-from ntk_inr.study.candidate import kernel_in_float64
+from ntk_inr.study.candidate import kernels_in_float64
 from ntk_inr.training.curves import psnr
 
 NAME = "convergence"
@@ -90,12 +90,34 @@ PROFILES: dict[Profile, Settings] = {
 }  # fmt: skip
 
 
-def predicted_steps(spectrum: ni.spectra.Alignment, rate: float, share: float) -> int | None:
+class Modes(NamedTuple):
+    """A residual in the eigenvectors of the kernel that training follows, which are complex where some are frozen."""
+
+    values: np.ndarray
+    vectors: np.ndarray
+    parts: np.ndarray
+
+
+def modes_of(followed: ni.spectra.Eigensystem | np.ndarray, residual: np.ndarray) -> Modes:
+    """Return the modes of a residual (n, c) under a kernel that is not symmetric, or the eigensystem of one that is."""
+    if isinstance(followed, ni.spectra.Eigensystem):
+        return Modes(np.maximum(followed.values, 0), followed.vectors, followed.vectors.T @ residual)
+    values, vectors = np.linalg.eig(followed)
+    return Modes(np.maximum(values.real, 0) + 1j * values.imag, vectors, np.linalg.solve(vectors, residual + 0j))
+
+
+def predicted_steps(modes: Modes, rate: float, share: float) -> int | None:
     """Return the steps that (T10.1) takes until this share of the squared error is left; None beyond LONGEST."""
 
+    def error(steps: int) -> float:
+        with np.errstate(all="ignore"):  # modes that grow leave the range of floats
+            left = (1 - rate * modes.values)[:, None] ** steps * modes.parts
+            return float((np.abs(modes.vectors @ left) ** 2).sum())
+
+    start = error(0)
+
     def reached(steps: int) -> bool:
-        values = np.maximum(spectrum.values, 0)
-        return bool(spectrum.energy @ (1 - rate * values) ** (2 * steps) <= share)
+        return error(steps) <= share * start
 
     return bisect.bisect_left(range(LONGEST), True, key=reached) if reached(LONGEST) else None
 
@@ -107,15 +129,18 @@ def measure(task: Any, name: str, settings: Settings) -> dict[str, Any]:
     apply, params = jax.jit(jax.vmap(lambda key: ni.init(net, key, x)))(jax.random.split(jax.random.key(0), len(seeds)))
     observed = task.observe(apply)
     each = [jax.tree.map(lambda leaf, s=s: leaf[s], (observed, params)) for s in seeds]
-    kernels = [kernel_in_float64(one, own, x) for one, own in each]
-    if not np.isfinite(kernels).all():
+    pairs = [kernels_in_float64(one, own, x) for one, own in each]
+    if not np.isfinite(pairs).all():
         return {"variant": name, "failed": "the kernel at initialisation is not finite"}
-    systems = [ni.spectra.eigensystem(kernel) for kernel in kernels]
-    moments = [ni.moments(kernel) for kernel in kernels]
+    systems = [ni.spectra.eigensystem(pair.own) for pair in pairs]
+    moments = [ni.moments(pair.own) for pair in pairs]
+    followed = [
+        system if pair.followed is pair.own else pair.followed for system, pair in zip(systems, pairs, strict=True)
+    ]
     # All seeds train in one program, so at one rate: half of the least.
-    rate = float(min(ni.max_learning_rate(system, c=task.y.shape[1]) for system in systems)) / 2
+    rate = float(min(ni.max_learning_rate(each, c=task.y.shape[1]) for each in followed)) / 2
     residuals = [np.asarray(one(own, x), np.float64) - task.y for one, own in each]
-    modes = [ni.alignment(*pair) for pair in zip(systems, residuals, strict=True)]
+    modes = [modes_of(*pair) for pair in zip(followed, residuals, strict=True)]
     targets = [float(psnr(np.var(task.y), task.data_range)) + gain for gain in GAINS]
     left = [[task.data_range**2 / 10 ** (t / 10) / (r**2).mean() for r in residuals] for t in targets]
     options = {"steps": settings.steps, "loss": "mse", "data_range": task.data_range}

@@ -110,7 +110,8 @@ def measure(name: str, x: Any, y: Any, settings: Settings) -> dict[str, dict[str
     """Follow one variant from every seed: by optimizer, quantities (seeds, records), "psnr" and "status" (seeds,)."""
     net = ni.variant(name, features=settings.features, depth=settings.depth)
     networks = [ni.init(net, jax.random.key(seed), x) for seed in range(settings.seeds)]
-    rate = min(float(ni.max_learning_rate(ni.ntk(apply, params, x))) for apply, params in networks) / 2
+    kernels = [ni.kernels.training_kernel(apply, params, x) for apply, params in networks]
+    rate = min(float(ni.max_learning_rate(kernel)) for kernel in kernels) / 2
     found: dict[str, dict[str, Any]] = {}
     for key, optimizer in {"adam": ADAM, "descent": optax.sgd(rate)}.items():
         runs = [follow(network, x, y, optimizer, settings.steps) for network in networks]

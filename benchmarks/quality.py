@@ -44,9 +44,9 @@ from benchmarks.keep import (
     this_device,
     up_to_exact,
 )
-from ntk_inr.study.comparison import trained
 from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import save_figure
+from ntk_inr.study.measurement import trained
 from ntk_inr.study.record import write_json, write_text
 from ntk_inr.tasks.metrics import BASELINES, EXACT, EXACT_DB
 

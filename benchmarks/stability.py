@@ -36,7 +36,7 @@ from benchmarks.keep import (
     up_to_exact,
     verdict,
 )
-from ntk_inr.study.candidate import kernel_in_float64
+from ntk_inr.study.candidate import training_kernel_in_float64
 from ntk_inr.study.figures import end_at_exact
 from ntk_inr.style import FAST, MARKERS, NEUTRAL, PALETTE, PREDICTED, figure_style, pyplot
 
@@ -171,7 +171,7 @@ def measure(name: str, task: Any, settings: Settings, exponents: np.ndarray) -> 
     best, usual = int(psnr.mean(axis=0).argmax()), int(np.abs(exponents - USUAL).argmin())
 
     def limit(apply: Any, params: Any) -> float:
-        return np.nan if params is None else float(ni.max_learning_rate(kernel_in_float64(apply, params, x)))
+        return np.nan if params is None else float(ni.max_learning_rate(training_kernel_in_float64(apply, params, x)))
 
     few = [jax.tree.map(lambda leaf, s=s: leaf[s], networks) for s in range(settings.descent_seeds)]
     predicted = np.array([limit(apply, params) for apply, params in few])
@@ -182,8 +182,8 @@ def measure(name: str, task: Any, settings: Settings, exponents: np.ndarray) -> 
         "psnr": psnr,
         "best_rate": float(10 ** exponents[best]),
         "psnr_at_best": mean(psnr[:, best]),
-        "spread_at_best": spread(psnr[:, best]),
-        "spread_at_usual": spread(psnr[:, usual]),
+        "spread_at_best": spread(up_to_exact(psnr[:, best])),
+        "spread_at_usual": spread(up_to_exact(psnr[:, usual])),
         "decades": mean([tolerance(exponents, row) for row in psnr]),
         "predicted_rate": predicted,
         "largest_stable_rate": {key: predicted * 2 ** lower[:, j] for j, key in enumerate(CRITERIA)},
@@ -289,7 +289,7 @@ def plot_sensitivity(found: dict[str, Any], exponents: np.ndarray, steps: int) -
         axes[0].set(xscale="log", xlabel="learning rate of Adam", ylabel=f"PSNR after {steps} steps [dB]")
         end_at_exact(axes[0])
         axes[0].set_title(f"Highest: {best}")
-        axes[1].set(xlabel="standard deviation over seeds [dB], above 60 too", title=f"Seeds: {least} varies least")
+        axes[1].set(xlabel="standard deviation over seeds [dB]", title=f"Seeds: {least} varies least")
         axes[2].set(xlabel=f"decades within {CLOSE_DB:g} dB of the best", title=f"Rates: {widest} has most room")
         axes[1].legend()
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(found))

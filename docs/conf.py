@@ -1,7 +1,9 @@
 """How Sphinx builds these pages; ``make docs`` calls it."""
 
+import contextlib
 import functools
 import inspect
+import io
 import re
 import shutil
 import sys
@@ -12,6 +14,7 @@ from docutils import nodes
 from sphinx.util.nodes import make_refnode
 
 import ntk_inr
+from ntk_inr import cli
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -63,7 +66,7 @@ def write_if_changed(path, text):
 
 
 def prepare(app):
-    """Copy the notebooks here, and write the tables of what was measured."""
+    """Copy the notebooks here, and write the tables of what was measured and the command's help."""
     notebooks = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "notebooks").glob("*.ipynb")}
     for path in (HERE / "notebooks").glob("*.ipynb"):
         if path.name not in notebooks:
@@ -75,6 +78,10 @@ def prepare(app):
 
     for name, text in measured.tables(ROOT / "benchmarks" / "results").items():
         write_if_changed(HERE / "_generated" / f"{name}.md", text)
+    for command in ("compare", "fit", "tune", "report"):
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            cli.run([command, "--help"])
+        write_if_changed(HERE / "_generated" / f"help_{command}.txt", printed.getvalue())
 
 
 def copy_mathjax(app, error):
@@ -104,7 +111,9 @@ def find_short_name(app, env, node, contnode):
 
 
 def skip_fields(app, what, name, obj, skip, options):
-    """Leave out fields, which the class's docstring describes."""
+    """Leave out fields, which the class's docstring describes, and what results are printed by."""
+    if name == "rows":
+        return True
     return None if inspect.isroutine(obj) or isinstance(obj, property | functools.cached_property) else True
 
 

@@ -21,7 +21,7 @@ Precision = Literal["highest", "high", "default", "float32", "tensorfloat32", "b
 _WORDS = {"outputs": get_args(Outputs), "method": get_args(Method), "precision": get_args(Precision)}
 
 
-def as_coordinates(x: Any, name: str = "x") -> Any:
+def as_coordinates(x: Any, name: str = "x", finite: bool = True) -> Any:
     """Return ``x`` as a float array of shape (n, d), or say what is wrong with it; a shape stays one."""
     x = _as_real_matrix(x, name, "(n, d), one row a coordinate")
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -29,7 +29,8 @@ def as_coordinates(x: Any, name: str = "x") -> Any:
             f"{name} has dtype {x.dtype}; coordinates are floating point, usually in [-1, 1]. "
             f"Pass {name}.astype(float), scaled to that range."
         )
-    _check_finite(x, name)
+    if finite:
+        check_finite(x, name)
     return x
 
 
@@ -40,7 +41,7 @@ def as_values(y: Any, n: int, name: str = "y") -> Array:
         raise ValueError(f"{name} has {y.shape[0]} rows but x has {n}; they are paired row by row.")
     if not jnp.issubdtype(y.dtype, jnp.floating):
         raise TypeError(f"{name} has dtype {y.dtype}; expected floating point values.")
-    _check_finite(y, name)
+    check_finite(y, name)
     return y
 
 
@@ -122,11 +123,12 @@ def check_finite_tree(tree: Any, name: str) -> None:
         if not seen or _are_finite(list(seen.values())):
             return
     for path, leaf in seen.items():
-        _check_finite(jnp.asarray(leaf), f"{name}{jax.tree_util.keystr(path)}")
+        check_finite(jnp.asarray(leaf), f"{name}{jax.tree_util.keystr(path)}")
 
 
 def _are_finite(leaves: list[Any]) -> bool:
-    if jax.default_backend() == "cpu" and all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves):
+    on_cpu = jax.default_backend() == "cpu" and all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves)
+    if on_cpu or all(isinstance(leaf, np.ndarray) for leaf in leaves):
         return all(np.isfinite(np.asarray(leaf)).all() for leaf in leaves)  # where they lie, without a program
     return bool(all_finite(leaves))
 
@@ -202,17 +204,13 @@ def _as_real_matrix(array: Any, name: str, expected: str) -> Any:
     return array if is_abstract(array) else jnp.asarray(array)
 
 
-def _check_finite(array: Any, name: str) -> None:
+def check_finite(array: Any, name: str) -> None:
+    """Raise ``ValueError`` where an array (JAX or NumPy) holds NaN or infinity; traced ones can't be seen."""
     if isinstance(array, jax.core.Tracer | jax.ShapeDtypeStruct) or not jnp.issubdtype(array.dtype, jnp.inexact):
         return
     with jax.ensure_compile_time_eval():
         if _are_finite([array]):
             return
-        bad = int(array.size - jnp.isfinite(array).sum())
+        xp = np if isinstance(array, np.ndarray) else jnp
+        bad = int(array.size - xp.isfinite(array).sum())
     raise ValueError(f"{name} holds {bad} NaN or infinite values of {array.size}; remove or replace them.")
-
-
-def refuse_if(condition: Any, message: str) -> None:
-    """Raise ``ValueError`` where a concrete ``condition`` holds; traced ones can't be looked at."""
-    if not isinstance(condition, jax.core.Tracer) and condition:
-        raise ValueError(message)

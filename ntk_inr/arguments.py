@@ -67,7 +67,7 @@ class ComparedTraining:
     """Training steps, of Adam and of gradient descent each."""
     learning_rate: float = 1e-3
     """Learning rate of Adam."""
-    seeds: int = 2
+    seeds: int = 3
     """Independent initialisations a network."""
     seed: int = 0
     """First random seed."""

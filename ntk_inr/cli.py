@@ -28,6 +28,22 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return status or 1
 
 
+def parse(arguments: Sequence[str]) -> Any:
+    """Return the command that a user wrote, one of those of :mod:`ntk_inr.arguments`.
+
+    Raises:
+        SystemExit: it asks for help, or is none; what to know is printed.
+    """
+    return tyro.cli(
+        Command,
+        prog="ntk-inr",
+        description="Which coordinate network will learn this signal, how fast, and why. --version tells which version "
+        "this is, and of JAX.",
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
 def _run(arguments: list[str]) -> int:
     if arguments == ["--version"]:
         from importlib import metadata
@@ -35,14 +51,7 @@ def _run(arguments: list[str]) -> int:
         print(f"ntk-inr {__version__} with jax {metadata.version('jax')}")
         return 0
     try:
-        command: Any = tyro.cli(
-            Command,
-            prog="ntk-inr",
-            description="Which coordinate network will learn this signal, how fast, and why. --version tells which "
-            "version this is, and of JAX.",
-            args=arguments,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
+        command = parse(arguments)
     except SystemExit as stop:
         return int(stop.code or 0)
     from ntk_inr import commands  # imports JAX, for which help and mistakes need not wait

@@ -132,21 +132,21 @@ def test_fluctuations_are_the_mean_over_all_ways_to_halve_the_units():
         rest = [unit for unit in range(6) if unit not in chosen]
         first, second = (2 * np.einsum("icm,jcm->ij", units[..., at], units[..., at]) for at in (list(chosen), rest))
         halves.append((first - second) ** 2 / 4)
-    spread, _ = assumptions._fluctuations(assumptions._Side("F", gram + 0.5, units, 0.5, True))
+    spread, _ = assumptions._variances(assumptions._Part("F", gram + 0.5, units, 0.5, True))
     np.testing.assert_allclose(spread, np.mean(halves, axis=0), rtol=1e-12)
 
 
 def test_gaussian_units_fluctuate_as_independent_gaussian_ones():
     units = np.random.default_rng(0).normal(size=(30, 1, 4000))
     gram = units[:, 0] @ units[:, 0].T
-    spread, lawful = assumptions._fluctuations(assumptions._Side("F", gram, units, 0.0, True))
+    spread, lawful = assumptions._variances(assumptions._Part("F", gram, units, 0.0, True))
     np.testing.assert_allclose(spread, lawful, rtol=0.2)
 
 
 def test_the_independent_level_is_reached_by_units_that_vary_independently():
     units = np.random.default_rng(0).normal(0.4, 1.0, size=(3000, 1, 5)) * np.arange(1, 6)
     gram = units[:, 0] @ units[:, 0].T + 2.0
-    side = assumptions._Side("F", gram, units, 2.0, True)
+    side = assumptions._Part("F", gram, units, 2.0, True)
     measured = assumptions._mean(gram**2) / np.diagonal(gram).mean() ** 2
     np.testing.assert_allclose(assumptions._independent_level(side, math.nan), measured, rtol=0.02)
 

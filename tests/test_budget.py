@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 
 import ntk_inr as ni
 from ntk_inr.kernels.model import check_model
-from ntk_inr.variance import sums
+from ntk_inr.variance import budget_report, sums
 from ntk_inr.variance.budget import variance_budget
 from tests.conftest import figures_of, in_float64, quick, small
 from tests.kernel_models import MODELS
@@ -142,7 +142,7 @@ def test_factors_equal_formulas(key, x, x64):
 
     assert budget.factored.all()
     expected = (F, B, similarity(F), similarity(B))
-    for matrix, by in zip(budget.matrices, expected, strict=True):
+    for matrix, by in zip(jax.tree.leaves(budget.matrices), expected, strict=True):
         np.testing.assert_allclose(matrix, by, rtol=1e-10, atol=1e-13)
     diagonals = [np.einsum("lii->li", A) for A in (F, B, F * B)]
     np.testing.assert_allclose(budget.forward_scale, diagonals[0].mean(1))
@@ -179,7 +179,7 @@ def test_any_block(key, x, x64):
     assert calls == [(done, 15) for done in range(1, 16)]
     for name in ("off_diagonal", "diagonal", "means", "forward_tau", "backward_tau", "overlap"):
         np.testing.assert_allclose(getattr(budget, name), getattr(whole, name), rtol=1e-12, err_msg=name)
-    for found, expected in zip(budget.matrices, whole.matrices, strict=True):
+    for found, expected in zip(*map(jax.tree.leaves, (budget.matrices, whole.matrices)), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-13)
 
 
@@ -349,7 +349,10 @@ def test_table_and_figure(key, x, tmp_path):
     budget = budget_of("pe", x)
     lines = str(budget).splitlines()
     assert lines[0].startswith(f"variance {budget.variance:.4g}; cv ")
-    assert [line.split("  ")[0] for line in lines[4:]] == list(budget.names)
+    assert [line.split("  ")[0] for line in lines[3:]] == list(budget.names)
+    shorter = budget_report.table(budget, most=2).splitlines()
+    kept = [budget.names[row] for row in sorted(np.argsort(-budget.shares)[:2])]
+    assert [line.split("  ")[0] for line in shorter[3:]] == [*kept, "… 1 more; .table() has all"]
     figure = budget.plot(tmp_path / "budget.png")
     assert (tmp_path / "budget.png").stat().st_size > 10_000
     most = int(np.argmax(budget.shares))

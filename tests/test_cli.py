@@ -14,8 +14,9 @@ import PIL.Image
 import pytest
 
 import ntk_inr as ni
-from ntk_inr import __main__, cli, terminal
+from ntk_inr import __main__, arguments, cli, terminal
 from ntk_inr._claims import claimed
+from ntk_inr._results import Record
 from ntk_inr.kernels import memory
 from ntk_inr.messages import in_options, output
 from ntk_inr.study.record import Study
@@ -206,8 +207,8 @@ def test_without_the_extra_it_says_what_to_install(capsys, monkeypatch):
 def test_output_in_any_encoding(monkeypatch, encoding):
     line = f"★ ± • {os.fsdecode(bytes([0xE9]))} 中"
     goal = Column("adam_psnr_final", "PSNR", "max", "adam", "")
-    summary = Summary(20.0, "", goal, columns=[], rows={}, baselines={}, leaders={}, correlations=[], conclusion=[line])
-    study = Study({}, {"seeds": 1}, {}, None, [])
+    summary = Summary(20.0, "", goal, (), Record(), Record(), Record(), correlations=[], conclusion=(line,))
+    study = Study(Record(), Record(seeds=1), Record(), None, [])
     printed = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr(sys, "stdout", printed)
     with output():
@@ -283,8 +284,64 @@ def test_messages_name_options():
         "space['scale'] is 2": "--over scale is 2",
         "the size is 2 and size is 3": "the size is 2 and --size is 3",
         "pass out=np.memmap(...)": "pass out=np.memmap(...)",
+        "siren:size=3,angles=2 diverged": "siren:size=3,angles=2 diverged",
     }.items():
         assert in_options(message, options) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [(["--version"], 0), (["--help"], 0), (["tune", "--help"], 0), (["fit", "--stepz", "3"], 2), (["fitt"], 2)],
+)
+def test_what_needs_no_jax_does_not_wait_for_it(arguments, status):
+    code = "import sys; from ntk_inr import cli; status = cli.run(sys.argv[1:]); "
+    code += "print({'jax', 'numpy'} & set(sys.modules)); sys.exit(status)"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert done.stdout.endswith("set()\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "call"), [(arguments.Compare, ni.compare), (arguments.Fit, ni.fit_task), (arguments.Tune, ni.tune)]
+)
+def test_the_command_has_the_librarys_defaults(command, call):
+    options = arguments.values_of(command(arguments.ComparedData(("photo.png",))))
+    keywords = {name: parameter.default for name, parameter in inspect.signature(call).parameters.items()}
+    shared = (set(options) & set(keywords)) - {"variant"}
+    assert {"features", "depth", "steps", "learning_rate", "seed", "overwrite", "resume"} <= shared
+    assert {name: options[name] for name in shared} == {name: keywords[name] for name in shared}
+
+
+def test_the_version_is_told(capsys):
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"ntk-inr {ni.__version__} with jax {jax.__version__}\n"
+
+
+def test_fit_takes_several_networks_with_settings_in_folders_of_their_own(capsys):
+    asked = ["fit", "signal", "chirp", "--set", "samples=64", "--features", "8", "--depth", "1", "--steps", "2"]
+    asked += ["--variants", "siren:omega=10", "rff:scale=2,encoding.features=4"]
+    assert cli.run(asked) == 0
+    printed = capsys.readouterr().out
+    assert printed.index("siren:omega=10") < printed.index("rff:scale=2")
+    results = json.loads(pathlib.Path("runs/fit-chirp/siren_omega=10/results.json").read_text())
+    assert results["numbers"]["activation.omega"] == 10
+    assert pathlib.Path("runs/fit-chirp/rff_scale=2,encoding.features=4/reconstruction.npy").exists()
+    assert cli.run([*asked, "--resume"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("siren:omgea=3", "Did you mean 'omega'?"),
+        ("siren:omega", "write name=number, such as siren:features=128,depth=3"),
+        ("sirne:omega=3", "Did you mean 'siren'?"),
+    ],
+)
+def test_a_mistake_in_any_network_shows_before_the_first_is_trained(capsys, written, message):
+    for command in ("fit", "compare", "tune"):
+        assert cli.run([command, "photo.png", "--variant", "relu", written, "--steps", "1"]) == 2
+        assert message in capsys.readouterr().err
+    assert not pathlib.Path("runs").exists()
 
 
 def test_module_runs_as_a_command():

@@ -1,12 +1,15 @@
 import ast
 import graphlib
 import re
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
 import ntk_inr as ni
+from ntk_inr import cli
+from ntk_inr.networks.catalogue import networks_of
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -29,6 +32,27 @@ def test_page_says_first_what_one_will_know(path):
     title, _, first, *_ = PAGES[path].splitlines()
     assert title.startswith("# ")
     assert path.stem == "index" or first.startswith("At the end you ")
+
+
+def commands():
+    """Return every command of the pages, README and the Makefile: lines of code, and what stands between backticks."""
+    cases = []
+    for path in [*PAGES, ROOT / "README.md", ROOT / "Makefile"]:
+        text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        lines = re.findall(r"^\s*(?:\.venv/bin/|\$\(BIN\)/)?ntk-inr ([^#\n]+)", text, re.MULTILINE)
+        for words in dict.fromkeys([*lines, *re.findall(r"`ntk-inr ([a-z][^`]*)`", text)]):
+            cases.append(pytest.param(words, id=f"{path.stem}: {words.strip()}"))
+    return cases
+
+
+@pytest.mark.parametrize("words", commands())
+def test_every_command_that_is_shown_is_one(words):
+    """Its options exist, and its networks and their settings."""
+    if "..." in words or words.strip() in ("compare", "fit", "tune", "report"):
+        pytest.skip("an abbreviation")
+    command = cli.parse(shlex.split(words))
+    for names in [command.network.variant] if hasattr(command, "network") else []:
+        assert networks_of(names)
 
 
 def test_theory_has_every_formula_that_is_cited():
@@ -94,5 +118,4 @@ def test_folders_import_only_from_those_above_them_in_the_table():
 def test_no_module_imports_itself_in_a_circle():
     graph = _imports()
     del graph["ntk_inr"]  # shows what is public, and is imported by nothing but examples
-    graph["ntk_inr.training.saver"].discard("ntk_inr.training.loop")
     graphlib.TopologicalSorter(graph).prepare()

@@ -186,7 +186,7 @@ def test_golden_values_of_the_theory(x64):
     rho = jnp.asarray(grid @ grid.T)
     side = pairs.Side(jnp.diagonal(rho))
     pair = pairs.pair_of(side, side, rho, same=True)
-    factors = maps.fourier_factors(jnp.asarray(grid[:, :2]), None, 4.0, trained=True)
+    factors = maps.fourier_modulation(jnp.asarray(grid[:, :2]), None, 4.0, trained=True)
     relu, first = Rectifier().moments(pair), maps.State(rho, rho, side.k, side.k, side.k * 0, side.k * 0, same=True)
     active = maps.activate(first, Rectifier())
     norms = np.sqrt(np.outer(side.k, side.k))
@@ -450,18 +450,31 @@ def test_uniform_biases_of_sines_at_the_networks_own_width(key):
     assert jnp.linalg.norm(kernels.mean(0) - infinite_kernel(net)(x).ntk) < 2 * noise
 
 
-def test_compiles_once_for_a_shape(x):
-    traces = []
+def test_compiles_once_for_a_shape(x, monkeypatch):
+    traces, tiled = [], tiles.tiled
 
     def activation(u):
         traces.append(1)
         return jnp.tanh(u)
 
-    kernel = infinite_kernel(ni.CoordinateMLP(features=16, depth=1, activation=activation), order=8)
+    programs = []
+    monkeypatch.setattr(tiles, "tiled", lambda *parts: programs.append(1) or tiled(*parts))
+
+    def net(**settings):
+        return ni.CoordinateMLP(features=16, depth=1, activation=activation, **settings)
+
+    kernel = infinite_kernel(net(), order=8)
     kernel(x)
     count = len(traces)
     kernel(0.5 * x)
     assert len(traces) == count
+    # Equal networks, and those of other fixed arrays, share what is compiled.
+    infinite_kernel(net(), order=8)(x)
+    assert len(programs) == 1
+    frequencies = net(encoding=ni.GaussianFourier(4))
+    drawn = [infinite_kernel(frequencies, constants=frequencies.init(jax.random.key(i), x))(x).ntk for i in (0, 1)]
+    assert len(programs) == 2
+    assert distance(*drawn) > 0.01
     sine = infinite_kernel(ni.CoordinateMLP(features=16, depth=1, activation="sine"))
     first, second = (sine(x, hyper={"activation.omega": omega}).ntk for omega in (3.0, 4.0))
     assert distance(first, second) > 0.01

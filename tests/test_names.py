@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import ntk_inr as ni
+from ntk_inr import citation
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(set(dir(ni)) - set(ni.__all__))
@@ -28,7 +29,7 @@ def test_importing_the_package_imports_no_framework():
 
 def test_the_flat_names_are_those_of_a_first_day_and_of_modules():
     assert len(ni.__all__) < 65
-    assert set(ni.__all__) - {"__version__"} <= {name for _, name in PLACES}
+    assert set(ni.__all__) - {"__version__", "cite"} <= {name for _, name in PLACES}
     assert all(getattr(ni, name) is getattr(sys.modules[module], name) for module, name in PLACES if name in ni.__all__)
     assert ni.training.fit is ni.fit
     exec("from ntk_inr import *; from ntk_inr.networks import *", names := {})
@@ -71,11 +72,51 @@ def test_every_renamed_name_of_the_changelog_says_its_new_one():
             place = getattr(place, part)
 
 
+def keys_of(thing):
+    return re.findall(r"^@\w+\{(\w+),$", ni.cite(thing), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("thing", "keys"),
+    [
+        ("wire", ["saragadam2023wire"]),
+        ("siren:omega=10", ["sitzmann2020implicit"]),
+        (ni.variant("pe+batch"), ["mildenhall2020nerf", "ou2025understanding", "ioffe2015batch", "cai2024towards"]),
+        (ni.networks.OneBlob(bins=4), ["muller2019neural"]),
+        ("tomography", ["shepp1974fourier"]),
+        (ni.signal_task("chirp", samples=64), ["rahaman2019spectral"]),
+        (ni.ntk, ["jacot2018neural", "novak2022fast"]),
+        (ni.variance_budget, ["ou2025understanding"]),
+        (ni.networks.FourierNet, ["fathony2021multiplicative"]),
+    ],
+    ids=str,
+)
+def test_cite_gives_what_docstrings_name(thing, keys):
+    assert keys_of(thing) == keys
+
+
+def test_cite_knows_every_paper_that_a_docstring_names():
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "ntk_inr").rglob("*.py"))
+    assert set(citation._NAMED.findall(" ".join(sources.split()))) <= set(citation._entries())
+    text = (ROOT / "ntk_inr" / "references.bib").read_text(encoding="utf-8")
+    keys = re.findall(r"^@\w+\{(\w+),$", text, re.MULTILINE)
+    assert len(keys) == len(set(keys)) == len(citation._entries()) == text.count("\n}")
+    assert all(f"year = {{{re.search('[0-9]{4}', key)[0]}}}" in text for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("thing", "message"), [("tanh", "tanh has no source"), ("wier", "Did you mean 'wire'"), (3, "int has no source")]
+)
+def test_what_has_no_source_is_said(thing, message):
+    with pytest.raises(ValueError, match=message):
+        ni.cite(thing)
+
+
 @pytest.mark.slow
 def test_type_checkers_see_signatures(tmp_path):
     user = tmp_path / "user.py"
     user.write_text("import ntk_inr as ni\nreveal_type(ni.ntk)\nreveal_type(ni.networks.OneBlob)\nni.nkt\n")
     done = subprocess.run([sys.executable, "-m", "mypy", str(user)], capture_output=True, text=True, check=False)
-    assert "apply: Any, params: Any" in done.stdout
+    assert "def (apply: " in done.stdout
     assert "OneBlob" in done.stdout
     assert 'Module has no attribute "nkt"' in done.stdout

@@ -271,6 +271,20 @@ def test_a_second_call_does_not_trace_again(key, x):
     assert first.shape == (23, 23)
 
 
+def test_many_sizes_share_their_programs(key):
+    x = jax.random.uniform(key, (1100, 2))
+    model = small("relu", key, x)
+    ni.ntk(*model, x[:600])
+    ni.ntk(*model, x[:700])
+    compiled = [program._cache_size() for program in (assembly.factors, assembly._tile, assembly._halves)]
+    for n in (1000, 1100, 900, 650):
+        kernel = ni.ntk(*model, x[:n])
+        assert kernel.shape == (n, n)
+    assert [program._cache_size() for program in (assembly.factors, assembly._tile, assembly._halves)] == compiled
+    np.testing.assert_array_equal(kernel, kernel.T)
+    np.testing.assert_allclose(kernel[:9, 600:], ni.ntk(*model, x[:9], x[600:650]), rtol=1e-4, atol=1e-3)
+
+
 def test_seeds_of_one_network_share_a_compilation(x):
     net = ni.variant("rff", features=8, depth=1)
     models = [ni.init(net, jax.random.key(seed), x) for seed in range(3)]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import ntk_inr as ni
+from ntk_inr.networks.catalogue import written
 from ntk_inr.networks.settings import setting_name, with_settings
 from tests.conftest import quick
 
@@ -36,6 +37,28 @@ def test_names_are_short_where_that_is_clear():
         setting_name(both, "omega")
     with pytest.raises(ValueError, match=r"unknown setting of CoordinateMLP 'scael'.*Did you mean 'scale'"):
         setting_name(rff, "scael")
+
+
+def test_a_name_may_carry_settings():
+    assert ni.settings_of(ni.variant("rff:scale=4,depth=3")) == ni.settings_of(
+        with_settings(ni.variant("rff"), {"encoding.scale": 4.0, "depth": 3})
+    )
+    assert ni.variant("pe:bands=4", features=8, out=2).clone(features=256, out=1) == with_settings(
+        ni.variant("pe"), {"bands": 4}
+    )
+    assert written("rff:depth=3", {"encoding.scale": 0.5}) == "rff:depth=3,encoding.scale=0.5"
+    with pytest.raises(ValueError, match="Did you mean 'features'"):
+        ni.variant("rff:featuers=3")
+    with pytest.raises(ValueError, match="has the setting 'omega=ten'; write name=number"):
+        ni.variant("siren:omega=ten")
+
+
+@pytest.mark.parametrize("name", ["omega", "omega_0", "activation.omega"])
+def test_the_infinite_kernel_takes_the_same_names(name, x):
+    kernel = ni.infinite_kernel(ni.variant("siren:omega=3"))
+    expected = np.asarray(ni.infinite_kernel(ni.variant("siren:omega=5"))(x).ntk)
+    # Entries far below the diagonal have its rounding error.
+    np.testing.assert_allclose(kernel(x, hyper={name: 5.0}).ntk, expected, rtol=1e-5, atol=1e-6 * expected.max())
 
 
 def test_replaced_settings_pass_the_checks_of_their_classes(unchecked):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from ntk_inr._results import result, static
 from ntk_inr.closed_forms.gates import Threshold
 from ntk_inr.closed_forms.inputs import Modulator, Preactivations
 from ntk_inr.closed_forms.tied_laws import row_gain
@@ -17,54 +17,58 @@ from ntk_inr.infinite.soft_gates import SoftGates
 from ntk_inr.networks.two_layer import TwoLayerNetwork
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@result
 class TwoLayerFactors:
     r"""The factors of the first layer's kernel at infinite width, :math:`H^2_{ij}/H_{ii}H_{jj} = \tau_x\tau_s\tau_g`.
 
     Attributes:
         R_x2: mean squared norm of what enters the first layer, plus 1 where its biases are trained.
-        active_fraction: share of the units whose gate is open.
-        active_units: S, their number; None without a width.
         scale: s, the mean of the kernel's diagonal, :math:`a^2R_x^2S/m` without hidden normalization.
         tau_x: (n, n) squared cosines of the inputs.
         tau_s: (n, n) squared overlaps of the gates over their diagonals.
         tau_g: (n, n) squared kernel of the modulators; None without any.
+        active_fraction: share of the units whose gate is open.
+        active_units: S, their number; None without a width.
 
     Source: (2.4), and T2 to T7.
     """
 
-    R_x2: Float[Array, ""]
-    active_fraction: float = dataclasses.field(metadata={"static": True})
-    active_units: float | None = dataclasses.field(metadata={"static": True})
-    scale: Float[Array, ""]
-    tau_x: Float[Array, "n n"]
-    tau_s: Float[Array, "n n"]
-    tau_g: Float[Array, "n n"] | None
+    R_x2: Any
+    scale: Any
+    tau_x: Any
+    tau_s: Any
+    tau_g: Any
+    active_fraction: float = static()
+    active_units: float | None = static()
 
     @property
-    def mean_tau_x(self) -> Float[Array, ""]:
+    def mean_tau_x(self) -> Any:
         """Mean of tau_x over pairs of different coordinates."""
         return _pair_mean(self.tau_x)
 
     @property
-    def mean_tau_s(self) -> Float[Array, ""]:
+    def mean_tau_s(self) -> Any:
         """Mean of tau_s over pairs of different coordinates."""
         return _pair_mean(self.tau_s)
 
     @property
-    def mean_tau_g(self) -> Float[Array, ""] | None:
+    def mean_tau_g(self) -> Any:
         """Mean of tau_g over pairs of different coordinates; None without modulators."""
         return None if self.tau_g is None else _pair_mean(self.tau_g)
 
     @property
-    def proxy(self) -> Float[Array, ""]:
+    def proxy(self) -> Any:
         r"""The variance with equal norms at infinite width, :math:`\frac{s^2}n\sum_{i\ne j}\tau_x\tau_s\tau_g`.
 
         Without hidden normalization :math:`s = a^2R_x^2S/m`, and this is the paper's proxy, of (2.4).
         """
         tau = self.tau_x * self.tau_s * (1.0 if self.tau_g is None else self.tau_g)
         return self.scale**2 * (tau.shape[0] - 1) * _pair_mean(tau)
+
+    def rows(self) -> dict[str, Any]:
+        """Return what ``print`` shows: scales, and the similarities' means over pairs."""
+        names = ("R_x2", "active_fraction", "active_units", "scale", "mean_tau_x", "mean_tau_s", "mean_tau_g", "proxy")
+        return {name: getattr(self, name) for name in names}
 
 
 def two_layer_factors(

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-from ntk_inr import _checks
 from ntk_inr.infinite import arccosine
 from ntk_inr.networks.encodings import GaussianFourier
 from ntk_inr.networks.modulation import FourierModulation, squared_distances
@@ -99,9 +98,9 @@ def preactivations(net: TwoLayerNetwork, pairs: Pairs) -> Preactivations:
     )
 
 
-def modulator(factors: FourierModulation, x: Array) -> Modulator:
-    """Return the kernels of these factors at coordinates ``x``, (6.2)."""
-    return _modulator(x, factors.omega, trained=factors.trained)
+def modulator(modulation: FourierModulation, x: Array) -> Modulator:
+    """Return the kernels of a modulation's factors at coordinates ``x``, (6.2)."""
+    return _modulator(x, modulation.omega, trained=modulation.trained)
 
 
 @functools.partial(jax.jit, static_argnames="trained")
@@ -139,8 +138,8 @@ def check_directions(pairs: Pairs, *, has_bias: bool) -> None:
     if has_bias or isinstance(pairs.squares, jax.core.Tracer):
         return
     zeros = jnp.flatnonzero(pairs.squares == 0)
-    _checks.refuse_if(
-        zeros.size > 0,
-        f"row {int(zeros[0]) if zeros.size else 0} of x enters the first layer as the zero vector, which has no "
-        "direction: its units are all at the kink. Append a constant 1 to x, encode it, or pass bias_std=...",
-    )
+    if zeros.size:
+        raise ValueError(
+            f"row {int(zeros[0])} of x enters the first layer as the zero vector, which has no direction: its units "
+            "are all at the kink. Append a constant 1 to x, encode it, or pass bias_std=..."
+        )

@@ -1,4 +1,4 @@
-r"""Moments of rectified Gaussian pairs, (0.1) of the theory, as functions of the correlation.
+r"""Means of rectified Gaussian pairs, (0.1) of the theory, as functions of the correlation.
 
 For a standard bivariate normal (g, g') of correlation c = cos(theta), with :math:`g_+ = \max(g, 0)`. Each has the
 derivative rule that its closed form has at c = 1 too, where differentiating arccos gives NaN.

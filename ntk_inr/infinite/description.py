@@ -87,13 +87,13 @@ class Description:
 
     Attributes:
         net: the network.
-        constants: its variables, or their "constants", or None.
+        fixed: the encoding's fixed arrays, or None.
         order: nodes of Gauss-Hermite.
         counted: settings that the terms of a Fourier series are counted for, where they are not the network's own.
     """
 
     net: CoordinateMLP
-    constants: Mapping[str, Any] | None
+    fixed: Mapping[str, Any] | None
     order: int
     counted: tuple[tuple[str, float], ...] = ()
 
@@ -121,14 +121,14 @@ class Description:
 
         Of a traced value, whose size is not known, it is half or double of the network's own.
         """
-        found = {}
+        sizes = {}
         for field, headroom in (("omega", 2.0), ("scale", 2.0), ("width", 0.5)):
             value = hyper.get(f"activation.{field}")
             if isinstance(value, jax.core.Tracer):
                 value = headroom * getattr(self.parts["activation"], field)
             if value is not None:
-                found[f"activation.{field}"] = float(value)
-        return tuple(found.items())
+                sizes[f"activation.{field}"] = float(value)
+        return tuple(sizes.items())
 
     def replaced(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
         """Return the parts with settings replaced."""
@@ -202,14 +202,12 @@ class Description:
         encoding = self.net.encoding
         if encoding is None:
             return x
-        given = self.constants or {}
-        own = given.get(CONSTANTS, given).get("encoding")
         if isinstance(encoding, GaussianFourier) and not encoding.trained:
-            if own is None:
+            if self.fixed is None:
                 return None
             # The frequencies were drawn at the network's own scale.
             scale = parts["encoding"].scale / encoding.scale
-            return encoding.apply({CONSTANTS: {"frequencies": scale * own["frequencies"]}}, x)
+            return encoding.apply({CONSTANTS: {"frequencies": scale * self.fixed["frequencies"]}}, x)
         if isinstance(encoding, NeRFEncoding):
             return encoding.apply({}, x)
         needed = set(jax.eval_shape(encoding.init, jax.random.key(0), x))
@@ -219,9 +217,9 @@ class Description:
                 f"encoding {name} has parameters, whose part of the kernel is not known here; take ni.ntk of a wide "
                 "network, or an encoding that is not trained."
             )
-        if needed and own is None:
+        if needed and self.fixed is None:
             raise ValueError(f"encoding {name} has fixed arrays; pass constants=net.init(key, x).")
-        return encoding.apply({CONSTANTS: own} if needed else {}, x)
+        return encoding.apply({CONSTANTS: self.fixed or {}} if needed else {}, x)
 
     def points(self, parts: Mapping[str, Any], x: Array) -> Points:
         """Return coordinates, and what of them enters the first layer."""

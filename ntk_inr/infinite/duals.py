@@ -15,7 +15,7 @@ from ntk_inr.infinite import arccosine, pairs
 from ntk_inr.infinite.pairs import Pair, Side
 
 
-class Moments(NamedTuple):
+class Means(NamedTuple):
     """What an activation makes of a pair.
 
     Attributes:
@@ -31,7 +31,7 @@ class Moments(NamedTuple):
 class Dual(Protocol):
     """What a kernel needs of an activation."""
 
-    def moments(self, pair: Pair) -> Moments:
+    def moments(self, pair: Pair) -> Means:
         """Return the means of phi(u) phi(v) and phi'(u) phi'(v)."""
         ...
 
@@ -55,7 +55,7 @@ class Rectifier:
     p: float = 1.0
     r: float = 0.0
 
-    def moments(self, pair: Pair) -> Moments:
+    def moments(self, pair: Pair) -> Means:
         """Return the means of phi(u) phi(v) and phi'(u) phi'(v)."""
         k11, k22 = pair.variances
         size = pairs.root(k11) * pairs.root(k22)
@@ -63,11 +63,11 @@ class Rectifier:
         if pair.left.features is None or pair.right.features is None:
             value, slope = arccosine.rectified(pair.c), arccosine.gates(pair.c)
             if self.r == 0:
-                return Moments(self.p**2 * size * value, self.p**2 * slope)
+                return Means(self.p**2 * size * value, self.p**2 * slope)
             # u_+ (-v)_+ has the moments of u_+ v_+ at the opposite correlation; so phi = -r u + (p + r) u_+ gives
             # these, by J1(c) - J1(-c) = c / 2.
             linear = self.r * self.p
-            return Moments(size * (bend * value - linear * pair.c), bend * slope - linear)
+            return Means(size * (bend * value - linear * pair.c), bend * slope - linear)
         levels, gates, weights = self._under_bias(pair.left)
         levels_right, gates_right, _ = self._under_bias(pair.right)
         value = pair.gram(levels * weights, levels_right) + pair.k12 * pair.gram(gates * weights, gates_right)
@@ -75,7 +75,7 @@ class Rectifier:
         heights = [side.features[:, 0] * pairs.inverse_root(side.k) for side in (pair.left, pair.right)]
         arc, arc_sine = pairs.arc(*pair.spread(*heights), pair.c)
         turn = bend / (2 * math.pi)
-        return Moments(value + turn * (pair.k12 * arc - size * arc_sine), slope + turn * arc)
+        return Means(value + turn * (pair.k12 * arc - size * arc_sine), slope + turn * arc)
 
     def mean(self, side: Side) -> Array:
         """Return the mean of phi(u)."""
@@ -106,11 +106,11 @@ class Sine:
     omega: Any
     phase: Any
 
-    def moments(self, pair: Pair) -> Moments:
+    def moments(self, pair: Pair) -> Means:
         """Return the means of phi(u) phi(v) and phi'(u) phi'(v)."""
         apart = pair.characteristic(self.omega, -self.omega)
         along = jnp.cos(2 * self.phase) * pair.characteristic(self.omega, self.omega)
-        return Moments((apart - along) / 2, self.omega**2 / 2 * (apart + along))
+        return Means((apart - along) / 2, self.omega**2 / 2 * (apart + along))
 
     def mean(self, side: Side) -> Array:
         """Return the mean of phi(u)."""
@@ -123,7 +123,7 @@ class Erf:
 
     slope: Any
 
-    def moments(self, pair: Pair) -> Moments:
+    def moments(self, pair: Pair) -> Means:
         """Return the means of phi(u) phi(v) and phi'(u) phi'(v)."""
         w2 = self.slope**2
         k11, k22 = pair.variances
@@ -132,14 +132,14 @@ class Erf:
         determinant = 1 + 2 * w2 * (k11 + k22) + 4 * w2**2 * pair.determinant
         slope = 4 * w2 / math.pi / jnp.sqrt(determinant)
         if pair.left.features is None or pair.right.features is None:
-            return Moments(2 / math.pi * jnp.arcsin(c), slope)
+            return Means(2 / math.pi * jnp.arcsin(c), slope)
         heights = [2**0.5 * self.slope * s.features[:, 0] / jnp.sqrt(1 + 2 * w2 * s.k) for s in (pair.left, pair.right)]
         h1, h2 = pair.spread(*heights)
         arc, _ = pairs.arc(h1, h2, c)
         levels, weights = self._under_bias(pair.left)
         value = pair.gram(levels * weights, self._under_bias(pair.right)[0]) + 2 / math.pi * arc
         together = (h1 * h1 + h2 * h2 - 2 * h1 * h2 * c) * (v1 * v2) / (2 * determinant)
-        return Moments(value, slope * pairs.bends(together))
+        return Means(value, slope * pairs.bends(together))
 
     def mean(self, side: Side) -> Array:
         """Return the mean of phi(u), 0 by symmetry."""
@@ -177,7 +177,7 @@ class Wavelet:
     phase: Any
     terms: int = 64
 
-    def moments(self, pair: Pair) -> Moments:
+    def moments(self, pair: Pair) -> Means:
         """Return the means of phi(u) phi(v) and phi'(u) phi'(v)."""
         if pair.left.features is not None:
             return self._series_moments(pair)
@@ -187,7 +187,7 @@ class Wavelet:
         d = 1 + 2 * s2 * spread + 4 * s2**2 * gap
         if isinstance(self.omega, float) and self.omega == 0:
             value = jax.lax.rsqrt(d)
-            return Moments(value, 4 * s2**2 * pair.k12 * (value * value * value))
+            return Means(value, 4 * s2**2 * pair.k12 * (value * value * value))
         power, cross = (spread + 4 * s2 * gap) / d, pair.k12 / d
         apart = jnp.exp(-w2 / 2 * (power - 2 * cross))
         along = jnp.cos(2 * self.phase) * jnp.exp(-w2 / 2 * (power + 2 * cross))
@@ -195,7 +195,7 @@ class Wavelet:
         power_slope = 8 * s2 * cross * (s2 * power - 1)
         cross_slope = 1 / d + 8 * s2**2 * cross**2
         turning = apart * (power_slope - 2 * cross_slope) + along * (power_slope + 2 * cross_slope)
-        return Moments(value, 4 * s2**2 * cross * value - w2 / (4 * jnp.sqrt(d)) * turning)
+        return Means(value, 4 * s2**2 * cross * value - w2 / (4 * jnp.sqrt(d)) * turning)
 
     def mean(self, side: Side) -> Array:
         """Return the mean of phi(u)."""
@@ -225,21 +225,21 @@ class Wavelet:
         even = jnp.where(k == 0, 0.5, 1.0).astype(step.dtype) * step * jnp.cos(self.phase) * (above + below)
         return step, even, -step * jnp.sin(self.phase) * (above - below)
 
-    def _series_moments(self, pair: Pair) -> Moments:
+    def _series_moments(self, pair: Pair) -> Means:
         step, even, odd = self._series(pair)
         index = jnp.arange(self.terms)
 
-        def add(total: Moments, at: Array) -> tuple[Moments, None]:
+        def add(total: Means, at: Array) -> tuple[Means, None]:
             k, q = at // self.terms, at % self.terms
             apart = pair.characteristic(k * step, -q * step)
             along = pair.characteristic(k * step, q * step)
             evens, odds = even[k] * even[q], odd[k] * odd[q]
             value = (evens + odds) * apart + (evens - odds) * along
             slope = (k * q * step**2) * ((evens + odds) * apart - (evens - odds) * along)
-            return Moments(total.value + value / 2, total.slope + slope / 2), None
+            return Means(total.value + value / 2, total.slope + slope / 2), None
 
         zero = jnp.zeros_like(pair.characteristic(step, step))
-        return jax.lax.scan(add, Moments(zero, zero), jnp.arange(len(index) ** 2))[0]
+        return jax.lax.scan(add, Means(zero, zero), jnp.arange(len(index) ** 2))[0]
 
 
 # Widths of the window beyond which it is under 3e-8 of its height.

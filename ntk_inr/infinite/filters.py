@@ -6,13 +6,14 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ntk_inr._dtypes import at_precision
 from ntk_inr.infinite import maps, pairs, tiles
 from ntk_inr.infinite.description import layer_of
 from ntk_inr.infinite.maps import State
@@ -41,15 +42,16 @@ def kernel(net: FilterNetwork) -> tuple[list[str], Forward]:
         )
     names = [] if isinstance(net, BACON) else ["scale"]
 
+    @at_precision
     def forward(x1: Array, x2: Array | None, hyper: Mapping[str, Array]) -> tuple[Array, ...]:
         scale = hyper.get("scale", getattr(net, "scale", None))
-        with jax.default_matmul_precision("highest"):
-            return tiles.tiled(lambda left, right: _tile(net, scale, left, right), x1, x2)
+        return tiles.tiled(lambda left, right: _kernels(net, scale, left, right), x1, x2)
 
     return names, forward
 
 
-def _tile(net: FourierNet | GaborNet | BACON, scale: Any, left: Array, right: Array | None) -> tuple[Array, Array]:
+def _kernels(net: FourierNet | GaborNet | BACON, scale: Any, left: Array, right: Array | None) -> tuple[Array, Array]:
+    """Return the covariance and the kernel between two blocks of coordinates, layer by layer."""
     filters = _filters(net, scale, left, left if right is None else right, same=right is None)
     state, depth = filters, net.readouts[-1] if isinstance(net, BACON) else net.depth
     for layer in range(1, depth + 1):
@@ -84,8 +86,8 @@ def _reach(net: FourierNet | GaborNet, scale: Any, x: Array) -> Any:
 
 def _dirichlet(angle: Array, steps: int) -> Array:
     """Return the mean of cos(k angle) over k from -steps to steps."""
-    found = jax.lax.map(lambda k: trig.cos(k * angle), jnp.arange(1, steps + 1, dtype=angle.dtype))
-    return (1 + 2 * found.sum(0)) / (2 * steps + 1)
+    waves = jax.lax.map(lambda k: trig.cos(k * angle), jnp.arange(1, steps + 1, dtype=angle.dtype))
+    return (1 + 2 * waves.sum(0)) / (2 * steps + 1)
 
 
 def _gabor(net: GaborNet, reach: Any, x1: Array, x2: Array) -> tuple[Array, Array, Array, Array]:
@@ -95,46 +97,80 @@ def _gabor(net: GaborNet, reach: Any, x1: Array, x2: Array) -> tuple[Array, Arra
     product of sincs; then over the centres, by Gauss-Legendre in each coordinate; then over the sharpness.
     """
     sharpness, weights = (jnp.asarray(part, x1.dtype) for part in _gamma_rule(net, float(net.scale)))
-    nodes, chances = (jnp.asarray(part, x1.dtype) for part in pairs.legendre(_CENTRES))
-    centres = 2 * nodes - 1
     gaps = [a[:, None] - b[None, :] for a, b in zip(x1.T, x2.T, strict=True)]
     inner = x1 @ x2.T + 1
-
-    def window(column: Array, gamma: Array) -> tuple[Array, Array]:
-        off = column[:, None] - centres[None, :]
-        return jnp.exp(-gamma / 2 * off * off), off
 
     def add(total: tuple[Array, ...], node: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
         gamma, weight = node
         waves = math.prod(pairs.sinc(jnp.sqrt(gamma) * reach * gap) for gap in gaps) / 2
-        along, even, left_far, right_far, both_far, squares = [], [], [], [], [], []
-        for a, b in zip(x1.T, x2.T, strict=True):
-            (u, p), (v, q) = window(a, gamma), window(b, gamma)
-            weighted = u * chances[None, :]
-            even.append(weighted @ v.T)
-            along.append((p * weighted) @ (q * v).T)
-            left_far.append((p * p * weighted) @ v.T)
-            right_far.append(weighted @ (q * q * v).T)
-            both_far.append((p * p * weighted) @ (q * q * v).T)
-            squares.append(((u * u) @ chances, (v * v) @ chances))
-
-        def but(*axes: int) -> Any:
-            return math.prod(part for t, part in enumerate(even) if t not in axes)
-
-        d = range(len(even))
-        toward = sum(along[t] * but(t) for t in d)
-        far = sum(both_far[t] * but(t) if s == t else left_far[t] * right_far[s] * but(t, s) for t in d for s in d)
-        found = (
-            waves * but(),
-            waves * (inner * but() + gamma**2 * toward + far / 4),
-            math.prod(left for left, _ in squares) / 2,
-            math.prod(right for _, right in squares) / 2,
+        windows = [_window_means(a, b, gamma) for a, b in zip(x1.T, x2.T, strict=True)]
+        even, slopes = _window_products(windows, gamma)
+        means = (
+            waves * even,
+            waves * (inner * even + slopes),
+            math.prod(window.left_square for window in windows) / 2,
+            math.prod(window.right_square for window in windows) / 2,
         )
-        return tuple(t + weight * f for t, f in zip(total, found, strict=True)), None
+        return tuple(t + weight * mean for t, mean in zip(total, means, strict=True)), None
 
     zeros = jnp.zeros_like(gaps[0])
     start = zeros, zeros, zeros[:, 0], zeros[0]
     return jax.lax.scan(jax.checkpoint(add), start, (sharpness, weights))[0]
+
+
+class _Window(NamedTuple):
+    """Means over the centre m of products of windows w(a - m) w(b - m) of one coordinate, times powers of distances.
+
+    Attributes:
+        even: of the windows alone, (n1, n2).
+        along: times (a - m)(b - m).
+        left_far: times (a - m)².
+        right_far: times (b - m)².
+        both_far: times (a - m)²(b - m)².
+        left_square: of w(a - m)², (n1,).
+        right_square: of w(b - m)², (n2,).
+    """
+
+    even: Array
+    along: Array
+    left_far: Array
+    right_far: Array
+    both_far: Array
+    left_square: Array
+    right_square: Array
+
+
+def _window_means(a: Array, b: Array, gamma: Array) -> _Window:
+    """Return the means for one coordinate at n1 and n2 points, of windows of sharpness ``gamma``."""
+    nodes, chances = (jnp.asarray(part, a.dtype) for part in pairs.legendre(_CENTRES))
+    p, q = (column[:, None] - (2 * nodes - 1)[None, :] for column in (a, b))
+    u, v = (jnp.exp(-gamma / 2 * off * off) for off in (p, q))
+    weighted = u * chances[None, :]
+    return _Window(
+        even=weighted @ v.T,
+        along=(p * weighted) @ (q * v).T,
+        left_far=(p * p * weighted) @ v.T,
+        right_far=weighted @ (q * q * v).T,
+        both_far=(p * p * weighted) @ (q * q * v).T,
+        left_square=(u * u) @ chances,
+        right_square=(v * v) @ chances,
+    )
+
+
+def _window_products(windows: list[_Window], gamma: Array) -> tuple[Array, Array]:
+    """Return the mean product of two windows, and that of their gradients by centre and sharpness."""
+    axes = range(len(windows))
+
+    def even(*but: int) -> Any:
+        return math.prod(windows[t].even for t in axes if t not in but)
+
+    toward = sum(windows[t].along * even(t) for t in axes)
+    far = sum(
+        windows[t].both_far * even(t) if s == t else windows[t].left_far * windows[s].right_far * even(t, s)
+        for t in axes
+        for s in axes
+    )
+    return even(), gamma**2 * toward + far / 4
 
 
 def _gamma_rule(net: GaborNet, scale: float) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from jax.scipy.stats import norm
 
 from ntk_inr._roots import decreasing_root
 from ntk_inr.infinite import pairs, quadrature
-from ntk_inr.infinite.duals import Moments
+from ntk_inr.infinite.duals import Means
 from ntk_inr.infinite.orthant import above
 from ntk_inr.infinite.pairs import Pair, Side
 from ntk_inr.networks.sparsity import Soft
@@ -40,20 +40,20 @@ class HardGate:
     q: float
     p: float = 1.0
 
-    def moments(self, pair: Pair) -> Moments:
+    def moments(self, pair: Pair) -> Means:
         """Return the means of phi(u) phi(v) and phi'(u) phi'(v)."""
         sigmas = pair.spread(pairs.root(pair.left.k), pairs.root(pair.right.k))
         heights, offsets, weights = zip(*(self._heights(side) for side in (pair.left, pair.right)), strict=True)
 
-        def add(total: Moments, at: tuple[tuple[Array, Array], tuple[Array, Array], Array]) -> tuple[Moments, None]:
+        def add(total: Means, at: tuple[tuple[Array, Array], tuple[Array, Array], Array]) -> tuple[Means, None]:
             height, offset, weight = at
             value, slope = _truncated(*pair.spread(*height), pair.c, *pair.spread(*offset), *sigmas)
-            return Moments(total.value + weight * value, total.slope + weight * slope), None
+            return Means(total.value + weight * value, total.slope + weight * slope), None
 
         zero = jnp.zeros_like(pair.c)
         rule = tuple(a.T for a in heights), tuple(a.T for a in offsets), weights[0]
-        found = jax.lax.scan(jax.checkpoint(add), Moments(zero, zero), rule)[0]
-        return Moments(self.p**2 * found.value, self.p**2 * found.slope)
+        total = jax.lax.scan(jax.checkpoint(add), Means(zero, zero), rule)[0]
+        return Means(self.p**2 * total.value, self.p**2 * total.slope)
 
     def mean(self, side: Side) -> Array:
         """Return the mean of phi(u)."""
@@ -108,7 +108,7 @@ class SoftGate:
     soft: Soft
     order: int = 64
 
-    def moments(self, pair: Pair) -> Moments:
+    def moments(self, pair: Pair) -> Means:
         """Return the means of phi(u) phi(v) and phi'(u) phi'(v)."""
         left, right = (functools.partial(self._both, self._threshold(side)) for side in (pair.left, pair.right))
         return quadrature.moments(pair, left, right, self.order)

@@ -29,7 +29,7 @@ from ntk_inr.infinite.pairs import Side
 from ntk_inr.infinite.resolve import dual_of
 from ntk_inr.networks.modulation import squared_distances
 
-__all__ = ["State", "activate", "add", "dense", "dual_of", "fourier_factors", "inputs", "normalize", "product"]
+__all__ = ["State", "activate", "add", "dense", "dual_of", "fourier_modulation", "inputs", "normalize", "product"]
 
 
 @jax.tree_util.register_dataclass
@@ -154,16 +154,16 @@ def activate(state: State, dual: Dual) -> State:
         Side(own if state.normal else None, features)
         for own, features in zip((state.left, state.right), uniform, strict=True)
     )
-    found = dual.moments(pairs.pair_of(left, right, state.k, same=state.same))
+    moments = dual.moments(pairs.pair_of(left, right, state.k, same=state.same))
     left_mean = dual.mean(left)
     if state.same:
-        square = other_square = jnp.diagonal(found.value)
+        square = other_square = jnp.diagonal(moments.value)
         right_mean = left_mean
     else:
         square, other_square = _mean_square(dual, left), _mean_square(dual, right)
         right_mean = dual.mean(right)
-    theta = state.theta * found.slope
-    return State(found.value, theta, square, other_square, left_mean, right_mean, same=state.same)
+    theta = state.theta * moments.slope
+    return State(moments.value, theta, square, other_square, left_mean, right_mean, same=state.same)
 
 
 def normalize(state: State, energy: Any = 1.0, epsilon: Any = 0.0, *, centred: bool = False) -> State:
@@ -208,7 +208,7 @@ def product(state: State, other: State) -> State:
 
     Args:
         state: of one branch.
-        other: of the other, such as :func:`fourier_factors`.
+        other: of the other, such as :func:`fourier_modulation`.
     """
     return State(
         state.k * other.k,
@@ -245,7 +245,9 @@ def add(state: State, other: State) -> State:
     )
 
 
-def fourier_factors(x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"] | None, omega: Any, *, trained: bool) -> State:
+def fourier_modulation(
+    x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"] | None, omega: Any, *, trained: bool
+) -> State:
     r"""Return the state of :class:`ntk_inr.FourierModulation`'s factors, (T6.2), for :func:`product`.
 
     .. math:: K_g = e^{-\omega^2\lVert x-x'\rVert^2/2}, \qquad

@@ -12,18 +12,22 @@ import jax.numpy as jnp
 from jax import Array
 
 from ntk_inr import _checks
+from ntk_inr._dtypes import at_precision
 from ntk_inr._results import result
 from ntk_inr.infinite import filters, maps, pairs, stax, tiles
 from ntk_inr.infinite.description import Description, Layer, Points, normalized
 from ntk_inr.infinite.duals import Dual, Erf, Rectifier, Sine, Wavelet
 from ntk_inr.infinite.maps import State
 from ntk_inr.infinite.quadrature import Quadrature
+from ntk_inr.networks.encodings import CONSTANTS
 from ntk_inr.networks.filter_networks import FilterNetwork
 from ntk_inr.networks.mlp import CoordinateMLP
 from ntk_inr.networks.normalization import Sphere
 from ntk_inr.networks.settings import setting_name
 
 Backend = Literal["own", "neural-tangents"]
+Forward = Callable[..., tuple[Array, ...]]
+"""From x1, x2 or None, settings by name and the encoding's fixed arrays to the covariance and the kernel."""
 
 
 @result
@@ -49,8 +53,8 @@ def infinite_kernel(
     r"""Return the kernels that a network's outputs and gradients have at infinite width.
 
     ``kernel(x1, x2=None, hyper=None)`` gives ``.nngp``, the covariance of an output over initialisations, and
-    ``.ntk``, which ``ni.ntk(apply, params, x1, x2)`` tends to as 1/sqrt(features). It compiles once for a shape, is
-    differentiable in x1, x2 and hyper, and for ``x2=None`` symmetric to the bit.
+    ``.ntk``, which ``ni.ntk(apply, params, x1, x2)`` tends to as 1/sqrt(features). It compiles once for a shape, which
+    serves all equal networks, is differentiable in x1, x2 and hyper, and for ``x2=None`` symmetric to the bit.
 
     What does not vanish with the width is kept as the network has it: the sums over inputs and the laws of weights
     and biases of the first layer, the variance of the biases (by default 1 / (3 features) in hidden layers), and in
@@ -129,11 +133,15 @@ class NetworkKernel:
 
     def check(self) -> None:
         """Raise where a part of the network has no limit that is known."""
-        if not isinstance(self.net, FilterNetwork):
-            self._description.check()
-        elif self.backend != "own":
-            raise ValueError(f'stax has no layer for {type(self.net).__name__}\'s filters; use backend="own".')
-        _ = self._names_and_forward
+        if isinstance(self.net, FilterNetwork):
+            if self.backend != "own":
+                raise ValueError(f'stax has no layer for {type(self.net).__name__}\'s filters; use backend="own".')
+        else:
+            description = Description(self.net, self._fixed, self.order)
+            description.check()
+            if self.backend != "own":
+                stax.check(description)
+        _ = self._program
 
     def __call__(self, x1: Any, x2: Any = None, hyper: Mapping[str, Any] | None = None) -> InfiniteKernel:
         """Return the kernels at coordinates x1 (n1, d) and x2 (n2, d), None for x1."""
@@ -144,98 +152,120 @@ class NetworkKernel:
                 raise ValueError(
                     f"x2 has {x2.shape[1]} coordinates a row but x1 has {x1.shape[1]}; both come from one domain."
                 )
-        names, forward = self._names_and_forward
+        names, forward = self._program
         values = {setting_name(self.net, name, names): value for name, value in (hyper or {}).items()}
-        return InfiniteKernel(
-            *forward(x1, x2, {name: jnp.asarray(_checks.native(value), x1.dtype) for name, value in values.items()})
-        )
+        values = {name: jnp.asarray(_checks.native(value), x1.dtype) for name, value in values.items()}
+        return InfiniteKernel(*forward(x1, x2, values, self._fixed))
 
     def __getstate__(self) -> dict[str, Any]:
         # Without what is cached: compiled functions don't pickle.
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
-    @functools.cached_property
-    def _description(self) -> Description:
-        assert isinstance(self.net, CoordinateMLP)
-        return Description(self.net, self.constants, self.order)
+    @property
+    def _fixed(self) -> Any:
+        """The encoding's fixed arrays, or None."""
+        constants = self.constants or {}
+        return constants.get(CONSTANTS, constants).get("encoding")
 
     @functools.cached_property
-    def _names_and_forward(self) -> tuple[list[str], Callable[..., tuple[Array, ...]]]:
-        """The settings that ``hyper`` takes, and the kernels as a function that compiles once for a shape."""
-        if isinstance(self.net, FilterNetwork):
-            names, plain = filters.kernel(self.net)
-            return names, jax.jit(plain)
-        if self.backend == "own":
-            return self._description.hyper, _jitted(self._description)
-        return [], stax.kernel(self._description)
+    def _program(self) -> tuple[tuple[str, ...], Forward]:
+        try:
+            return _program(self.net, self.backend, self.order)
+        except TypeError:  # a field that can't be hashed, such as a list
+            return _program.__wrapped__(self.net, self.backend, self.order)
 
 
-def _jitted(description: Description) -> Callable[..., tuple[Array, ...]]:
+@functools.lru_cache(maxsize=64)
+def _program(net: CoordinateMLP | FilterNetwork, backend: Backend, order: int) -> tuple[tuple[str, ...], Forward]:
+    """Return the settings that ``hyper`` takes, and the kernels as a function that compiles once for a shape.
+
+    Equal networks share it: fixed arrays are its arguments.
+    """
+    if isinstance(net, FilterNetwork):
+        names, kernels = filters.kernel(net)
+        compiled = jax.jit(kernels)
+        return tuple(names), lambda x1, x2, hyper, fixed: compiled(x1, x2, hyper)
+    description = Description(net, None, order)
+    if backend == "own":
+        return tuple(description.hyper), _jitted(description)
+    return (), stax.kernel(description)
+
+
+def _jitted(description: Description) -> Forward:
     series = isinstance(description.dual(description.parts), Wavelet)
 
     @functools.lru_cache(maxsize=64)
-    def compiled(counted: tuple[tuple[str, float], ...]) -> Callable[..., tuple[Array, ...]]:
+    def compiled(counted: tuple[tuple[str, float], ...]) -> Forward:
         return jax.jit(functools.partial(_forward, dataclasses.replace(description, counted=counted)))
 
-    def forward(x1: Array, x2: Array | None, hyper: Mapping[str, Array]) -> tuple[Array, ...]:
-        return compiled(description.counting(hyper) if series else ())(x1, x2, hyper)
+    def forward(x1: Array, x2: Array | None, hyper: Mapping[str, Array], fixed: Any) -> tuple[Array, ...]:
+        return compiled(description.counting(hyper) if series else ())(x1, x2, hyper, fixed)
 
     return forward
 
 
-def _forward(given: Description, x1: Array, x2: Array | None, hyper: Mapping[str, Array]) -> tuple[Array, ...]:
+@at_precision
+def _forward(
+    description: Description, x1: Array, x2: Array | None, hyper: Mapping[str, Array], fixed: Any
+) -> tuple[Array, ...]:
     """Return the covariance and the neural tangent kernel of an output."""
-    parts = given.replaced(hyper)
-    left, right = given.points(parts, x1), None if x2 is None else given.points(parts, x2)
-    with jax.default_matmul_precision("highest"):
-        return tiles.tiled(lambda left, right: _tile(given, parts, left, right), left, right)
+    description = dataclasses.replace(description, fixed=fixed)
+    parts = description.replaced(hyper)
+    left, right = description.points(parts, x1), None if x2 is None else description.points(parts, x2)
+    return tiles.tiled(lambda left, right: _kernels(description, parts, left, right), left, right)
 
 
-def _tile(given: Description, parts: Mapping[str, Any], left: Points, right: Points | None) -> tuple[Array, Array]:
-    net = given.net
+def _kernels(
+    description: Description, parts: Mapping[str, Any], left: Points, right: Points | None
+) -> tuple[Array, Array]:
+    """Return the covariance and the kernel between two blocks of coordinates, layer by layer."""
+    net = description.net
     normalization, modulation, sparsity = (parts[name] for name in ("normalization", "modulation", "sparsity"))
     if modulation is not None:
         other = None if right is None else right.x
-        factors = maps.fourier_factors(left.x, other, modulation.omega, trained=modulation.trained)
-    hidden = given.layer(parts, net.features)
+        modulator = maps.fourier_modulation(left.x, other, modulation.omega, trained=modulation.trained)
+    hidden = description.layer(parts, net.features)
     for depth in range(net.depth):
         if depth == 0:
-            state, dual = _first(given, parts, left, right)
+            state, dual = _first(description, parts, left, right)
         else:
             entering = state
-            state, dual = hidden.apply(state), _with_terms(given, parts, hidden)
+            state, dual = hidden.apply(state), _with_terms(description, parts, hidden)
         state = maps.activate(normalized(normalization, "hidden_pre", state, net.features), dual)
         if sparsity is not None and sparsity.mode == "sphere":
             energy = 1.0 if sparsity.radius is None else sparsity.radius**2 / net.features
             state = maps.normalize(state, energy, Sphere.epsilon)
         if modulation is not None:
-            state = maps.product(state, factors)
+            state = maps.product(state, modulator)
         state = normalized(normalization, "hidden_post", state, net.features)
         if net.residual and depth > 0:
             state = maps.add(entering, state)
         # XLA would otherwise compute the layers before again in each fusion of the layers after.
         state = jax.lax.optimization_barrier(state)
-    state = given.layer(parts, net.features, readout=True).apply(state)
+    state = description.layer(parts, net.features, readout=True).apply(state)
     return state.k, state.theta
 
 
-def _first(given: Description, parts: Mapping[str, Any], left: Points, right: Points | None) -> tuple[State, Dual]:
+def _first(
+    description: Description, parts: Mapping[str, Any], left: Points, right: Points | None
+) -> tuple[State, Dual]:
     """Return the first layer's pre-activations, exact in the law of its weights, and the dual that takes them."""
-    state, fan_in = given.inputs(parts, left, right)
-    layer = given.layer(parts, fan_in, first=True)
-    dual = _with_terms(given, parts, layer)
+    state, fan_in = description.inputs(parts, left, right)
+    layer = description.layer(parts, fan_in, first=True)
+    dual = _with_terms(description, parts, layer)
     few = fan_in + (layer.uniform is not None) <= pairs.LARGEST_TENSOR
     if layer.weights == "normal" or left.h is None or not (few or isinstance(dual, Sine | Wavelet)):
         return layer.apply(state), dual
     laws = {"gradient": layer.gradient, "uniform": layer.uniform}
     features = left.h, None if right is None else right.h
     state = maps.dense_uniform(*features, layer.half_width, layer.bias, **laws)
-    return state, Quadrature(parts["activation"], given.order) if isinstance(dual, Rectifier | Erf) else dual
+    return state, Quadrature(parts["activation"], description.order) if isinstance(dual, Rectifier | Erf) else dual
 
 
-def _with_terms(given: Description, parts: Mapping[str, Any], layer: Layer) -> Dual:
-    dual = given.dual(parts)
+def _with_terms(description: Description, parts: Mapping[str, Any], layer: Layer) -> Dual:
+    """Return the dual of the activation after ``layer``, a wavelet's with as many terms as it needs there."""
+    dual = description.dual(parts)
     if not isinstance(dual, Wavelet) or (layer.weights == "normal" and layer.uniform is None):
         return dual
     pre = parts["normalization"] is not None and parts["normalization"].placement == "hidden_pre"
-    return dataclasses.replace(dual, terms=given.terms(layer, pre=pre))
+    return dataclasses.replace(dual, terms=description.terms(layer, pre=pre))

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from ntk_inr.infinite import pairs
-from ntk_inr.infinite.duals import Moments
+from ntk_inr.infinite.duals import Means
 from ntk_inr.infinite.pairs import Pair, Side
 
 # Entries of the functions' values that are held at once where only uniform variables are averaged over.
@@ -41,7 +41,7 @@ class Quadrature:
     function: Callable[[Array], Array]
     order: int = 64
 
-    def moments(self, pair: Pair) -> Moments:
+    def moments(self, pair: Pair) -> Means:
         """Return the means of phi(u) phi(v) and phi'(u) phi'(v)."""
         return moments(pair, self._both, self._both, self.order)
 
@@ -57,19 +57,19 @@ Both = Callable[[Array], tuple[Array, Array]]
 """From pre-activations (n, b, q) at nodes to phi and phi' there."""
 
 
-def moments(pair: Pair, left: Both, right: Both, order: int) -> Moments:
+def moments(pair: Pair, left: Both, right: Both, order: int) -> Means:
     """Return the moments of two functions by quadrature; they may differ from row to row of their argument."""
     if pair.c is None:
         return _weighted(pair, left, right)
-    found = _coefficients(pair.left, left, order), _coefficients(pair.right, right, order)
+    coefficients = _coefficients(pair.left, left, order), _coefficients(pair.right, right, order)
 
-    def step(total: Moments, at: tuple[Moments, Moments]) -> tuple[Moments, None]:
+    def step(total: Means, at: tuple[Means, Means]) -> tuple[Means, None]:
         a, b = at
         grams = (pair.gram(a.value, b.value), pair.gram(a.slope, b.slope))
-        return Moments(*(t * pair.c + gram for t, gram in zip(total, grams, strict=True))), None
+        return Means(*(t * pair.c + gram for t, gram in zip(total, grams, strict=True))), None
 
     zero = jnp.zeros_like(pair.c)
-    return jax.lax.scan(step, Moments(zero, zero), found, reverse=True, unroll=8)[0]
+    return jax.lax.scan(step, Means(zero, zero), coefficients, reverse=True, unroll=8)[0]
 
 
 def mean(side: Side, function: Callable[[Array], Array], order: int) -> Array:
@@ -91,15 +91,15 @@ def nodes(side: Side, order: int) -> tuple[Array, Array]:
     return u, weights
 
 
-def _coefficients(side: Side, both: Both, order: int) -> Moments:
+def _coefficients(side: Side, both: Both, order: int) -> Means:
     """Return the Hermite coefficients of phi and phi', (order, n, b), times the roots of the weights of b."""
     u, weights = nodes(side, order)
     _, matrix = pairs.hermite_rule(order)
     chance = jnp.sqrt(weights.sum(2))[None]
-    return Moments(*(jnp.einsum("nbq,qk->knb", values, jnp.asarray(matrix, u.dtype)) * chance for values in both(u)))
+    return Means(*(jnp.einsum("nbq,qk->knb", values, jnp.asarray(matrix, u.dtype)) * chance for values in both(u)))
 
 
-def _weighted(pair: Pair, left: Both, right: Both) -> Moments:
+def _weighted(pair: Pair, left: Both, right: Both) -> Means:
     """Return the moments where no part is normal: inner products of values at nodes, in blocks of nodes."""
     sides = pair.left.features, pair.right.features
     at, chance = pairs.uniform_rule(sides[0].shape[1])
@@ -108,12 +108,12 @@ def _weighted(pair: Pair, left: Both, right: Both) -> Moments:
     at = np.pad(at, ((0, missing), (0, 0))).reshape(-1, block, at.shape[1])
     chance = np.pad(chance, (0, missing)).reshape(-1, block)
 
-    def add(total: Moments, rule: tuple[Array, Array]) -> tuple[Moments, None]:
+    def add(total: Means, rule: tuple[Array, Array]) -> tuple[Means, None]:
         at, chance = rule
         values = [both((side @ at.T)[:, :, None]) for side, both in zip(sides, (left, right), strict=True)]
         grams = [pair.gram(a[:, :, 0] * chance[None, :], b[:, :, 0]) for a, b in zip(*values, strict=True)]
-        return Moments(*(t + gram for t, gram in zip(total, grams, strict=True))), None
+        return Means(*(t + gram for t, gram in zip(total, grams, strict=True))), None
 
     zero = jnp.zeros((len(sides[0]), 1 if pair.diagonal else len(sides[1])), sides[0].dtype)
     rule = jnp.asarray(at, sides[0].dtype), jnp.asarray(chance, sides[0].dtype)
-    return jax.lax.scan(jax.checkpoint(add), Moments(zero, zero), rule)[0]
+    return jax.lax.scan(jax.checkpoint(add), Means(zero, zero), rule)[0]

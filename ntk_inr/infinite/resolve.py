@@ -89,14 +89,14 @@ def _check_elementwise(activation: Callable[[Array], Array]) -> None:
     u = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
     moved = u.copy()
     moved[1, 2] += 1.5
-    found, changed, rolled = (jnp.asarray(activation(jnp.asarray(a))) for a in (u, moved, np.roll(u, (1, 2), (0, 1))))
+    values, changed, rolled = (jnp.asarray(activation(jnp.asarray(a))) for a in (u, moved, np.roll(u, (1, 2), (0, 1))))
     name = getattr(getattr(activation, "function", activation), "__name__", repr(activation))
-    if found.shape != u.shape or not jnp.issubdtype(found.dtype, jnp.floating):
+    if values.shape != u.shape or not jnp.issubdtype(values.dtype, jnp.floating):
         raise ValueError(
-            f"activation {name} gives {found.dtype} of shape {found.shape} for float32 of shape {u.shape}; a kernel "
+            f"activation {name} gives {values.dtype} of shape {values.shape} for float32 of shape {u.shape}; a kernel "
             "needs a real elementwise function."
         )
-    first, second, turned = (np.asarray(a) for a in (found, changed, rolled))
+    first, second, turned = (np.asarray(a) for a in (values, changed, rolled))
     others = np.ones_like(u, bool)
     others[1, 2] = False
     if not (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
@@ -19,25 +20,25 @@ if TYPE_CHECKING:
     from ntk_inr.infinite.description import Description, Layer
 
 
-def kernel(given: Description) -> Callable[[Array, Array | None, dict], tuple[Array, Array]]:
-    """Return the function of (x1, x2, {}) to the covariance and the neural tangent kernel of an output.
+def kernel(description: Description) -> Callable[..., tuple[Array, Array]]:
+    """Return the function of (x1, x2, {}, fixed arrays) to the covariance and the neural tangent kernel of an output.
 
     Raises:
-        ValueError: a part for which ``stax`` has no layer, by name.
+        ValueError: the activation has no layer in ``stax``.
         ModuleNotFoundError: neural-tangents is not installed.
     """
     stax = _neural_tangents.load().stax
-    _check(given)
-    activation = _activation(stax, given.dual(given.parts), given.parts["activation"])
-    return jax.jit(functools.partial(_forward, given, stax, activation))
+    activation = _activation(stax, description.dual(description.parts), description.parts["activation"])
+    return jax.jit(functools.partial(_forward, description, stax, activation))
 
 
 def _forward(
-    given: Description, stax: Any, activation: Any, x1: Array, x2: Array | None, hyper: dict
+    description: Description, stax: Any, activation: Any, x1: Array, x2: Array | None, hyper: dict, fixed: Any
 ) -> tuple[Array, Array]:
-    net, parts = given.net, given.parts
+    description = dataclasses.replace(description, fixed=fixed)
+    net, parts = description.net, description.parts
     modulation, normalization = parts["modulation"], parts["normalization"]
-    h1, h2 = given.points(parts, x1).h, None if x2 is None else given.points(parts, x2).h
+    h1, h2 = description.points(parts, x1).h, None if x2 is None else description.points(parts, x2).h
     assert h1 is not None
     # Its layers warn that they count branches as independent, which these are.
     with warnings.catch_warnings(), jax.default_matmul_precision("highest"):
@@ -46,18 +47,18 @@ def _forward(
         if modulation is not None:
             # The bias stands for the trained phase: it leaves Rbf's kernel and adds 1 to omega**2 <x, x'> (T6.5).
             spread = _dense(stax, net.features, x1.shape[1], modulation.omega**-2, "ntk")
-            factors = stax.Rbf(modulation.omega**2 / 2)[2](spread(_start(stax, x1, x2)))
-            factors = factors if modulation.trained else factors.replace(ntk=jnp.zeros_like(factors.ntk))
+            modulator = stax.Rbf(modulation.omega**2 / 2)[2](spread(_start(stax, x1, x2)))
+            modulator = modulator if modulation.trained else modulator.replace(ntk=jnp.zeros_like(modulator.ntk))
         for depth in range(net.depth):
             first = depth == 0
-            layer = given.layer(parts, h1.shape[1] if first else net.features, first=first)
+            layer = description.layer(parts, h1.shape[1] if first else net.features, first=first)
             k = _layer(stax, layer, net.features, net.parameterization)(k)
             if normalization is not None and normalization.placement == "hidden_pre":
                 k = stax.LayerNorm(eps=normalization.epsilon)[2](k)
             k = activation(k)
             if modulation is not None:
-                k = stax.FanInProd()[2]([k, factors])
-        readout = given.layer(parts, net.features, readout=True)
+                k = stax.FanInProd()[2]([k, modulator])
+        readout = description.layer(parts, net.features, readout=True)
         k = _layer(stax, readout, net.out, net.parameterization)(k)
     return k.nngp, k.ntk
 
@@ -93,10 +94,10 @@ def _activation(stax: Any, dual: Dual, activation: Any) -> Callable:
 _OWN = 'use backend="own".'
 
 
-def _check(given: Description) -> None:
-    """Raise for the first part that has no layer in stax, except the activation."""
-    parts, net = given.parts, given.net
-    first = given.layer(parts, 1, first=True)
+def check(description: Description) -> None:
+    """Raise ``ValueError`` for the first part that has no layer in stax, except the activation."""
+    parts, net = description.parts, description.net
+    first = description.layer(parts, 1, first=True)
     normalization = parts["normalization"]
     radius = getattr(normalization, "radius", None)
     inputs_only = normalization is None or normalization.placement == "input"
@@ -106,15 +107,12 @@ def _check(given: Description) -> None:
             first.uniform is not None,
             f"bias_law={net.bias_law!r} is uniform; stax's are normal, such as initializers.Law(1.0)",
         ),
-        (
-            parts["sparsity"] is not None,
-            "sparsity",
-        ),
+        (parts["sparsity"] is not None, "sparsity"),
         (net.residual, "residual=True adds units that are not normal"),
         (not inputs_only and normalization.placement != "hidden_pre", f"normalization={normalization!r}"),
         (not inputs_only and radius is not None, f"normalization's radius {radius}"),
         (
-            type(net.encoding).__name__ == "GaussianFourier" and given.constants is None,
+            type(net.encoding).__name__ == "GaussianFourier" and description.fixed is None,
             "encoding GaussianFourier has its frequencies in constants, which are missing",
         ),
     ):

@@ -41,8 +41,8 @@ def tiled(tile: Tile, left: Any, right: Any) -> tuple[Array, ...]:
     if counts == [1, 1]:
         return run(left, right)
     places = np.stack([axis.ravel() for axis in np.indices(counts)], 1)
-    found = jax.lax.map(lambda at: run(_at(rows, at[0]), _at(columns, at[1])), places)
-    return tuple(_laid(part.reshape(*counts, *part.shape[1:]))[:n1, :n2] for part in found)
+    parts = jax.lax.map(lambda at: run(_at(rows, at[0]), _at(columns, at[1])), places)
+    return tuple(_laid(part.reshape(*counts, *part.shape[1:]))[:n1, :n2] for part in parts)
 
 
 def _blocks(points: Any) -> tuple[int, Any]:

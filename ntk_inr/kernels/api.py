@@ -54,8 +54,8 @@ def ntk(
 
     Inside ``jit``, ``vmap`` or ``grad`` the structured kernel is one traced program that computes all of K, values
     can't be checked (NaN, examples that mix), and ``memory_limit`` and ``progress`` have no effect;
-    outside, tiles of the upper half are driven from the host, and no new size of x recompiles them once n
-    is a multiple of their side.
+    outside, tiles of the upper half are driven from the host. Their sides have few sizes, to which coordinates are
+    filled up, so that kernels of many sizes share their compiled programs.
 
     Args:
         apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``; examples must not mix, unless

@@ -13,7 +13,7 @@ import numpy as np
 from ntk_inr.kernels.structured import Trace
 
 # The side of a tile: small enough for a CPU's cache, large enough for an accelerator's cores.
-_SIDE = {"cpu": 512}
+_SIDE = {"cpu": 256}
 _SIDE_ELSEWHERE = 4096
 # Tiles that are computed ahead while one is written.
 AHEAD = 4
@@ -103,6 +103,12 @@ def entries(c: int, outputs: str) -> int:
     return {"trace": 1, "diagonal": c, "full": c * c}[outputs]
 
 
+def _rounded(rows: int) -> int:
+    """Return the next of a few sizes, four an octave: kernels of many sizes then share their compiled programs."""
+    step = 1 << max(0, (rows - 1).bit_length() - 3)
+    return math.ceil(rows / step) * step
+
+
 def cut(trace: Trace, n1: int, n2: int, outputs: str, *, stored: int, limit: int | None, block: int | None) -> Cut:
     """Choose tiles and panels that fit in ``limit`` bytes beside ``stored`` bytes, or say what the least is."""
     itemsize = np.dtype(trace.dtype).itemsize
@@ -116,7 +122,7 @@ def cut(trace: Trace, n1: int, n2: int, outputs: str, *, stored: int, limit: int
 
     longest = max(n1, n2)
     rows = block or _SIDE.get(jax.default_backend(), _SIDE_ELSEWHERE)
-    rows = min(longest, math.ceil(longest / math.ceil(longest / rows))) if block is None else min(longest, rows)
+    rows = _rounded(math.ceil(longest / math.ceil(longest / rows))) if block is None else min(longest, rows)
     while fixed(rows) > limit and rows > 1 and block is None:
         rows = math.ceil(rows / 2)
     if fixed(rows) > limit:

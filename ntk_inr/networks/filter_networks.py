@@ -40,7 +40,8 @@ class FilterNetwork(nn.Module):
     Raises:
         ValueError: a size below 1, a scale not above 0, or an unknown parameterization.
 
-    Source: Fathony et al. 2021, Multiplicative Filter Networks (ICLR), and its reference code for the laws.
+    Source: Fathony et al. 2021, Multiplicative Filter Networks (ICLR, openreview OmtmcPkkhT), and its
+    reference code for the laws.
     """
 
     features: int = whole(256)
@@ -119,7 +120,7 @@ class FourierNet(FilterNetwork):
         >>> apply(params, jnp.zeros((5, 2))).shape
         (5, 1)
 
-    Source: Fathony et al. 2021, section 3.1.
+    Source: Fathony et al. 2021 (openreview OmtmcPkkhT), section 3.1.
     """
 
     scale: float = real(256.0)
@@ -155,7 +156,7 @@ class GaborNet(FilterNetwork):
         >>> apply(params, jnp.zeros((5, 2))).shape
         (5, 1)
 
-    Source: Fathony et al. 2021, section 3.2.
+    Source: Fathony et al. 2021 (openreview OmtmcPkkhT), section 3.2.
     """
 
     scale: float = real(256.0)

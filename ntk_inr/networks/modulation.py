@@ -96,7 +96,7 @@ class GaborModulation(nn.Module):
         >>> g.shape
         (5, 64)
 
-    Source: Fathony et al. 2021, Multiplicative Filter Networks, section 3.2.
+    Source: Fathony et al. 2021, Multiplicative Filter Networks (openreview OmtmcPkkhT), section 3.2.
     """
 
     omega: float = real(10.0)

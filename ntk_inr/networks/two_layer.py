@@ -46,8 +46,8 @@ class TwoLayerNetwork(nn.Module):
             u = u + self._drawn("bias", "bias", (1, self.width), self.bias_std, x.dtype)
         u = self._normalized(u, "hidden_pre")
         h = nn.relu(u) if self.sparsity is None else self.sparsity(u)
-        for factors in self.modulation:
-            h = h * factors(x, self.width)
+        for modulator in self.modulation:
+            h = h * modulator(x, self.width)
         z = self._normalized(h, "hidden_post")
         c = self._drawn("readout", "readout", (self.width, 1), self.scale, x.dtype, self._unit_readout)
         f = z @ c / self.width**0.5
@@ -138,10 +138,10 @@ def two_layer_network(
     Source: the models of T2 (2.1), T3 (3.1), T5 (5.4), T6 (6.1) and T7 (7.1).
     """
     _checks.check_positive(width, "width", integer=True)
-    factors = _modulators(modulation)
+    modulators = _modulators(modulation)
     _check_parts(encoding, normalization, sparsity)
     _checks.check_choice(readout, get_args(Readout), "readout")
-    groups = _groups(trained, factors, has_bias=bias_std is not None)
+    groups = _groups(trained, modulators, has_bias=bias_std is not None)
     for name, value in (
         ("scale", scale),
         ("weight_std", weight_std),
@@ -156,7 +156,7 @@ def two_layer_network(
         width=width,
         encoding=encoding,
         normalization=normalization,
-        modulation=factors,
+        modulation=modulators,
         sparsity=sparsity,
         readout=readout,
         trained=groups,
@@ -172,14 +172,14 @@ def _modulators(modulation: Any) -> tuple[FourierModulation, ...]:
     if modulation is None:
         return ()
     several = (modulation,) if isinstance(modulation, nn.Module) else tuple(modulation)
-    for factors in several:
-        if not isinstance(factors, FourierModulation):
+    for modulator in several:
+        if not isinstance(modulator, FourierModulation):
             raise TypeError(
-                f"modulation holds {factors!r}; expected ni.FourierModulation(omega), whose moments are known, or a "
+                f"modulation holds {modulator!r}; expected ni.FourierModulation(omega), whose moments are known, or a "
                 "sequence of them."
             )
     # Linen draws one instance once, however often it is listed: copies are independent.
-    return tuple(factors.clone(name=f"modulation_{i}") for i, factors in enumerate(several))
+    return tuple(modulator.clone(name=f"modulation_{i}") for i, modulator in enumerate(several))
 
 
 def _check_parts(encoding: Any, normalization: Any, sparsity: Any) -> None:
@@ -203,7 +203,7 @@ def _groups(trained: Any, modulation: tuple[FourierModulation, ...], *, has_bias
         _checks.check_choice(group, get_args(Group), "group in trained")
     if "bias" in groups and not has_bias:
         raise ValueError('trained names "bias" but bias_std is None, so there is none; pass bias_std=1.0.')
-    if not groups and not any(factors.trained for factors in modulation):
+    if not groups and not any(modulator.trained for modulator in modulation):
         raise ValueError(
             f"trained is {trained!r}, so nothing would be trained; name one or more of {', '.join(get_args(Group))}."
         )

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ntk_inr import _checks
-from ntk_inr._dtypes import eps, unit_of
-from ntk_inr._results import result
+from ntk_inr._dtypes import at_precision, eps, unit_of
+from ntk_inr._results import Scalar, result
 from ntk_inr.spectra.stochastic import BLOCK, as_operator, unit_vectors, working_dtype
 
 _STEPS = 32
@@ -21,8 +21,8 @@ _STEPS = 32
 class Moment:
     """An average of a power of the eigenvalues, and its standard error over probes."""
 
-    value: Array
-    stderr: Array
+    value: Scalar
+    stderr: Scalar
 
 
 @result
@@ -36,8 +36,8 @@ class SpectralDensity:
         weights: (probes, steps); each row is non-negative and adds up to 1.
     """
 
-    nodes: Array
-    weights: Array
+    nodes: Any
+    weights: Any
 
     def cdf(self, t: Any) -> Array:
         """Return the share of eigenvalues at or below ``t``, in the shape of ``t``."""
@@ -109,7 +109,7 @@ def spectral_density(A: Any, *, key: Array, probes: int = 16, steps: int | None 
         >>> [round(float(share), 1) for share in rho.cdf([-0.1, 0.5, 1.1])]
         [0.0, 0.5, 1.0]
 
-    Source: Ubaru, Chen and Saad 2017; Lin, Saad and Yang 2016.
+    Source: Ubaru, Chen and Saad 2017, doi 10.1137/16M1104974; Lin, Saad and Yang 2016, arXiv 1308.5467.
     """
     A, n = as_operator(A)
     _checks.check_positive(probes, "probes", integer=True, least=2)
@@ -125,6 +125,7 @@ def spectral_density(A: Any, *, key: Array, probes: int = 16, steps: int | None 
 
 
 @jax.jit(static_argnames="steps")
+@at_precision
 def _quadrature(A: Any, vectors: Array, steps: int) -> tuple[Array, Array]:
     """Return nodes and weights (probes, steps) of Lanczos from each of the unit columns ``vectors`` (n, probes)."""
     probes = vectors.shape[1]
@@ -150,9 +151,8 @@ def _quadrature(A: Any, vectors: Array, steps: int) -> tuple[Array, Array]:
         return basis, diagonal, off_diagonal, following, unit
 
     zeros = jnp.zeros((steps, probes), vectors.dtype)
-    with jax.default_matmul_precision("highest"):
-        state = (jnp.zeros((steps, *vectors.shape), vectors.dtype), zeros, zeros, vectors, jnp.ones((), zeros.dtype))
-        _, diagonal, off_diagonal, _, unit = lax.fori_loop(0, steps, step, state)
+    state = (jnp.zeros((steps, *vectors.shape), vectors.dtype), zeros, zeros, vectors, jnp.ones((), zeros.dtype))
+    _, diagonal, off_diagonal, _, unit = lax.fori_loop(0, steps, step, state)
     small = jax.vmap(lambda main, side: jnp.diag(main) + jnp.diag(side, 1) + jnp.diag(side, -1))(
         diagonal.T, off_diagonal[:-1].T
     )

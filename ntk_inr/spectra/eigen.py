@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ntk_inr import _checks
 from ntk_inr._dtypes import eps, unit_of
@@ -238,8 +239,9 @@ def alignment(K: Any, y: Any) -> Alignment:
     system = as_eigensystem(K)
     y = _checks.as_values(y, system.values.shape[0])
     y = np.asarray(y) if isinstance(system.vectors, np.ndarray) else y
-    nothing = "y is zero everywhere, so it has no energy to share; expected a target that varies."
-    _checks.refuse_if((y == 0).all(), nothing)
+    is_zero = (y == 0).all()
+    if not isinstance(is_zero, Tracer) and is_zero:
+        raise ValueError("y is zero everywhere, so it has no energy to share; expected a target that varies.")
     energy = energy_shares(system.vectors, y)
     return Alignment(system.values, energy / energy.sum())
 

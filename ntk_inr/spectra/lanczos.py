@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ntk_inr import _checks
-from ntk_inr._dtypes import eps, unit_of
-from ntk_inr._results import result
+from ntk_inr._dtypes import at_precision, eps, unit_of
+from ntk_inr._results import Scalar, result
 from ntk_inr.spectra.stochastic import BLOCK, as_operator, unit_vectors, working_dtype
 
 # Vectors iterated beside the k asked for: they speed up the last ones, and catch multiple eigenvalues.
@@ -33,11 +33,11 @@ class Eigenpairs:
         matvecs: products with single vectors spent.
     """
 
-    values: Array
-    vectors: Array
-    residuals: Array
-    converged: Array
-    matvecs: int
+    values: Any
+    vectors: Any
+    residuals: Any
+    converged: Any
+    matvecs: Scalar
 
 
 def top_eigenpairs(
@@ -89,7 +89,8 @@ def top_eigenpairs(
         >>> [round(float(v), 4) for v in top.values], bool(top.converged.all())
         ([1.0, 0.5, 0.25], True)
 
-    Source: Musco and Musco 2015 (randomized block Krylov); Wu and Simon 2000 (thick restart).
+    Source: Musco and Musco 2015, arXiv 1504.05477 (randomized block Krylov); Wu and Simon 2000,
+    doi 10.1137/S0895479898334605 (thick restart).
     """
     A, n = as_operator(A)
     _checks.check_positive(k, "k", integer=True)
@@ -141,16 +142,17 @@ def _multiply(A: Any, vectors: Array) -> Array:
 
 
 @jax.jit
+@at_precision
 def _started(A: Any, vectors: Array) -> tuple[Array, Array, Array]:
     """Return orthonormal vectors, A times them in units of their size, and that unit, which all else is in."""
-    with jax.default_matmul_precision("highest"):
-        vectors = jnp.linalg.qr(vectors)[0]
-        products = _multiply(A, vectors)
+    vectors = jnp.linalg.qr(vectors)[0]
+    products = _multiply(A, vectors)
     unit = unit_of(products)
     return vectors, products / unit, unit
 
 
 @jax.jit(static_argnames="depth")
+@at_precision
 def _round(
     A: Any, unit: Array, vectors: Array, products: Array, ahead: Array, key: Array, depth: int
 ) -> tuple[Array, Array, Array, Array, Array]:
@@ -161,24 +163,23 @@ def _round(
     """
     block = vectors.shape[1]
     empty = ((0, 0), (0, depth * block))
-    with jax.default_matmul_precision("highest"):
 
-        def extend(i: Any, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            basis, images, ahead = state
-            new = _orthonormal(ahead, basis, jax.random.fold_in(key, i))
-            image = _multiply(A, new) / unit
-            place = (0, (i + 1) * block)
-            return (
-                lax.dynamic_update_slice(basis, new, place),
-                lax.dynamic_update_slice(images, image, place),
-                image,
-            )
+    def extend(i: Any, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        basis, images, ahead = state
+        new = _orthonormal(ahead, basis, jax.random.fold_in(key, i))
+        image = _multiply(A, new) / unit
+        place = (0, (i + 1) * block)
+        return (
+            lax.dynamic_update_slice(basis, new, place),
+            lax.dynamic_update_slice(images, image, place),
+            image,
+        )
 
-        basis, images, _ = lax.fori_loop(0, depth, extend, (jnp.pad(vectors, empty), jnp.pad(products, empty), ahead))
-        small = basis.T @ images
-        values, mix = jnp.linalg.eigh((small + small.T) / 2)
-        values, mix = values[::-1][:block], mix[:, ::-1][:, :block]
-        vectors, products = basis @ mix, images @ mix
+    basis, images, _ = lax.fori_loop(0, depth, extend, (jnp.pad(vectors, empty), jnp.pad(products, empty), ahead))
+    small = basis.T @ images
+    values, mix = jnp.linalg.eigh((small + small.T) / 2)
+    values, mix = values[::-1][:block], mix[:, ::-1][:, :block]
+    vectors, products = basis @ mix, images @ mix
     ahead = products - values[None, :] * vectors
     return vectors, products, ahead, values, jnp.linalg.norm(ahead, axis=0)
 
@@ -196,6 +197,6 @@ def _orthonormal(vectors: Array, basis: Array, key: Array) -> Array:
 
 
 @jax.jit
+@at_precision
 def _residuals(A: Any, unit: Array, vectors: Array, values: Array) -> Array:
-    with jax.default_matmul_precision("highest"):
-        return jnp.linalg.norm(_multiply(A, vectors) / unit - values[None, :] * vectors, axis=0)
+    return jnp.linalg.norm(_multiply(A, vectors) / unit - values[None, :] * vectors, axis=0)

@@ -11,8 +11,8 @@ import numpy as np
 from jax import Array
 
 from ntk_inr import _checks
-from ntk_inr._dtypes import accumulation_dtype, eps, unit_of
-from ntk_inr._results import result, static
+from ntk_inr._dtypes import accumulation_dtype, at_precision, eps, unit_of
+from ntk_inr._results import Scalar, result, static
 from ntk_inr.spectra.dense import Moments, from_units
 from ntk_inr.spectra.symmetry import FEW_ROWS, check_symmetric
 
@@ -45,10 +45,10 @@ class StochasticMoments(Moments):
         reason: why that method, in a few words.
     """
 
-    mean_stderr: float
-    variance_stderr: float
-    pilot_error: float
-    matvecs: int
+    mean_stderr: Scalar
+    variance_stderr: Scalar
+    pilot_error: Scalar
+    matvecs: Scalar
     method: str = static()
     reason: str = static()
 
@@ -74,7 +74,7 @@ class _Choice(NamedTuple):
 
     method: Literal["probes", "deflated"]
     reason: str
-    pilot_error: float = math.nan
+    pilot_error: Scalar = math.nan
 
 
 class _Estimate(NamedTuple):
@@ -82,8 +82,8 @@ class _Estimate(NamedTuple):
 
     mean: float
     variance: float
-    mean_stderr: float
-    variance_stderr: float
+    mean_stderr: Scalar
+    variance_stderr: Scalar
     unit: float
 
     def result(self, n: int, choice: _Choice, matvecs: int) -> StochasticMoments:
@@ -154,8 +154,8 @@ def stochastic_moments(A: Any, *, key: Array, probes: int = 64, method: Method =
         >>> m.method, m.mean_stderr, bool(abs(m.variance - exact.variance) < 5 * m.variance_stderr)
         ('probes', 0.0, True)
 
-    Source: T9; Hutch++ by Meyer, Musco, Musco and Woodruff 2021; vectors spread over the whole complement by
-    Epperly, Tropp and Webber 2024.
+    Source: T9; Hutch++ by Meyer, Musco, Musco and Woodruff 2021, arXiv 2010.09649; vectors spread over the whole
+    complement by Epperly, Tropp and Webber 2024, arXiv 2301.07825.
     """
     A, n = as_operator(A)
     _checks.check_choice(method, ("auto", "probes", "deflated"), "method")
@@ -282,16 +282,16 @@ def _sampled(
     problem: _Problem, key: Array, count: int, basis: Array | None = None, keep: bool = False
 ) -> tuple[_Forms, list[Array]]:
     """Return the forms of ``count`` random unit vectors outside ``basis``, and on demand their products with A."""
-    found, columns = [], []
+    blocks, columns = [], []
     n = len(problem.centre)
     for start in range(0, count, BLOCK):
         size = min(BLOCK, count - start)
         vectors = unit_vectors(jax.random.fold_in(key, start), n, size, problem.centre.dtype, basis)
         product, *forms = _rayleigh(problem.A, problem.centre, vectors)
-        found.append(forms)
+        blocks.append(forms)
         if keep:
             columns.append(product)
-    return _host(found), columns
+    return _host(blocks), columns
 
 
 def _accounted(problem: _Problem, vectors: Array) -> _Forms:
@@ -312,10 +312,10 @@ def _diagonal(A: Any) -> Array:
 
 
 @jax.jit
+@at_precision
 def _rayleigh(A: Any, centre: Array, vectors: Array) -> tuple[Array, Array, Array]:
     """Return A u, u.B u and norm(B u - (u.B u) u) for unit columns u (n, k)."""
-    with jax.default_matmul_precision("highest"):
-        product = (A @ vectors).astype(vectors.dtype)
+    product = (A @ vectors).astype(vectors.dtype)
     centred = product - centre[:, None] * vectors
     quotients = (vectors * centred).sum(axis=0)
     spread = centred - quotients[None, :] * vectors
@@ -324,17 +324,17 @@ def _rayleigh(A: Any, centre: Array, vectors: Array) -> tuple[Array, Array, Arra
 
 
 @jax.jit(static_argnames=("n", "count", "dtype"))
+@at_precision
 def unit_vectors(key: Array, n: int, count: int, dtype: Any, basis: Array | None = None) -> Array:
     """Return random unit vectors (n, count), uniform on the sphere, in the complement of an orthonormal ``basis``."""
     vectors = jax.random.normal(key, (n, count), dtype)
     if basis is not None:
-        with jax.default_matmul_precision("highest"):
-            for _ in range(2):  # Twice is enough for orthogonality to rounding.
-                vectors = vectors - basis @ (basis.T @ vectors)
+        for _ in range(2):  # Twice is enough for orthogonality to rounding.
+            vectors = vectors - basis @ (basis.T @ vectors)
     return vectors / jnp.linalg.norm(vectors, axis=0, keepdims=True)
 
 
 @jax.jit
+@at_precision
 def _orthonormal(vectors: Array) -> Array:
-    with jax.default_matmul_precision("highest"):
-        return jnp.linalg.qr(vectors / unit_of(vectors))[0]
+    return jnp.linalg.qr(vectors / unit_of(vectors))[0]

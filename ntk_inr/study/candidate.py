@@ -121,8 +121,8 @@ class Kernels(NamedTuple):
 def predict(apply: Any, params: Any, kernels: Kernels, sample: Sample) -> Curves:
     """Return what the kernels at ``params``, on ``sample.places``, predict from there on."""
     start, total, norm = _at_start(_checks.as_partial(apply), params, sample.points, sample.y)
-    found = curves(kernels.own, np.asarray(start, np.float64), sample, kernels.followed)
-    return dataclasses.replace(found, push=float(total / norm)) if norm > 0 else found
+    predicted = curves(kernels.own, np.asarray(start, np.float64), sample, kernels.followed)
+    return dataclasses.replace(predicted, push=float(total / norm)) if norm > 0 else predicted
 
 
 def kernels_of(apply: Any, params: Any, sample: Sample) -> Kernels:
@@ -147,11 +147,11 @@ _kernel, _training_kernel = jax.jit(ntk), jax.jit(training_kernel)
 def check_room(rows: int, name: str) -> None:
     """Raise where memory has no room for a kernel in float64 and its spectrum on so many rows, the option ``name``."""
     needed, left = _COPIES * 8 * rows**2, memory.available_on_host()
-    _checks.refuse_if(
-        needed > left,
-        f"{name}={rows} asks for kernels that need {memory.describe(needed)}, and {memory.describe(left)} are left; "
-        "choose less.",
-    )
+    if needed > left:
+        raise ValueError(
+            f"{name}={rows} asks for kernels that need {memory.describe(needed)}, and {memory.describe(left)} are "
+            "left; choose less."
+        )
 
 
 def kernel_in_float64(apply: Any, params: Any, x: Any) -> np.ndarray:
@@ -167,6 +167,13 @@ def training_kernel_in_float64(apply: Any, params: Any, x: Any) -> np.ndarray:
     return _in_float64(training_kernel, apply, params, x)
 
 
+def kernels_in_float64(apply: Any, params: Any, x: Any) -> Kernels:
+    """Return both, one array where they are the same."""
+    own = kernel_in_float64(apply, params, x)
+    frozen = is_frozen(_checks.as_partial(apply), params, x)
+    return Kernels(own, training_kernel_in_float64(apply, params, x) if frozen else own)
+
+
 def _in_float64(of: Callable[..., Any], *arguments: Any) -> np.ndarray:
     host = jax.tree.map(np.asarray, arguments)
     with jax.enable_x64(True):
@@ -176,12 +183,12 @@ def _in_float64(of: Callable[..., Any], *arguments: Any) -> np.ndarray:
 def predict_infinite(net: nn.Module, sample: Sample, seed: int) -> Curves:
     """Return what the kernel of infinite width predicts from a start that is drawn of the network's own law."""
     with jax.enable_x64(True):
-        found = infinite_kernel(net)(jnp.asarray(sample.places, jnp.float64))  # type: ignore[arg-type]
+        kernel = infinite_kernel(net)(jnp.asarray(sample.places, jnp.float64))  # type: ignore[arg-type]
     k = len(sample.points)
-    system = eigensystem(np.asarray(found.nngp)[:k, :k])
+    system = eigensystem(np.asarray(kernel.nngp)[:k, :k])
     drawn = np.random.default_rng(seed).normal(size=(k, sample.y.shape[1]))
     start = system.vectors @ (np.sqrt(np.maximum(system.values, 0))[:, None] * drawn)
-    return curves(np.asarray(found.ntk), start, sample)
+    return curves(np.asarray(kernel.ntk), start, sample)
 
 
 def largest_eigenvalue(kernel: np.ndarray, sample: Sample) -> float:
@@ -230,9 +237,9 @@ def curves(kernel: np.ndarray, start: np.ndarray, sample: Sample, followed: np.n
         across = followed[n : n + len(unseen), :n] @ (vectors / values)
         gained = (across @ ((1 - left)[:, :, None] * modes).transpose(1, 0, 2).reshape(n, -1)).real
         heldout = ((residual[n:, None] - gained.reshape(len(unseen), len(TIMES), -1)) ** 2).mean(axis=(0, 2))
-    found = moments(own)
+    spread = moments(own)
     rate = stable_rate(largest, sample)
-    return Curves(train, heldout, float(found.cv), rate, float(found.mean), path)
+    return Curves(train, heldout, float(spread.cv), rate, float(spread.mean), path)
 
 
 def _modes(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -32,15 +32,15 @@ def check_derivatives(task: Task, networks: Mapping[str, nn.Module]) -> list[str
         for net in networks.values():
             _refuse_partial_derivatives(task, net)
     twice, dimensions = differentiates_twice(task), task.x.shape[1]
-    said = [
+    sentences = [
         f"The Laplacian of {name} is zero at each of {_PLACES} random places, and {task.name} is about second "
         "derivatives: no training changes them. Take a network that bends, such as siren."
         for name, net in networks.items()
         if twice and laplacian_vanishes(net, dimensions)
     ]
-    for sentence in said:
+    for sentence in sentences:
         warnings.warn(sentence, UserWarning, stacklevel=3)
-    return said
+    return sentences
 
 
 def differentiates_twice(task: Task) -> bool:

@@ -10,6 +10,8 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
+from ntk_inr._results import Record
+from ntk_inr._text import printable
 from ntk_inr.networks.settings import parts_of, settings_of
 from ntk_inr.tasks.image import ImageTask
 from ntk_inr.tasks.interface import IndirectTask, Task
@@ -67,10 +69,10 @@ def additions(networks: Mapping[str, nn.Module]) -> list[Addition]:
     Example:
         >>> import ntk_inr as ni
         >>> nets = {name: ni.variant(name) for name in ("relu", "pe", "pe+sphere", "siren")}
-        >>> [(found.base, found.component, found.name) for found in additions(nets)]
+        >>> [(addition.base, addition.component, addition.name) for addition in additions(nets)]
         [('relu', 'encoding', 'pe'), ('pe', 'normalization', 'pe+sphere')]
     """
-    found = []
+    pairs = []
     for base, without in networks.items():
         for name, net in networks.items():
             if type(net) is not type(without):
@@ -78,8 +80,14 @@ def additions(networks: Mapping[str, nn.Module]) -> list[Addition]:
             own, other = _fields(net) | parts_of(net), _fields(without) | parts_of(without)
             differing = [field for field in own if not _same(own[field], other.get(field))]
             if len(differing) == 1 and differing[0] in _COMPONENTS and other.get(differing[0]) is None:
-                found.append(Addition(base, name, differing[0], describe(own[differing[0]])))
-    return found
+                pairs.append(Addition(base, name, differing[0], describe(own[differing[0]])))
+    return pairs
+
+
+def readable(task: Task) -> Task:
+    """Return the task under a name that every file can hold, since some have their file's name."""
+    name = printable(task.name)
+    return dataclasses.replace(task, name=name) if name != task.name and dataclasses.is_dataclass(task) else task
 
 
 def describe_task(task: Task) -> dict[str, Any]:
@@ -122,10 +130,11 @@ def own_scores(task: Task, reconstruction: Any) -> dict[str, float]:
     return {name: value for name, value in task.scores(reconstruction).items() if name not in BASELINES}
 
 
-def baselines_of(task: Task) -> list[dict[str, Any]]:
+def baselines_of(task: Task) -> tuple[Record, ...]:
     """Return what simpler methods reach on a task, as a file of results keeps it."""
-    found = getattr(task, "baselines", {})
-    return [{"name": name, "kind": "baseline", "scores": own_scores(task, other)} for name, other in found.items()]
+    others = getattr(task, "baselines", {})
+    entries = ({"name": name, "kind": "baseline", "scores": own_scores(task, other)} for name, other in others.items())
+    return tuple(map(Record, entries))
 
 
 def training_settings(

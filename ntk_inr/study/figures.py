@@ -159,8 +159,8 @@ def _axis_title(column: Any) -> str:
     return f"{column.title} [{column.unit}]" if column.unit else column.title
 
 
-def _cv_axis(axis: Any, found: list[float]) -> None:
-    low, high = min(found) / 1.2, max(found) * 1.2
+def _cv_axis(axis: Any, values: list[float]) -> None:
+    low, high = min(values) / 1.2, max(values) * 1.2
     axis.set(xscale="log", xlim=(low, high))
     axis.xaxis.set_minor_formatter("")
     ticks = [tick for tick in (1, 2, 3, 5, 10, 20, 30, 50, 100, 200) if low <= tick <= high]
@@ -224,8 +224,8 @@ def _reconstruction(figure: Any, left: Any, right: Any, study: Study, result: Va
     picture = right.imshow(error, cmap=style.ERROR, vmin=0, vmax=max(float(np.quantile(error, 0.99)), 1e-6))
     figure.colorbar(picture, ax=[left, right], shrink=0.75, label="error")
     psnr = result.seeds[0]["score_psnr"]
-    found = "" if psnr is None else f", {decibels(psnr, eight_bit=study.task['eight_bit'])}"
-    left.set_title(in_two_lines(f"Adam's image{found}"))
+    level = "" if psnr is None else f", {decibels(psnr, eight_bit=study.task['eight_bit'])}"
+    left.set_title(in_two_lines(f"Adam's image{level}"))
     right.set_title("|error|")
     for axis in (left, right):
         axis.set(xticks=[], yticks=[])
@@ -237,8 +237,8 @@ def _label(axis: Any, title: str, xlabel: str, ylabel: str) -> None:
 
 
 def _rho(summary: Summary, speed: str) -> str:
-    found = [c.rho for c in summary.correlations if (c.figure, c.speed) == ("cv", speed)]
-    return f" (Spearman {found[0]:+.2f})" if found else ""
+    rho = [c.rho for c in summary.correlations if (c.figure, c.speed) == ("cv", speed)]
+    return f" (Spearman {rho[0]:+.2f})" if rho else ""
 
 
 def _bar(spread: float) -> list[float] | None:

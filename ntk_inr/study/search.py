@@ -3,61 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ntk_inr import _checks
-from ntk_inr.kernels.adapters import init
+from ntk_inr._results import Record
 from ntk_inr.networks.catalogue import networks_of
-from ntk_inr.networks.settings import with_settings
 from ntk_inr.study import record
-from ntk_inr.study.candidate import (
-    TIMES,
-    Curves,
-    Kernels,
-    Sample,
-    check_room,
-    draw_sample,
-    kernels_of,
-    largest_eigenvalue,
-    predict,
-    predict_infinite,
-    stable_rate,
-)
-from ntk_inr.study.comparison import readable
+from ntk_inr.study.candidate import check_room, draw_sample
 from ntk_inr.study.derivatives import check_derivatives
-from ntk_inr.study.description import describe, describe_task, numbers_of, training_settings
+from ntk_inr.study.description import describe, describe_task, numbers_of, readable, training_settings
 from ntk_inr.study.environment import environment
-from ntk_inr.study.programs import free_programs_if_full
-from ntk_inr.study.space import Axis, between, spaces_of
+from ntk_inr.study.exploration import ADAM_FACTOR, ADAM_JITTER, ADAM_REACH, Search
+from ntk_inr.study.space import Axis, spaces_of
 from ntk_inr.study.tuning import OBJECTIVES, Candidate, Objective, Tuning, load_tuning, write
 from ntk_inr.tasks.interface import Task
-from ntk_inr.training.curves import psnr
-from ntk_inr.training.fitting import fit
-from ntk_inr.training.optimizers import optimizer as make_optimizer
 
-ADAM_FACTOR = 0.4
-"""S steps of Adam go about as far as this times S**2 steps of gradient descent; see benchmarks.tune_validation."""
-ADAM_REACH = 0.5
-"""Adam moves parameters by about this times the learning rate a step, however small the gradient is."""
-ADAM_JITTER, ADAM_MEMORY = {"mse": 0.1, "l1": 0.5, "huber": 0.1}, 1000
-"""Adam's steps move outputs by about this times the learning rate times the norm of an output's gradient, where they do
-not shrink with the loss: for "l1" always, else once Adam has forgotten the first gradients, after 1 / (1 - 0.999).
-Predictions are for these losses, whose minimum is where that of the squared error is."""
 _SAMPLE = 512
 _HELD_OUT = 0.2
-# Of a mean squared error: nothing is learned more exactly, and no PSNR is infinite.
-_LEAST = 1e-40
-_GOLDEN = (3 - 5**0.5) / 2
 _DESCENTS = ("adam", "sgd")
 
 
@@ -144,13 +112,49 @@ def tune(
     Example:
         >>> import ntk_inr as ni
         >>> task = ni.load_task("signal", "chirp", samples=64)
-        >>> found = ni.tune(task, "rff", {"scale": (0.5, 16)}, features=32, depth=2, points=3, refine=0, repeats=2)
-        >>> found.best.variant, len(found.candidates), list(found.best.settings)
+        >>> tuned = ni.tune(task, "rff", {"scale": (0.5, 16)}, features=32, depth=2, points=3, refine=0, repeats=2)
+        >>> tuned.best.variant, len(tuned.candidates), list(tuned.best.settings)
         ('rff', 3, ['encoding.scale'])
 
     Source: T10 of the theory; Jacot et al. 2018, arXiv 1806.07572.
     """
     task = readable(task)
+    _check_words_and_counts(objective, optimizer, steps, learning_rate, points, refine, repeats, pilot, seed)
+    _check_target(objective, target_psnr)
+    _check_pilot(pilot, steps, infinite)
+    share = _HELD_OUT if objective == "heldout" else 0.0
+    size = _checked_sample(task, sample, share)
+    networks = networks_of(variants, features=features, depth=depth, out=task.channels)
+    warnings = check_derivatives(task, networks)
+    spaces = spaces_of(networks, space, points)
+    settings = {
+        "objective": objective, "steps": steps, "target_psnr": target_psnr, "features": features, "depth": depth,
+        "optimizer": optimizer, "learning_rate": learning_rate, "sample": size, "repeats": repeats, "pilot": pilot,
+        "infinite": infinite, "seed": seed, "adam_factor": ADAM_FACTOR, "adam_reach": ADAM_REACH,
+        "networks": {name: describe(net) for name, net in networks.items()},
+    }  # fmt: skip
+    tuning = Tuning(
+        Record(describe_task(task)), Record(settings), Record(environment()), [], warnings=tuple(warnings),
+        training=Record(training_settings(task, optimizer, learning_rate)),
+        numbers=Record({name: numbers_of(net) for name, net in networks.items()}),
+    )  # fmt: skip
+    with record.results_folder(out, overwrite=overwrite, resume=resume) as folder:
+        if folder is not None and resume and (folder / record.RESULTS).exists():
+            tuning = dataclasses.replace(tuning, candidates=_resumed(folder, tuning, spaces))
+        samples = [draw_sample(task, size, share, seed + repeat) for repeat in range(repeats)]
+        search = Search(task, networks, samples, tuning, folder)
+        search.run(spaces, refine, progress or (lambda what, done, total: None))
+        training = tuning.training | {"learning_rate": tuning.learning_rate(tuning.best)}  # that of sgd is predicted
+        tuning = dataclasses.replace(tuning, training=training, complete=True)
+        if folder is not None:
+            write(folder, tuning)
+    return tuning
+
+
+def _check_words_and_counts(
+    objective: str, optimizer: str, steps: int, learning_rate: float, points: int, refine: int, repeats: int,
+    pilot: int, seed: int,
+) -> None:  # fmt: skip
     _checks.check_choice(objective, OBJECTIVES, "objective")
     _checks.check_choice(optimizer, _DESCENTS, "optimizer")
     for name, value in {"steps": steps, "repeats": repeats}.items():
@@ -159,41 +163,22 @@ def tune(
     for name, value in {"refine": refine, "pilot": pilot, "seed": seed}.items():
         _checks.check_positive(value, name, integer=True, least=0)
     _checks.check_positive(learning_rate, "learning_rate")
-    if objective == "speed":
-        _checks.refuse_if(target_psnr is None, 'objective="speed" counts steps to a target; give target_psnr=, in dB.')
-        _checks.refuse_if(not math.isfinite(target_psnr or 0), f"target_psnr is {target_psnr}; expected dB.")
-    _checks.refuse_if(
-        infinite and pilot, f"infinite=True and pilot={pilot} exclude each other: a pilot run trains a finite network."
-    )
-    _checks.refuse_if(pilot >= steps, f"pilot is {pilot} and steps is {steps}; a pilot run is shorter than training.")
-    share = _HELD_OUT if objective == "heldout" else 0.0
-    size = _checked_sample(task, sample, share)
-    networks = networks_of(variants, features=features, depth=depth, out=task.channels)
-    warned = check_derivatives(task, networks)
-    spaces = spaces_of(networks, space, points)
-    asked = {
-        "objective": objective, "steps": steps, "target_psnr": target_psnr, "features": features, "depth": depth,
-        "optimizer": optimizer, "learning_rate": learning_rate, "sample": size, "repeats": repeats, "pilot": pilot,
-        "infinite": infinite, "seed": seed, "adam_factor": ADAM_FACTOR,
-        "adam_reach": ADAM_REACH,
-        "networks": {name: describe(net) for name, net in networks.items()},
-    }  # fmt: skip
-    found = Tuning(
-        describe_task(task), asked, environment(), [], warnings=warned,
-        training=training_settings(task, optimizer, learning_rate),
-        numbers={name: numbers_of(net) for name, net in networks.items()},
-    )  # fmt: skip
-    with record.results_folder(out, overwrite=overwrite, resume=resume) as folder:
-        if folder is not None and resume and (folder / record.RESULTS).exists():
-            found.candidates = _resumed(folder, found, spaces)
-        samples = [draw_sample(task, size, share, seed + repeat) for repeat in range(repeats)]
-        search = _Search(task, networks, samples, found, folder)
-        search.run(spaces, refine, progress or (lambda what, done, total: None))
-        found.training["learning_rate"] = found.learning_rate(found.best)  # that of sgd is predicted
-        found.complete = True
-        if folder is not None:
-            write(folder, found)
-    return found
+
+
+def _check_target(objective: str, target_psnr: float | None) -> None:
+    if objective != "speed":
+        return
+    if target_psnr is None:
+        raise ValueError('objective="speed" counts steps to a target; give target_psnr=, in dB.')
+    if not math.isfinite(target_psnr):
+        raise ValueError(f"target_psnr is {target_psnr}; expected dB.")
+
+
+def _check_pilot(pilot: int, steps: int, infinite: bool) -> None:
+    if infinite and pilot:
+        raise ValueError(f"infinite=True and pilot={pilot} exclude each other: a pilot run trains a finite network.")
+    if pilot >= steps:
+        raise ValueError(f"pilot is {pilot} and steps is {steps}; a pilot run is shorter than training.")
 
 
 def _checked_sample(task: Task, sample: int | None, share: float) -> int:
@@ -242,158 +227,3 @@ def _resumed(folder: Path, asked: Tuning, spaces: dict[str, list[Axis]]) -> list
                 f"{candidate.variant}; resume with the settings that it was begun with, or choose another folder."
             )
     return earlier.candidates
-
-
-@dataclasses.dataclass
-class _Search:
-    """Measures candidates, once each, and keeps them."""
-
-    task: Task
-    networks: dict[str, nn.Module]
-    samples: list[Sample]
-    found: Tuning
-    folder: Path | None
-
-    def run(self, spaces: Mapping[str, list[Axis]], refine: int, report: Callable[[str, int, int], None]) -> None:
-        """Measure the grid of all axes, then ``refine`` candidates around the best."""
-        plan = [
-            (name, dict(zip([axis.name for axis in axes], values, strict=True)))
-            for name, axes in spaces.items()
-            for values in itertools.product(*[axis.grid for axis in axes])
-        ]
-        total = len(plan) + refine
-        for place, (name, values) in enumerate(plan):
-            report("candidates", place, total)
-            self.measure(name, values)
-        best = self.found.best
-        if best.failure:
-            raise ValueError(f"no candidate works; {best.label}: {best.failure}")
-        for place, values in enumerate(_refined(self.found, spaces[best.variant], refine)):
-            report("candidates", len(plan) + place, total)
-            self.measure(best.variant, values)
-        report("candidates", total, total)
-
-    def measure(self, name: str, values: dict[str, Any]) -> None:
-        """Predict for one candidate, unless it is known."""
-        if any(known.variant == name and known.settings == values for known in self.found.candidates):
-            return
-        began = time.perf_counter()
-        candidate = Candidate(name, values)
-        try:
-            for repeat, sample in enumerate(self.samples):
-                self._repeat(candidate, sample, jax.random.key(self.found.settings["seed"] + repeat))
-        except ValueError as error:
-            candidate = Candidate(name, values, failure=str(error))
-        candidate.seconds = time.perf_counter() - began
-        self.found.candidates.append(candidate)
-        if self.folder is not None:
-            write(self.folder, self.found)
-        free_programs_if_full()
-
-    def _repeat(self, candidate: Candidate, sample: Sample, key: Any) -> None:
-        """Add one prediction to a candidate."""
-        asked, net = self.found.settings, self.networks[candidate.variant]
-        if asked["infinite"]:
-            try:
-                curves = predict_infinite(with_settings(net, candidate.settings), sample, int(jax.random.bits(key)))
-            except TypeError as error:  # of a network that has no description to read its limit from
-                raise ValueError(str(error)) from error
-        else:
-            apply, params = init(net, key, jnp.asarray(sample.x), settings=candidate.settings)
-            observed = self.task.observe(apply)
-            kernels = kernels_of(observed, params, sample)
-            if asked["pilot"]:
-                before = kernels.own
-                params = self._piloted(observed, params, kernels, sample, key)
-                kernels = kernels_of(observed, params, sample)
-                candidate.drift.append(float(np.linalg.norm(kernels.own - before) / np.linalg.norm(before)))
-            curves = predict(observed, params, kernels, sample)
-        if not np.isfinite(curves.train).all():
-            raise ValueError("its kernel at initialisation is not finite; scale its weights down.")
-        self._score(candidate, curves)
-
-    def _piloted(self, observed: Any, params: Any, kernels: Kernels, sample: Sample, key: Any) -> Any:
-        """Return the parameters after the pilot run, which does not see what the sample holds out."""
-        asked, task = self.found.settings, self.task
-        rate = asked["learning_rate"]
-        if asked["optimizer"] == "sgd":
-            rate = stable_rate(largest_eigenvalue(kernels.followed, sample), sample) / 2
-        batch = task.sampling if task.sampling is None else min(task.sampling, int(sample.seen.sum()))
-        run = fit(
-            observed, params, task.x[sample.seen], task.y[sample.seen], steps=asked["pilot"], loss=task.loss, key=key,
-            batch_size=batch, data_range=task.data_range,
-            optimizer=make_optimizer(asked["optimizer"], learning_rate=rate),
-        )  # fmt: skip
-        if run.status == "diverged":
-            raise ValueError(f"diverged in the pilot run at learning rate {rate:g}.")
-        return run.params
-
-    def _score(self, candidate: Candidate, curves: Curves) -> None:
-        asked, pilot = self.found.settings, self.found.settings["pilot"]
-        steps = self.found.steps_of(self.found.time_of(pilot) + TIMES) - pilot
-        floor = np.full(len(TIMES), _LEAST)
-        if asked["optimizer"] == "adam":
-            steps = np.maximum(steps, curves.path / (asked["adam_reach"] * asked["learning_rate"] * curves.push))
-            loss = str(self.task.loss)  # a name, as was checked
-            noisy = pilot + steps > (0 if loss == "l1" else ADAM_MEMORY)
-            floor[noisy] += (ADAM_JITTER[loss] * asked["learning_rate"]) ** 2 * curves.gradient
-        train = psnr(curves.train + floor, self.task.data_range)
-        heldout = None if curves.heldout is None else psnr(curves.heldout + floor, self.task.data_range)
-        at, budget = np.log(steps), np.log(asked["steps"] - pilot)
-        candidate.curve_steps.append([float(f"{pilot + step:.4g}") for step in steps])
-        candidate.train_psnr.append(float(np.interp(budget, at, train)))
-        candidate.train_curve.append([round(float(value), 3) for value in train])
-        candidate.cv.append(curves.cv)
-        candidate.stable_rate.append(curves.stable_rate)
-        if heldout is not None:
-            within = heldout[at <= budget]
-            candidate.heldout_psnr.append(float(max(within.max(initial=-math.inf), np.interp(budget, at, heldout))))
-            candidate.heldout_curve.append([round(float(value), 3) for value in heldout])
-        if asked["objective"] == "heldout":
-            candidate.score.append(candidate.heldout_psnr[-1])
-        elif asked["objective"] == "fit":
-            candidate.score.append(candidate.train_psnr[-1])
-        else:
-            needed = math.inf
-            if (train >= asked["target_psnr"]).any():
-                crossing = np.interp(asked["target_psnr"], np.maximum.accumulate(train), at)
-                needed = max(1.0, pilot + float(np.exp(crossing)))
-            candidate.steps_to_target.append(needed)
-            candidate.score.append(-math.log10(needed))
-
-
-def _refined(found: Tuning, axes: Sequence[Axis], budget: int) -> Iterator[dict[str, Any]]:
-    """Yield settings around the best by golden section, one axis after the other, as results come in."""
-    open_axes = [axis for axis in axes if axis.continuous]
-    for turn, axis in enumerate(open_axes):
-        share = budget // len(open_axes) + (turn < budget % len(open_axes))
-        variant = found.best.variant
-        others = {name: value for name, value in found.best.settings.items() if name != axis.name}
-        while True:
-            along = {
-                c.settings[axis.name]: c.mean
-                for c in found.candidates
-                if c.variant == variant and {n: v for n, v in c.settings.items() if n != axis.name} == others
-            }
-            # Those of a search that is resumed count too.
-            if len(set(along) - set(axis.grid)) >= share:
-                break
-            new = _section(along, isinstance(axis.grid[0], int), axis.grid[0] > 0)
-            if new is None:
-                break
-            yield {**others, axis.name: new}
-
-
-def _section(along: dict[Any, float], whole: bool, logarithmic: bool) -> Any:
-    """Return the next value of a golden section around the best so far; None where nothing lies between."""
-    values = sorted(along)
-    place = values.index(max(along, key=lambda value: along[value]))
-    scale = (math.log, math.exp) if logarithmic else (float, float)
-    best = scale[0](values[place])
-    sides = [scale[0](values[i]) for i in (place - 1, place + 1) if 0 <= i < len(values)]
-    for side in sorted(sides, key=lambda side: -abs(side - best)):
-        new = scale[1](best + _GOLDEN * (side - best))
-        new = round(new) if whole else between(new, *sorted((values[place], scale[1](side))))
-        if new not in along:
-            return new
-    return None

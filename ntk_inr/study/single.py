@@ -12,11 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ntk_inr import _checks
+from ntk_inr._results import Record, result, static
 from ntk_inr.kernels.adapters import init
 from ntk_inr.networks.catalogue import networks_of
 from ntk_inr.study import record
-from ntk_inr.study.comparison import readable, trained
 from ntk_inr.study.derivatives import check_derivatives
 from ntk_inr.study.description import (
     baselines_of,
@@ -25,10 +24,12 @@ from ntk_inr.study.description import (
     eight_bits,
     numbers_of,
     own_scores,
+    readable,
     training_settings,
 )
 from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import save_figure
+from ntk_inr.study.measurement import trained
 from ntk_inr.tasks.interface import Task
 from ntk_inr.tasks.metrics import score_lines
 from ntk_inr.tasks.registry import TASKS
@@ -40,7 +41,7 @@ from ntk_inr.training.result import FitResult
 _SCHEMA = "ntk_inr.fit v1"
 
 
-@dataclasses.dataclass(frozen=True)
+@result
 class Fitted:
     """What became of a task.
 
@@ -53,10 +54,15 @@ class Fitted:
     """
 
     run: FitResult
-    scores: dict[str, float]
+    scores: dict[str, Any]
     reconstruction: Any
-    files: dict[str, Path]
-    baselines: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    files: Record = static(default=Record())
+    baselines: tuple[Record, ...] = static(default=())
+
+    def rows(self) -> dict[str, Any]:
+        """Return what ``print`` shows: how the training ended, the scores, and what was written."""
+        files = {name: str(path) for name, path in self.files.items()}
+        return {"status": self.run.status, "steps": self.run.steps, **self.scores, **files}
 
     def score_lines(self, task: Task) -> list[tuple[str, str]]:
         """Return scores as a label and a number each, by the task's metric first; those of baselines are last."""
@@ -119,29 +125,22 @@ def fit_task(
 
     Example:
         >>> import ntk_inr as ni
-        >>> found = ni.fit_task(ni.load_task("signal", "sines", samples=64), "siren", features=32, depth=2, steps=50)
-        >>> found.run.status, sorted(found.scores)
+        >>> fitted = ni.fit_task(ni.load_task("signal", "sines", samples=64), "siren", features=32, depth=2, steps=50)
+        >>> fitted.run.status, sorted(fitted.scores)
         ('finished', ['psnr'])
     """
     task = readable(task)
     ((name, net),) = networks_of(variant, features=features, depth=depth, out=task.channels).items()
-    _checks.refuse_if(
-        optimizer == "lbfgs" and task.sampling is not None,
-        f"{task.name} has {len(task.x)} rows and is trained in batches of {task.sampling}, but optimizer='lbfgs' "
-        "compares losses of one and the same batch; take another, such as optimizer='adam', or a smaller task.",
-    )
+    if optimizer == "lbfgs" and task.sampling is not None:
+        raise ValueError(
+            f"{task.name} has {len(task.x)} rows and is trained in batches of {task.sampling}, but optimizer='lbfgs' "
+            "compares losses of one and the same batch; take another, such as optimizer='adam', or a smaller task."
+        )
     warned, numbers = check_derivatives(task, {name: net}), numbers_of(net)
     maker = make_optimizer(optimizer, learning_rate=learning_rate, schedule=schedule, steps=steps)
     start, shuffles = jax.random.split(jax.random.key(seed))
     with record.results_folder(out, overwrite=overwrite, resume=resume) as folder:
-        options: dict[str, Any] = {}
-        if folder is not None:
-            if (folder / record.RESULTS).exists():
-                record.read_results(folder, _SCHEMA, what="a fit", writer="ntk-inr fit")
-            options = {
-                "checkpoint": folder / "checkpoints", "overwrite": overwrite,
-                "recorder": Recorder(jsonl=folder / "history.jsonl", overwrite=overwrite),
-            }  # fmt: skip
+        options = {} if folder is None else _kept_in(folder, overwrite)
         x, y = jnp.asarray(task.x), jnp.asarray(task.y)
         apply, params = init(net, start, x)
         run = fit(
@@ -149,27 +148,35 @@ def fit_task(
             batch_size=task.sampling, data_range=task.data_range, progress=progress, resume=not overwrite, **options,
         )  # fmt: skip
         if run.status == "interrupted":
-            return Fitted(run, {}, None, {})
+            return Fitted(run, {}, None)
         reconstruction = task.reconstruct(functools.partial(trained(apply, run), run.params))
-        found = Fitted(run, own_scores(task, reconstruction), reconstruction, {}, baselines_of(task))
+        fitted = Fitted(run, own_scores(task, reconstruction), reconstruction, baselines=baselines_of(task))
         if folder is None:
-            return found
+            return fitted
         settings = {
             "features": numbers["features"], "depth": numbers["depth"], "steps": steps,
             **training_settings(task, optimizer, learning_rate, schedule), "seed": seed,
         }  # fmt: skip
         described = {"network": describe(net), "numbers": numbers, "settings": settings, "warnings": warned}
-        return dataclasses.replace(found, files=_write(folder, task, described, found))
+        return dataclasses.replace(fitted, files=Record(_write(folder, task, described, fitted)))
 
 
-def _write(folder: Path, task: Task, described: dict[str, Any], found: Fitted) -> dict[str, Path]:
+def _kept_in(folder: Path, overwrite: bool) -> dict[str, Any]:
+    """Return the options of a training that keeps its states and its curve in a folder, unless that is no fit's."""
+    if (folder / record.RESULTS).exists():
+        record.read_results(folder, _SCHEMA, what="a fit", writer="ntk-inr fit")
+    recorder = Recorder(jsonl=folder / "history.jsonl", overwrite=overwrite)
+    return {"checkpoint": folder / "checkpoints", "overwrite": overwrite, "recorder": recorder}
+
+
+def _write(folder: Path, task: Task, described: dict[str, Any], fitted: Fitted) -> dict[str, Path]:
     """Write the figure, the reconstruction and the results."""
-    save_figure(task.figure(found.reconstruction), folder / "figure", "png")
+    save_figure(task.figure(fitted.reconstruction), folder / "figure", "png")
     kind = TASKS.get(task.kind)
     saved = folder / f"reconstruction{'.png' if kind is None else kind.writes}"
     files = {
         "figure": folder / "figure.png",
-        "reconstruction": task.save(found.reconstruction, saved, overwrite=True),
+        "reconstruction": task.save(fitted.reconstruction, saved, overwrite=True),
         "result": folder / record.RESULTS,
     }
     content = {
@@ -177,11 +184,11 @@ def _write(folder: Path, task: Task, described: dict[str, Any], found: Fitted) -
         "task": describe_task(task),
         **described,
         "environment": environment(),
-        "status": found.run.status,
-        "steps": found.run.steps,
-        "seconds": float(found.run.history["seconds"][-1]),
-        "scores": found.scores,
-        "baselines": found.baselines,
+        "status": fitted.run.status,
+        "steps": fitted.run.steps,
+        "seconds": float(fitted.run.history["seconds"][-1]),
+        "scores": fitted.scores,
+        "baselines": fitted.baselines,
         "files": {name: path.name for name, path in files.items() if name != "result"},
     }
     record.write_json(files["result"], content)

@@ -10,7 +10,6 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from ntk_inr import _checks
 from ntk_inr.networks.settings import names_like, setting_name, settings_of, takes_floats, with_settings
 
 # Ranges to look in where none is given, by the end of a setting's name; times its own value for those that scale.
@@ -63,11 +62,11 @@ def axes_of(net: nn.Module, space: Mapping[str, Any] | None, points: int) -> lis
     if space is None:
         space = usual_space(net)
     axes: list[Axis] = []
-    for given, values in space.items():
-        name = setting_name(net, given)
-        axis = _axis(given, name, values, not takes_floats(net, name), points)
+    for setting, values in space.items():
+        name = setting_name(net, setting)
+        axis = _axis(setting, name, values, not takes_floats(net, name), points)
         if name in [known.name for known in axes]:
-            raise ValueError(f"space[{given!r}] is {name}, which is in it already; name each setting once.")
+            raise ValueError(f"space[{setting!r}] is {name}, which is in it already; name each setting once.")
         for value in (axis.grid[0], axis.grid[-1]):
             with_settings(net, {name: value})
         axes.append(axis)
@@ -138,20 +137,20 @@ def _number(text: str) -> int | float:
         return float(text)
 
 
-def _axis(given: str, name: str, values: Any, whole: bool, points: int) -> Axis:
+def _axis(setting: str, name: str, values: Any, whole: bool, points: int) -> Axis:
     if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
-        raise TypeError(f"space[{given!r}] is {values!r}; expected a range (low, high) or a list of values.")
-    numbers = [_of_kind(given, value, whole) for value in values]
+        raise TypeError(f"space[{setting!r}] is {values!r}; expected a range (low, high) or a list of values.")
+    numbers = [_of_kind(setting, value, whole) for value in values]
     if not isinstance(values, tuple):
         if not numbers:
-            raise ValueError(f"space[{given!r}] is empty; give a range (low, high) or a list of values.")
+            raise ValueError(f"space[{setting!r}] is empty; give a range (low, high) or a list of values.")
         return Axis(name, tuple(sorted(set(numbers))), continuous=False)
     if len(numbers) != 2:
-        raise ValueError(f"space[{given!r}] is {values!r}; a tuple is a range (low, high), a list holds values.")
+        raise ValueError(f"space[{setting!r}] is {values!r}; a tuple is a range (low, high), a list holds values.")
     low, high = numbers
     if not low < high:
         what = "empty" if low == high else "reversed"
-        raise ValueError(f"space[{given!r}] is {values!r}, which is {what}; expected (low, high) with low < high.")
+        raise ValueError(f"space[{setting!r}] is {values!r}, which is {what}; expected (low, high) with low < high.")
     spaced = np.geomspace(low, high, points) if low > 0 else np.linspace(low, high, points)
     if whole:
         dense = range(int(low), int(high) + 1)
@@ -170,10 +169,11 @@ def between(value: float, low: float, high: float, digits: int = 3) -> float:
     return float(value)
 
 
-def _of_kind(given: str, value: Any, whole: bool) -> int | float:
+def _of_kind(setting: str, value: Any, whole: bool) -> int | float:
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
     if not number or (whole and value != int(value)):
         kind = "whole numbers" if whole else "finite numbers"
-        raise TypeError(f"space[{given!r}] holds {value!r}; this setting takes {kind}.")
-    _checks.refuse_if(whole and value < 1, f"space[{given!r}] holds {value!r}; expected whole numbers from 1.")
+        raise TypeError(f"space[{setting!r}] holds {value!r}; this setting takes {kind}.")
+    if whole and value < 1:
+        raise ValueError(f"space[{setting!r}] holds {value!r}; expected whole numbers from 1.")
     return int(value) if whole else float(value)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import textwrap
 from collections.abc import Iterable
 
 import numpy as np
 
+from ntk_inr._results import Record, Scalar, result, static, text_table
 from ntk_inr.study.record import Study
 from ntk_inr.study.table import (
     ERRORS,
@@ -31,6 +33,7 @@ _CLOSE_DB = 1.0
 # A rank correlation over fewer networks says nothing.
 _LEAST_CORRELATED = 6
 _MOST_LISTED = 6
+_MOST_ROWS = 16
 
 STAR = "★ best of its column, and what two standard errors can't tell from it; no mark where all are alike"
 EXACT_NOTE = (
@@ -42,7 +45,7 @@ EXACT_NOTE = (
 Counted = dict[str, dict[str, np.ndarray]]
 
 
-@dataclasses.dataclass(frozen=True)
+@result
 class Correlation:
     """Spearman's rank correlation over variants between a figure and a speed.
 
@@ -53,13 +56,13 @@ class Correlation:
         text: both, and the number of variants, to read.
     """
 
-    figure: str
-    speed: str
-    rho: float
-    text: str
+    figure: str = static()
+    speed: str = static()
+    rho: Scalar
+    text: str = static()
 
 
-@dataclasses.dataclass(frozen=True)
+@result
 class Summary:
     """The table of a study and what follows from it.
 
@@ -75,15 +78,23 @@ class Summary:
         conclusion: sentences; the first is the shortest answer.
     """
 
-    target_psnr: float
-    target_source: str
-    goal: Column
-    columns: list[Column]
-    rows: dict[str, dict[str, Cell]]
-    baselines: dict[str, dict[str, Cell]]
-    leaders: dict[str, list[str]]
+    target_psnr: Scalar
+    target_source: str = static()
+    goal: Column = static()
+    columns: tuple[Column, ...] = static()
+    rows: Record
+    baselines: Record
+    leaders: Record = static()
     correlations: list[Correlation]
-    conclusion: list[str]
+    conclusion: tuple[str, ...] = static()
+
+    def __str__(self) -> str:
+        """Return the goal and cv of each variant, best first, and the shortest answer."""
+        shown = list(self.rows.items())[:_MOST_ROWS]
+        lines = [(name[:40], _with_unit(row, self.goal), row["cv"].text) for name, row in shown]
+        more = [f"... {len(self.rows) - len(shown)} more"] * (len(self.rows) > len(shown))
+        table = text_table([("variant", self.goal.title, "cv"), *lines])
+        return "\n".join([table, *more, *textwrap.wrap(" ".join(self.conclusion[:1]), 100)[:4]])
 
     @property
     def groups(self) -> dict[str, str]:
@@ -105,8 +116,8 @@ class Summary:
     @property
     def notes(self) -> list[str]:
         """What has to be known to read the table."""
-        cells = [found for row in [*self.rows.values(), *self.baselines.values()] for found in row.values()]
-        return [STAR, *[EXACT_NOTE] * any(found.text == EXACT for found in cells)]
+        cells = [cell for row in [*self.rows.values(), *self.baselines.values()] for cell in row.values()]
+        return [STAR, *[EXACT_NOTE] * any(cell.text == EXACT for cell in cells)]
 
 
 def summarize(study: Study, target_psnr: float | None = None) -> Summary:
@@ -145,14 +156,16 @@ def summarize(study: Study, target_psnr: float | None = None) -> Summary:
     rows = {
         name: {column.key: cell(study[name], column, values[name][column.key]) for column in columns} for name in names
     }
-    for key, found in best.items():
+    for key, winners in best.items():
         # A mark on all of them would tell nothing.
-        for name in found if len(found) < len(rows) else []:
+        for name in winners if len(winners) < len(rows) else []:
             rows[name][key] = dataclasses.replace(rows[name][key], best=True)
     baselines = {entry["name"]: baseline_row(entry["scores"], columns) for entry in study.baselines}
     correlations = _correlations(study, counted)
-    summary = Summary(target, source, goal, columns, rows, baselines, best, correlations, [])
-    return dataclasses.replace(summary, conclusion=_conclude(study, summary, counted))
+    summary = Summary(
+        target, source, goal, tuple(columns), Record(rows), Record(baselines), Record(best), correlations, ()
+    )
+    return dataclasses.replace(summary, conclusion=tuple(_conclude(study, summary, counted)))
 
 
 def check_target(target_psnr: float | None) -> None:
@@ -179,7 +192,7 @@ def _correlations(study: Study, counted: Counted) -> list[Correlation]:
         (f"predicted_{last}", f"gd_{last}", "predicted and measured gradient descent", 1),
     ]
     pairs = [pair for pair in pairs if {pair[0], pair[1]} <= set(counted)]
-    return [found for pair in pairs if (found := _spearman(counted, *pair)) is not None]
+    return [correlation for pair in pairs if (correlation := _spearman(counted, *pair)) is not None]
 
 
 def _spearman(counted: Counted, figure: str, speed: str, text: str, sign: int) -> Correlation | None:
@@ -196,24 +209,24 @@ def _spearman(counted: Counted, figure: str, speed: str, text: str, sign: int) -
 
 def _conclude(study: Study, summary: Summary, counted: Counted) -> list[str]:
     """Return sentences on what the study shows, each from its own numbers."""
-    said = [_headline(study, summary), *study.warnings, *_not_learned(study), *_beside_baselines(summary, counted)]
+    sentences = [_headline(study, summary), *study.warnings, *_not_learned(study), *_beside_baselines(summary, counted)]
     if len(summary.rows) > 1:
-        said += [*_fastest(summary), *_conditioning(summary)]
+        sentences += [*_fastest(summary), *_conditioning(summary)]
         if study.settings["seeds"] == 1:
-            said.append("One seed tells nothing of the spread over seeds: small differences may be chance.")
+            sentences.append("One seed tells nothing of the spread over seeds: small differences may be chance.")
     else:
         row = next(iter(summary.rows.values()))
-        said.append(f"Its kernel has cv {row['cv'].text} and effective rank {row['effective_rank'].text}.")
+        sentences.append(f"Its kernel has cv {row['cv'].text} and effective rank {row['effective_rank'].text}.")
     if study.task["descends"]:
-        said += _prediction_gaps(study, summary, counted)
-    said += _additions(study, summary)
+        sentences += _prediction_gaps(study, summary, counted)
+    sentences += _additions(study, summary)
     if summary.correlations:
         listed = "; ".join(correlation.text for correlation in summary.correlations)
-        said.append(
+        sentences.append(
             "Spearman's rank correlations (+1: the lower figure, or the higher predicted PSNR, is always faster): "
             f"{listed}."
         )
-    return said
+    return sentences
 
 
 def _headline(study: Study, summary: Summary) -> str:
@@ -234,21 +247,23 @@ def _headline(study: Study, summary: Summary) -> str:
 
 def _not_learned(study: Study) -> list[str]:
     rate = study.settings["learning_rate"]
-    said = []
+    sentences = []
     for status, what in (
         ("diverged", f"Diverged with Adam at learning rate {rate:g}, and so not ranked"),
         ("ended above the start", f"Ended with a loss above the start, with Adam at learning rate {rate:g}"),
     ):
-        found = [(result, result.seeds_that(status)) for result in study.variants]
-        listed = ", ".join(f"{result.name} in {count} of {len(result.seeds)} seeds" for result, count in found if count)
+        counts = [(result, result.seeds_that(status)) for result in study.variants]
+        listed = ", ".join(
+            f"{result.name} in {count} of {len(result.seeds)} seeds" for result, count in counts if count
+        )
         if listed:
-            said.append(f"{what}: {listed}. Try a lower rate.")
-    return said
+            sentences.append(f"{what}: {listed}. Try a lower rate.")
+    return sentences
 
 
 def _beside_baselines(summary: Summary, counted: Counted) -> list[str]:
     """Say which variants are better than each baseline by two standard errors."""
-    said, goal = [], summary.goal
+    sentences, goal = [], summary.goal
     sign = 1 if goal.best == "max" else -1
     for name, row in summary.baselines.items():
         if goal.key not in row:
@@ -258,8 +273,8 @@ def _beside_baselines(summary: Summary, counted: Counted) -> list[str]:
             if sign * (np.mean(values) - row[goal.key].mean) > ERRORS * stderr(values):
                 better.append(variant)
         listed = f"better is {', '.join(better)}" if better else "no variant is better"
-        said.append(f"Baseline, {name}: {goal.title} {_with_unit(row, goal)}; {listed}.")
-    return said
+        sentences.append(f"Baseline, {name}: {goal.title} {_with_unit(row, goal)}; {listed}.")
+    return sentences
 
 
 def _fastest(summary: Summary) -> list[str]:
@@ -298,35 +313,35 @@ def _prediction_gaps(study: Study, summary: Summary, counted: Counted) -> list[s
             far.append(f"{name} {gap:+.1f} dB (kernel moved by {100 * drift:.0f} %, {cv})")
         else:
             unknown.append(name)
-    said = []
+    sentences = []
     if close:
-        said.append(
+        sentences.append(
             f"The kernel at initialisation predicts gradient descent within {_CLOSE_DB:g} dB after {last} steps for "
             f"{', '.join(close)}."
         )
     if far:
-        said.append(
+        sentences.append(
             f"Gradient descent ended more than {_CLOSE_DB:g} dB from what the kernel at initialisation predicts: "
             f"{'; '.join(far)}."
         )
     if unknown:
-        said.append(f"Gradient descent has no end to hold beside what is predicted: {', '.join(unknown)}.")
-    return said
+        sentences.append(f"Gradient descent has no end to hold beside what is predicted: {', '.join(unknown)}.")
+    return sentences
 
 
 def _additions(study: Study, summary: Summary) -> list[str]:
     """Say what came with a component more, a sentence a component: networks are compared by their modules."""
-    found: dict[str, list[str]] = {}
+    changes_of: dict[str, list[str]] = {}
     goal = summary.goal
     for added in study.additions:
         if {added.base, added.name} <= set(summary.rows):
             base, row = summary.rows[added.base], summary.rows[added.name]
             variance = row["ntk_variance"].mean / base["ntk_variance"].mean
-            found.setdefault(f"{added.component} {added.module}", []).append(
+            changes_of.setdefault(f"{added.component} {added.module}", []).append(
                 f"{added.base} to {added.name}, {goal.title} {base[goal.key].text} to {_with_unit(row, goal)}, "
                 f"cv {base['cv'].text} to {row['cv'].text}, variance × {variance:.3g}"
             )
-    return [f"With {what} added: {'; '.join(changes)}." for what, changes in found.items()]
+    return [f"With {what} added: {'; '.join(changes)}." for what, changes in changes_of.items()]
 
 
 def _listed(summary: Summary, column: Column, names: Iterable[str]) -> str:

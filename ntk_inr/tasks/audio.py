@@ -158,11 +158,12 @@ def audio_task(
         >>> task.x.shape, task.y.shape, task.rate, task.metric
         ((2000, 1), (2000, 1), 8000, 'snr')
 
-    Source: Sitzmann et al., "Implicit Neural Representations with Periodic Activation Functions" (NeurIPS 2020).
+    Source: Sitzmann et al., "Implicit Neural Representations with Periodic Activation Functions" (NeurIPS 2020),
+    arXiv 2006.09661.
     """
     if rate is not None:
         _checks.check_positive(rate, "rate", integer=True)
-    _checks.refuse_if(start < 0, f"start is {start}; expected seconds from the beginning, at least 0.")
+    _checks.check_positive(start, "start", least=0)
     name, recording = _load(source, rate)
     how, samples = recording.mixed(channel)
     first = round(start * recording.rate)

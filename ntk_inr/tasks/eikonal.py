@@ -41,8 +41,9 @@ class EikonalLoss:
         >>> [float(loss) for loss in EikonalLoss(surface=2.0)(prediction, on_surface)]
         [1.0]
 
-    Source: Gropp et al., "Implicit Geometric Regularization for Learning Shapes" (ICML 2020); the term off the
-    surface is of Sitzmann et al., "Implicit Neural Representations with Periodic Activation Functions" (2020).
+    Source: Gropp et al., "Implicit Geometric Regularization for Learning Shapes" (ICML 2020),
+    arXiv 2002.10099; the term off the surface is of Sitzmann et al., "Implicit Neural Representations with Periodic
+    Activation Functions" (2020), arXiv 2006.09661.
     """
 
     surface: float = 1.0
@@ -54,7 +55,7 @@ class EikonalLoss:
 
     def __post_init__(self) -> None:
         for name in ("surface", "normal", "eikonal", "away", "outside"):
-            _checks.refuse_if(getattr(self, name) < 0, f"{name} is {getattr(self, name)}; expected at least 0.")
+            _checks.check_positive(getattr(self, name), name, least=0)
         _checks.check_positive(self.sharpness, "sharpness")
 
     def __call__(self, prediction: Array, y: Array) -> Array:

@@ -59,13 +59,8 @@ def finite_floats(array: np.ndarray, name: str) -> np.ndarray:
         raise TypeError(f"{name} has dtype {array.dtype}; expected integers or floating point values.")
     if array.size == 0:
         raise ValueError(f"{name} has shape {array.shape}, so it is empty.")
-    _checks.refuse_if(bad := int((~np.isfinite(array)).sum()), nan_message(name, bad, array.size))
+    _checks.check_finite(array, name)
     return array.astype(np.float64)
-
-
-def nan_message(name: str, bad: int, size: int) -> str:
-    """Return the message about ``bad`` of ``size`` values that are not finite."""
-    return f"{name} holds {bad} NaN or infinite values of {size}; remove or replace them."
 
 
 @contextlib.contextmanager

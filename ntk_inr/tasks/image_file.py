@@ -10,7 +10,7 @@ import numpy as np
 
 from ntk_inr import _checks
 from ntk_inr._optional import require
-from ntk_inr.tasks.files import bundled_name, existing_file, nan_message, reading
+from ntk_inr.tasks.files import bundled_name, existing_file, reading
 
 BUNDLED = ("camera", "astronaut", "coffee", "chelsea")
 """Images that scikit-image carries."""
@@ -131,7 +131,7 @@ def to_unit(array: np.ndarray, name: str) -> np.ndarray:
         raise ValueError(f"{name} has shape {array.shape}, so it is empty.")
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} has dtype {array.dtype}; expected integers or floating point values.")
-    _checks.refuse_if(bad := int((~np.isfinite(array)).sum()), nan_message(name, bad, array.size))
+    _checks.check_finite(array, name)
     low, high = array.min(), array.max()
     white = white_level(array.dtype, low, high)
     if white is None and array.dtype.kind == "f":

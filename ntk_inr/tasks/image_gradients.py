@@ -106,7 +106,8 @@ def image_gradient_task(source: Any = "camera", *, size: int | None = 64) -> Ima
         >>> [round(float(slope), 3) for slope in task.y[60]]
         [0.0, 0.1]
 
-    Source: Sitzmann et al., "Implicit Neural Representations with Periodic Activation Functions" (NeurIPS 2020).
+    Source: Sitzmann et al., "Implicit Neural Representations with Periodic Activation Functions" (NeurIPS 2020),
+    arXiv 2006.09661.
     """
     name, image = load_prepared(source, size=size, grey=True)
     if min(image.shape[:2]) < 2 or image.min() == image.max():

@@ -12,6 +12,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from ntk_inr import _checks
+from ntk_inr._results import text_table
 
 Loss = str | Callable[[Any, Any], Any]
 """A name ("mse", "l1", "bce") or ``loss(prediction (n, c'), y (n, c)) -> (n,)``."""
@@ -101,9 +102,32 @@ class PointwiseTask:
     large: ClassVar[int] = 2**16
     """Above so many rows a task recommends minibatches of that size."""
 
+    x: Any
     y: Any
+    name: Any
     eight_bit: bool = False
     """Whether what reconstructions are compared with came as integers of 8 bits."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # In the class itself, or a dataclass would get a method of its own that shows every pixel.
+        cls.__repr__ = cls.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, x {self.x.shape}, y {self.y.shape})"
+
+    def __str__(self) -> str:
+        kind: Any = getattr(self, "kind", "")
+        heldout = 0 if self.heldout is None else len(self.heldout[0])
+        rows = {
+            "task": f"{self.name} ({kind})",
+            "x, where": self.x.shape,
+            "y, what": self.y.shape,
+            "held out": heldout,
+            "loss": self.loss if isinstance(self.loss, str) else getattr(self.loss, "__name__", "callable"),
+            "ranked by": self.metric,
+        }
+        return text_table([(name, str(value)) for name, value in rows.items()], header=False)
 
     @property
     def baselines(self) -> dict[str, Any]:

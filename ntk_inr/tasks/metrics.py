@@ -196,7 +196,8 @@ def relative_l2(estimate: Any, target: Any) -> float:
     """
     estimate, target = _pair(estimate, target)
     size = float(np.linalg.norm(target))
-    _checks.refuse_if(size == 0, "the target is zero everywhere; an error relative to it has no meaning.")
+    if size == 0:
+        raise ValueError("the target is zero everywhere; an error relative to it has no meaning.")
     return float(np.linalg.norm(estimate - target)) / size
 
 

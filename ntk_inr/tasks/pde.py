@@ -155,8 +155,8 @@ def pde_task(
         ((96, 2), (96, 1))
 
     Source: the Helmholtz problem of Wang, Teng & Perdikaris, "Understanding and Mitigating Gradient Flow
-    Pathologies in Physics-Informed Neural Networks" (2021); kernels of such observations in Wang, Yu & Perdikaris,
-    "When and Why PINNs Fail to Train: A Neural Tangent Kernel Perspective" (2022).
+    Pathologies in Physics-Informed Neural Networks" (2021), arXiv 2001.04536; kernels of such observations in Wang,
+    Yu & Perdikaris, "When and Why PINNs Fail to Train: A Neural Tangent Kernel Perspective" (2022), arXiv 2007.14527.
     """
     _checks.check_choice(equation, get_args(Equation), "equation")
     _checks.check_positive(resolution, "resolution", integer=True, least=8)

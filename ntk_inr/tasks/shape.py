@@ -208,8 +208,9 @@ def shape_task(
         >>> task.x.shape, task.y.shape, task.loss, task.metric
         ((1000, 3), (1000, 1), 'l1', 'iou')
 
-    Source: Park et al., "DeepSDF" (CVPR 2019); Mescheder et al., "Occupancy Networks" (CVPR 2019); Gropp et al.,
-    "Implicit Geometric Regularization for Learning Shapes" (ICML 2020).
+    Source: Park et al., "DeepSDF" (CVPR 2019), arXiv 1901.05103; Mescheder et al., "Occupancy Networks" (CVPR 2019),
+    arXiv 1812.03828; Gropp et al., "Implicit Geometric Regularization for Learning Shapes" (ICML 2020),
+    arXiv 2002.10099.
     """
     _checks.check_choice(kind, ("sdf", "occupancy", "eikonal"), "kind")
     _checks.check_positive(points, "points", integer=True, least=10)

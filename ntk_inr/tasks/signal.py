@@ -154,7 +154,8 @@ def signal_task(
         >>> task.x.shape, task.y.shape, task.data_range
         ((128, 1), (128, 1), 2.0)
 
-    Source: sums of sines after Rahaman et al., "On the Spectral Bias of Neural Networks" (ICML 2019).
+    Source: sums of sines after Rahaman et al., "On the Spectral Bias of Neural Networks" (ICML 2019),
+    arXiv 1806.08734.
     """
     _checks.check_positive(samples, "samples", integer=True, least=2)
     _checks.check_positive(seed, "seed", integer=True, least=0)

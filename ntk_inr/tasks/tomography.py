@@ -131,7 +131,7 @@ def tomography_task(
         ((384, 2), (384, 1), 1)
 
     Source: L. A. Shepp & B. F. Logan, "The Fourier Reconstruction of a Head Section", IEEE Transactions on
-    Nuclear Science 21 (1974).
+    Nuclear Science 21 (1974), doi 10.1109/TNS.1974.6499235.
     """
     _checks.check_positive(size, "size", integer=True, least=8)
     samples = size if samples is None else samples

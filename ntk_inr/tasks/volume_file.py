@@ -15,7 +15,7 @@ import numpy as np
 
 from ntk_inr import _checks
 from ntk_inr._optional import require
-from ntk_inr.tasks.files import bundled_name, existing_file, load_npy, nan_message, reading
+from ntk_inr.tasks.files import bundled_name, existing_file, load_npy, reading
 from ntk_inr.tasks.image_file import PICTURES, count_frames, is_picture, load_frame, stored_values, to_unit, white_level
 
 BUNDLED = ("orbits",)
@@ -217,7 +217,8 @@ def _checked(stack: Stack) -> Stack:
         low, high = min(low, float(values.min())), max(high, float(values.max()))
         sha.update(np.ascontiguousarray(values).tobytes())
     if bad:
-        raise ValueError(nan_message(stack.name, bad, int(np.prod(stack.shape))))
+        size = int(np.prod(stack.shape))
+        raise ValueError(f"{stack.name} holds {bad} NaN or infinite values of {size}; remove or replace them.")
     white = white_level(dtype, low, high)
     unit = (low, high - low or 1.0) if white is None else (0.0, white)
     sha.update(f"{dtype.str}{unit}".encode())

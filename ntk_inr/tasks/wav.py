@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ntk_inr import _checks
-from ntk_inr.tasks.files import existing_file, nan_message, new_file, reading
+from ntk_inr.tasks.files import existing_file, new_file, reading
 
 _UNKNOWN = 2**32 - 1
 """A length that the header does not tell."""
@@ -56,7 +56,7 @@ def read_wav(source: str | Path) -> Recording:
         return Recording(rate, (samples.astype(np.float64) - 128) / 128, eight_bit=True)
     if np.issubdtype(samples.dtype, np.integer):
         return Recording(rate, samples / -float(np.iinfo(samples.dtype).min))  # 24 bits come in the top of 32
-    _checks.refuse_if(bad := int((~np.isfinite(samples)).sum()), nan_message(str(path), bad, samples.size))
+    _checks.check_finite(samples, str(path))
     return Recording(rate, samples.astype(np.float64))
 
 

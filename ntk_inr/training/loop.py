@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
+from ntk_inr import _checks
 from ntk_inr.kernels.api import ntk
 from ntk_inr.spectra.dense import moments
 from ntk_inr.training.curves import psnr
@@ -117,7 +118,8 @@ def _result(
     options, whole = run.options, run.options.batch_size is None
     return FitResult(
         params=own.params,
-        apply=apply,
+        # A function of the user's is no pytree, which a result and all of its parts are.
+        apply=_checks.as_partial(apply) if jax.tree_util.all_leaves([apply]) else apply,
         status=status,
         steps=taken,
         history={name: column[kept] for name, column in columns.items()},

@@ -61,7 +61,8 @@ def optimizer(
         True
 
     Source:
-        Loshchilov & Hutter 2019 (arXiv 1711.05101) for decoupled weight decay; Liu & Nocedal 1989 for L-BFGS.
+        Kingma & Ba 2015 (arXiv 1412.6980) for Adam; Loshchilov & Hutter 2019 (arXiv 1711.05101) for decoupled weight
+        decay; Liu & Nocedal 1989 (doi 10.1007/BF01589116) for L-BFGS.
     """
     _checks.check_choice(name, sorted(_makers()), "optimizer")
     _checks.check_choice(schedule, SCHEDULES, "schedule")

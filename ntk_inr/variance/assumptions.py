@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import operator
@@ -13,6 +14,8 @@ import numpy as np
 from jax import Array
 
 from ntk_inr import _checks
+from ntk_inr._dtypes import at_precision
+from ntk_inr._typing import Apply, Params
 from ntk_inr.kernels import structured
 from ntk_inr.kernels.model import Model
 from ntk_inr.kernels.request import Request
@@ -25,25 +28,30 @@ from ntk_inr.variance.assumptions_report import AssumptionsReport, Correction, F
 # Coordinates that are drawn where nothing else is asked for, and the groups that they fall into for standard errors.
 _SIZE, _GROUPS = 1024, 8
 
-_tile = jax.jit(structured.tile, static_argnums=2)
+_kernel_of = jax.jit(structured.tile, static_argnums=2)
 
 
-class _Side(NamedTuple):
+class _Part(NamedTuple):
     """One of the matrices whose product entry by entry is a layer's kernel.
 
     Attributes:
         name: "F", "B", or "H" for a term that is no product of two.
-        gram: (n, n) in float64, the sum of ``offset`` and of products over units.
+        matrix: (n, n) in float64, the sum of ``offset`` and of products over units.
         units: (n, c, m) in float64; None where nothing is known of them.
-        offset: what a bias adds to ``gram``.
+        offset: what a bias adds to ``matrix``.
         random: whether the units depend on the parameters.
     """
 
     name: str
-    gram: np.ndarray
+    matrix: np.ndarray
     units: np.ndarray | None = None
     offset: float = 0.0
     random: bool = False
+
+    @property
+    def scale(self) -> float:
+        """The squared mean of the diagonal."""
+        return float(np.diagonal(self.matrix).mean() ** 2)
 
 
 class _Sums(NamedTuple):
@@ -58,8 +66,8 @@ class _Sums(NamedTuple):
 
 
 def check_assumptions(
-    apply: Any,
-    params: Any,
+    apply: Apply,
+    params: Params,
     x: Any,
     *,
     key: Array | None = None,
@@ -138,13 +146,14 @@ def check_assumptions(
 
     K = np.zeros((len(points), len(points)))
     layers = []
-    for name, sides in _layers(model, points):
-        layers.append(_layer(name, sides, n, tolerance))
-        K += _product(sides)
-    total = _Sums(*np.sum([found for found, _ in layers], axis=0).tolist())
+    for name, parts in _layers(model, points):
+        layers.append(_layer(name, parts, n, tolerance))
+        K += _product(parts)
+    total = _Sums(*np.sum([own for own, _ in layers], axis=0).tolist())
     variance, off_diagonal, findings = _kernel(K, total, n, tolerance)
-    for found, about in layers:
-        findings += [finding._replace(share=found.variance / total.variance) for finding in about]
+    for own, of_layer in layers:
+        share = own.variance / total.variance
+        findings += [dataclasses.replace(finding, share=share) for finding in of_layer]
     return AssumptionsReport(
         findings=tuple(findings),
         corrections=_corrections(total, variance),
@@ -153,25 +162,25 @@ def check_assumptions(
         variance=variance,
         variance_stderr=_standard_error(K, n),
         off_diagonal=off_diagonal / variance,
+        tolerance=tolerance,
         n=n,
         size=len(points),
-        tolerance=tolerance,
     )
 
 
-def _layers(model: Model, points: np.ndarray) -> list[tuple[str, list[_Side]]]:
-    """Return each term of the kernel, in the order of the forward pass: its name and sides."""
+def _layers(model: Model, points: np.ndarray) -> list[tuple[str, list[_Part]]]:
+    """Return each term of the kernel, in the order of the forward pass: its name and the matrices of its product."""
     _, terms = sums.plan(model)
 
-    def factors(params: Any) -> list[Factor]:
-        return sums.factors(model.apply, params, points, c=model.c, terms=terms, precision="highest")
+    def factors(params: Params) -> list[Factor]:
+        return sums.term_factors(model.apply, params, points, c=model.c, terms=terms, precision="highest")
 
     # Whether units depend on the parameters shows at others of the same scale.
     pairs = zip(terms.names, factors(model.params), factors(_redrawn(model.params)), strict=True)
-    return [(name, _sides(factor, redrawn)) for name, factor, redrawn in pairs]
+    return [(name, _parts(factor, redrawn)) for name, factor, redrawn in pairs]
 
 
-def _redrawn(params: Any) -> Any:
+def _redrawn(params: Params) -> Any:
     """Return other parameters of the same scale."""
     rng = np.random.default_rng(20251215169)  # a seed that nobody has drawn ``params`` with
 
@@ -182,28 +191,28 @@ def _redrawn(params: Any) -> Any:
     return jax.tree.map(drawn, params)
 
 
-def _sides(factor: Factor, redrawn: Factor) -> list[_Side]:
+@at_precision
+def _parts(factor: Factor, redrawn: Factor) -> list[_Part]:
     """Return F and B of a term, or H; its units are random where they differ from the ``redrawn`` ones."""
     if factor.h is not None and not sums.is_factored(factor):
-        with jax.default_matmul_precision("highest"):
-            return [_Side("H", np.asarray(_tile([factor], [factor], "trace"), float))]
+        return [_Part("H", np.asarray(_kernel_of([factor], [factor], "trace"), float))]
 
-    def side(name: str, units: Any, others: Any, offset: float) -> _Side:
+    def part(name: str, units: Any, others: Any, offset: float) -> _Part:
         units, others = np.asarray(units), np.asarray(others)
         random = not np.array_equal(units, others)
         units = units.reshape(len(units), -1, units.shape[-1]).astype(float)
         units /= units.shape[1] ** 0.5  # outputs are averaged over
         flat = units.reshape(len(units), -1)
-        return _Side(name, flat @ flat.T + offset, units, offset, random)
+        return _Part(name, flat @ flat.T + offset, units, offset, random)
 
     if factor.h is None:
-        return [side("H", factor.delta, redrawn.delta, 0.0)]
+        return [part("H", factor.delta, redrawn.delta, 0.0)]
     offset = float(factor.offset)
-    return [side("F", factor.h, redrawn.h, offset), side("B", factor.delta, redrawn.delta, 0.0)]
+    return [part("F", factor.h, redrawn.h, offset), part("B", factor.delta, redrawn.delta, 0.0)]
 
 
-def _product(sides: list[_Side]) -> np.ndarray:
-    return functools.reduce(operator.mul, (side.gram for side in sides))
+def _product(parts: list[_Part]) -> np.ndarray:
+    return functools.reduce(operator.mul, (part.matrix for part in parts))
 
 
 def _mean(pairs: np.ndarray) -> float:
@@ -225,61 +234,69 @@ def _similarity(gram: np.ndarray) -> np.ndarray:
     return gram**2 * inverse[:, None] * inverse[None]
 
 
-def _layer(name: str, sides: list[_Side], n: int, tolerance: float) -> tuple[_Sums, list[Finding]]:
-    """Return one layer's sums and what was found about it."""
-    own = _product(sides)
+def _layer(name: str, parts: list[_Part], n: int, tolerance: float) -> tuple[_Sums, list[Finding]]:
+    """Return one layer's sums and the findings about it."""
+    own = _product(parts)
     spread = _spread(np.diagonal(own), n)
     energy = _mean(own**2)
     if not energy:
         return _Sums(0, 0, 0, 0, spread, 0), []
-    similarities = [_similarity(side.gram) for side in sides]
+    similarities = [_similarity(part.matrix) for part in parts]
     levels = [_mean(tau) for tau in similarities]
-    scales = [np.diagonal(side.gram).mean() ** 2 for side in sides]
-    expected = [_independent_level(side, level) for side, level in zip(sides, levels, strict=True)]
-    off_diagonal = (n - 1) * energy
-    fluctuating = 0.0
-    findings = []
-    for index, side in enumerate(sides):
-        others = sides[1 - index].gram ** 2 if len(sides) > 1 else np.ones_like(own)
-        error = report.percent(scales[index] * _mean(similarities[index] * others), energy)
-        findings.append(report.constant(side.name, name, np.diagonal(side.gram), error, tolerance))
-        if side.units is None:
-            continue
-        findings.append(report.weak(side.name, name, levels[index], expected[index], tolerance))
-        if side.random and side.units.shape[2] > 1:
-            noise, lawful = _fluctuations(side)
-            share = _mean(noise * others) / energy
-            relative = math.sqrt(_mean(noise) / _mean(side.gram**2))
-            findings.append(report.tails(side.name, name, side.units, share - _mean(lawful * others) / energy))
-            findings.append(report.concentrated(side.name, name, relative, share, tolerance))
-            fluctuating += off_diagonal * share
-    scale = (n - 1) * math.prod(scales)
+    expected = [_independent_level(part, level) for part, level in zip(parts, levels, strict=True)]
+    fluctuating, findings = 0.0, []
+    for index, part in enumerate(parts):
+        other = parts[1 - index].matrix ** 2 if len(parts) > 1 else np.ones_like(own)
+        error = report.percent(part.scale * _mean(similarities[index] * other), energy)
+        findings.append(report.constant(part.name, name, np.diagonal(part.matrix), error, tolerance))
+        if part.units is not None:
+            findings.append(report.weak(part.name, name, levels[index], expected[index], tolerance))
+        if part.random and part.units is not None and part.units.shape[2] > 1:
+            share, about = _fluctuation(part, name, other / energy, tolerance)
+            fluctuating += share
+            findings += about
+    scale = (n - 1) * math.prod(part.scale for part in parts)
     proxy, paired = scale * math.prod(levels), scale * _mean(functools.reduce(operator.mul, similarities))
-    if len(sides) > 1:
+    if len(parts) > 1:
         weights = np.diagonal(own)
-        omega = energy / _mean(np.outer(weights, weights))
-        findings.append(report.factors(name, levels, paired / proxy, omega, tolerance))
-    found = _Sums(scale * math.prod(expected), proxy, paired, off_diagonal, off_diagonal + spread, fluctuating)
-    return found, findings
+        figures = {"product": math.prod(levels), "omega": energy / _mean(np.outer(weights, weights))}
+        findings.append(report.independent("factors", name, paired / proxy, tolerance, **figures))
+    whole = (n - 1) * energy
+    return _Sums(scale * math.prod(expected), proxy, paired, whole, whole + spread, whole * fluctuating), findings
 
 
-def _independent_level(side: _Side, level: float) -> float:
+def _fluctuation(part: _Part, name: str, weights: np.ndarray, tolerance: float) -> tuple[float, list[Finding]]:
+    """Return the share of a layer's variance that a part's fluctuation makes, and the findings about its units.
+
+    ``weights`` (n, n) are those of the part's squares in the mean square of the layer's kernel.
+    """
+    assert part.units is not None
+    noise, of_gaussian = _variances(part)
+    share = _mean(noise * weights)
+    relative = math.sqrt(_mean(noise) / _mean(part.matrix**2))
+    return share, [
+        report.tails(part.name, name, part.units, share - _mean(of_gaussian * weights)),
+        report.concentrated(part.name, name, relative, share, tolerance),
+    ]
+
+
+def _independent_level(part: _Part, level: float) -> float:
     """Return mean tau if units varied independently over examples; as measured where there are none."""
-    if side.units is None:
+    if part.units is None:
         return level
-    mean, square = side.units.mean(0), (side.units**2).mean(0)
-    common = (mean**2).sum() + side.offset
-    return float((common**2 + (square**2 - mean**4).sum()) / np.diagonal(side.gram).mean() ** 2)
+    mean, square = part.units.mean(0), (part.units**2).mean(0)
+    common = (mean**2).sum() + part.offset
+    return float((common**2 + (square**2 - mean**4).sum()) / part.scale)
 
 
-def _fluctuations(side: _Side) -> tuple[np.ndarray, np.ndarray]:
-    """Return Var(gram_ij) from the spread of its terms over units, and if units were independent and Gaussian."""
-    assert side.units is not None
-    _, c, m = side.units.shape
-    gram = side.gram - side.offset
+def _variances(part: _Part) -> tuple[np.ndarray, np.ndarray]:
+    """Return the variances (n, n) of a part's matrix from the spread of its terms over units, and of Gaussian units."""
+    assert part.units is not None
+    _, c, m = part.units.shape
+    gram = part.matrix - part.offset
     squares = np.zeros_like(gram)
     for o in range(c):
-        products = (side.units[:, o : o + 1] * side.units).reshape(len(gram), -1)
+        products = (part.units[:, o : o + 1] * part.units).reshape(len(gram), -1)
         squares += products @ products.T
     norms = np.diagonal(gram)
     # A variance; rounding can take it below 0.
@@ -288,7 +305,7 @@ def _fluctuations(side: _Side) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _kernel(K: np.ndarray, total: _Sums, n: int, tolerance: float) -> tuple[float, float, list[Finding]]:
-    """Return the kernel's variance, its part off the diagonal, and what was found about the kernel."""
+    """Return the kernel's variance, its part off the diagonal, and the findings about the whole kernel."""
     diagonal = np.diagonal(K)
     off_diagonal, variance = _variance(K, n)
     if not total.proxy:
@@ -299,7 +316,7 @@ def _kernel(K: np.ndarray, total: _Sums, n: int, tolerance: float) -> tuple[floa
     findings = [
         report.constant("K", report.KERNEL, diagonal, error, tolerance),
         report.concentrated("K", report.KERNEL, math.sqrt(share), share, tolerance),
-        report.layers(variance / total.variance, tolerance),
+        report.independent("layers", report.KERNEL, variance / total.variance, tolerance),
     ]
     return variance, off_diagonal, findings
 
@@ -334,6 +351,6 @@ def _corrections(total: _Sums, variance: float) -> tuple[Correction, ...]:
     }
     predicted = [total.proxy, *steps.values()]
     return tuple(
-        Correction(name, math.log(after / before), after)
+        Correction(math.log(after / before), after, name=name)
         for name, before, after in zip(steps, predicted[:-1], predicted[1:], strict=True)
     )

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import itertools
-import math
 import os
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from ntk_inr import _checks
 from ntk_inr._checks import Precision
 from ntk_inr._dtypes import accumulation_dtype
+from ntk_inr._results import result, static
+from ntk_inr._typing import Apply, Params, Progress
 from ntk_inr.kernels.request import Request
 from ntk_inr.spectra.submatrices import draw, estimate, standard_errors, sums_of, unseen
 from ntk_inr.variance import budget_report, sums
@@ -23,9 +25,12 @@ from ntk_inr.variance.sums import Sums
 
 _SIZE = 2048
 _SUBMATRICES = 8
+# Terms that ``print`` shows.
+_ROWS = 20
 
 
-class GramMatrices(NamedTuple):
+@result
+class GramMatrices:
     """The matrices (L, n, n) of each term, NaN where a term is not one product ``F * B``.
 
     Attributes:
@@ -35,13 +40,13 @@ class GramMatrices(NamedTuple):
         tau_B: likewise.
     """
 
-    F: np.ndarray
-    B: np.ndarray
-    tau_F: np.ndarray
-    tau_B: np.ndarray
+    F: Any
+    B: Any
+    tau_F: Any
+    tau_B: Any
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@result
 class VarianceBudget:
     r"""The population variance of a kernel's eigenvalues, split over the L terms of the kernel (8.3).
 
@@ -52,89 +57,90 @@ class VarianceBudget:
     A term is a matrix that enters as ``u = W h`` together with the biases added to u, where the kernel is
     ``H = F * B`` entry by entry, or another leaf of the parameters. A number that multiplies u inside the
     network is in F or in B, as the network writes it; their product does not depend on that.
-    ``print`` shows the table.
+    ``print`` shows the table, of the largest shares where terms are many.
 
     Attributes:
-        names: the terms, by the paths of their parameters, in the order of the forward pass.
-        factored: (L,), whether ``H = F * B``. Elsewhere (leaves with their own Jacobian, such as the weights of a
-            one-dimensional input, and weights used more than once) what is said of F and B is NaN.
-        n: number of coordinates.
         off_diagonal: (L, L), the part of ``matrix`` from pairs of different coordinates.
         diagonal: (L, L), the part from the kernel's diagonal.
         means: (L,), mean eigenvalue of each term.
+        factored: (L,), whether ``H = F * B``. Elsewhere (leaves with their own Jacobian, such as the weights of a
+            one-dimensional input, and weights used more than once) figures of F and B are NaN.
         forward_scale: (L,), mean of F_ii, R_F^2.
         backward_scale: (L,), mean of B_ii, R_B^2.
         forward_tau: (L,), mean of ``F_ij**2 / (F_ii F_jj)`` over pairs; pairs with a zero count as zero.
         backward_tau: (L,), likewise of B.
         tau: (L,), likewise of H.
         overlap: (L,), Omega of (8.4), the mean of ``tau`` weighted by H_ii H_jj.
-        mean_stderr: standard error of ``mean``; all of these are 0 where the budget is exact.
+        mean_stderr: standard error of ``mean``; all standard errors are 0 where the budget is exact.
         variance_stderr: of ``variance``.
         cv_stderr: of ``cv``.
         matrix_stderr: (L, L), of ``matrix``.
         shares_stderr: (L,), of ``shares``.
+        matrices: :class:`GramMatrices` where they were asked for.
+        names: the terms, by the paths of their parameters, in the order of the forward pass.
+        n: number of coordinates.
         submatrices: how many submatrices were drawn; 1 where the whole kernel was taken.
         size: rows of each submatrix.
-        matrices: :class:`GramMatrices` where they were asked for.
     """
 
-    names: tuple[str, ...]
-    factored: np.ndarray
-    n: int
-    off_diagonal: np.ndarray
-    diagonal: np.ndarray
-    means: np.ndarray
-    forward_scale: np.ndarray
-    backward_scale: np.ndarray
-    forward_tau: np.ndarray
-    backward_tau: np.ndarray
-    tau: np.ndarray
-    overlap: np.ndarray
-    mean_stderr: float
-    variance_stderr: float
-    cv_stderr: float
-    matrix_stderr: np.ndarray
-    shares_stderr: np.ndarray
-    submatrices: int
-    size: int
-    matrices: GramMatrices | None = None
+    off_diagonal: Any
+    diagonal: Any
+    means: Any
+    factored: Any
+    forward_scale: Any
+    backward_scale: Any
+    forward_tau: Any
+    backward_tau: Any
+    tau: Any
+    overlap: Any
+    mean_stderr: Any
+    variance_stderr: Any
+    cv_stderr: Any
+    matrix_stderr: Any
+    shares_stderr: Any
+    matrices: GramMatrices | None
+    names: tuple[str, ...] = static()
+    n: int = static()
+    submatrices: int = static()
+    size: int = static()
 
     @property
-    def matrix(self) -> np.ndarray:
+    def matrix(self) -> Any:
         """The budget (L, L), positive semi-definite; its sum is ``variance``."""
         return self.off_diagonal + self.diagonal
 
     @property
-    def mean(self) -> float:
+    def mean(self) -> Any:
         """The mean eigenvalue."""
-        return float(self.means.sum())
+        return self.means.sum()
 
     @property
-    def variance(self) -> float:
+    def variance(self) -> Any:
         """The population variance of the eigenvalues."""
-        return float(self.matrix.sum())
+        return self.matrix.sum()
 
     @property
-    def cv(self) -> float:
+    def cv(self) -> Any:
         """``sqrt(variance) / mean``, free of scale."""
-        return math.sqrt(self.variance) / self.mean if self.mean else math.nan
+        return _ratio(self.variance**0.5, self.mean)
 
     @property
-    def shares(self) -> np.ndarray:
+    def shares(self) -> Any:
         """Each term's part of the variance (L,), with half of what it shares with each other; their sum is 1."""
         return _ratio(self.matrix.sum(1), self.variance)
 
     @property
-    def correlations(self) -> np.ndarray:
+    def correlations(self) -> Any:
         """``V_ll' / sqrt(V_ll V_l'l')`` (L, L)."""
-        own = np.sqrt(np.diagonal(self.matrix))
-        return _ratio(self.matrix, np.outer(own, own))
+        own = self.matrix.diagonal() ** 0.5
+        return _ratio(self.matrix, own[:, None] * own[None, :])
 
     def table(self) -> str:
         """Return the budget as text, a row a term."""
         return budget_report.table(self)
 
-    __str__ = __repr__ = table
+    def __str__(self) -> str:
+        return budget_report.table(self, most=_ROWS)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Return a figure of what each term has and shares, and of the correlations between terms.
@@ -179,8 +185,8 @@ class VarianceBudget:
 
 
 def variance_budget(
-    apply: Any,
-    params: Any,
+    apply: Apply,
+    params: Params,
     x: Any,
     *,
     matrices: bool = False,
@@ -190,7 +196,7 @@ def variance_budget(
     block: int | None = None,
     memory_limit: int | None = None,
     precision: Precision = "highest",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> VarianceBudget:
     r"""Return which layer makes the variance of the kernel's eigenvalues, alone and with each other layer (T8).
 
@@ -236,7 +242,7 @@ def variance_budget(
         >>> bool(jnp.allclose(budget.variance, exact.variance)), budget.matrix.shape
         (True, (3, 3))
 
-    Source: T8 of the theory.
+    Source: T8 of the theory, after Ou and Zhuang 2025, arXiv 2512.15169.
     """
     request = Request.of(apply, params, x, block=block, memory_limit=memory_limit, precision=precision)
     model = request.on_host("variance_budget").model
@@ -248,18 +254,19 @@ def variance_budget(
     trace, terms = sums.plan(model)
     cut = sums.cut_for(trace, terms, size, limit=memory_limit, block=block)
     points = np.asarray(model.x1)
+    reduced = functools.partial(sums.reduced, model, terms=terms, cut=cut, precision=precision)
     if key is None or count == 1:
         dtype = accumulation_dtype(trace.dtype)
         grams = np.empty((2, len(terms.names), n, n), dtype) if matrices else None
-        whole = sums.reduced(model, points, terms, cut, precision=precision, progress=progress, grams=grams)
+        whole = reduced(points, progress=progress, grams=grams)
         return _budget(terms.names, n, [whole], None if grams is None else _matrices(grams, whole))
-    found = []
+    parts = []
     subsets = draw(key, n, size, count, otherwise="leave out key for the exact budget")
     for done, subset in enumerate(subsets, 1):
-        found.append(sums.reduced(model, points[subset], terms, cut, precision=precision, progress=None))
+        parts.append(reduced(points[subset], progress=None))
         if progress:
             progress(done, count)
-    return _budget(terms.names, n, found, None)
+    return _budget(terms.names, n, parts, None)
 
 
 def _plan(n: int, key: Any, size: int | None, submatrices: int | None, matrices: bool) -> tuple[int, int]:
@@ -281,7 +288,7 @@ def _plan(n: int, key: Any, size: int | None, submatrices: int | None, matrices:
 
 
 class _Numbers(NamedTuple):
-    """What is estimated from the sums of one or several submatrices."""
+    """The figures that one or several submatrices give, named as in :class:`VarianceBudget`."""
 
     off_diagonal: np.ndarray
     diagonal: np.ndarray
@@ -294,7 +301,7 @@ class _Numbers(NamedTuple):
     overlap: np.ndarray
 
     def summary(self) -> dict[str, Any]:
-        """Return what standard errors are given of."""
+        """Return the figures that have standard errors, by the names of these."""
         matrix, mean = self.off_diagonal + self.diagonal, self.means.sum()
         variance = matrix.sum()
         cv = _ratio(np.sqrt(variance), mean)
@@ -307,15 +314,15 @@ class _Numbers(NamedTuple):
         }
 
 
-def _estimate(n: int, found: list[Sums]) -> _Numbers:
-    """Return unbiased estimates for n coordinates (9.4), exact where one kernel has them all."""
-    size = len(found[0].diagonals)
-    pairs = len(found) * size * (size - 1)
-    products = np.sum([each.pairs for each in found], axis=0)
-    spread = estimate(n, sums_of([each.pairs for each in found], [each.diagonals[:, 2] for each in found]))
-    forward_tau, backward_tau, tau = np.sum([each.similarities for each in found], axis=0) / pairs
-    weights = np.sum([(d * (d.sum(0) - d)).sum(0) for d in (each.diagonals[:, 2] for each in found)], axis=0)
-    forward_scale, backward_scale, _ = np.mean([each.diagonals.mean(0) for each in found], axis=0)
+def _estimate(n: int, parts: list[Sums]) -> _Numbers:
+    """Return unbiased estimates for n coordinates (9.4) from submatrices, exact where one has all coordinates."""
+    size = len(parts[0].diagonals)
+    pairs = len(parts) * size * (size - 1)
+    products = np.sum([part.pairs for part in parts], axis=0)
+    spread = estimate(n, sums_of([part.pairs for part in parts], [part.diagonals[:, 2] for part in parts]))
+    forward_tau, backward_tau, tau = np.sum([part.similarities for part in parts], axis=0) / pairs
+    weights = np.sum([(d * (d.sum(0) - d)).sum(0) for d in (part.diagonals[:, 2] for part in parts)], axis=0)
+    forward_scale, backward_scale, _ = np.mean([part.diagonals.mean(0) for part in parts], axis=0)
     return _Numbers(
         off_diagonal=spread.off_diagonal,
         diagonal=spread.diagonal,
@@ -329,13 +336,11 @@ def _estimate(n: int, found: list[Sums]) -> _Numbers:
     )
 
 
-def _budget(names: tuple[str, ...], n: int, found: list[Sums], matrices: GramMatrices | None) -> VarianceBudget:
-    numbers = _estimate(n, found)
-    count, size = len(found), len(found[0].diagonals)
-    errors = standard_errors(lambda kept: _estimate(n, list(itertools.compress(found, kept))).summary(), count)
+def _budget(names: tuple[str, ...], n: int, parts: list[Sums], matrices: GramMatrices | None) -> VarianceBudget:
+    numbers = _estimate(n, parts)
+    count, size = len(parts), len(parts[0].diagonals)
+    errors = standard_errors(lambda kept: _estimate(n, list(itertools.compress(parts, kept))).summary(), count)
     errors["mean_stderr"] = errors["mean_stderr"] * unseen(n, count * size)
-    for name in ("mean_stderr", "variance_stderr", "cv_stderr"):
-        errors[name] = float(errors[name])
     return VarianceBudget(
         names=names,
         factored=~np.isnan(numbers.forward_scale),
@@ -357,8 +362,8 @@ def _matrices(grams: np.ndarray, whole: Sums) -> GramMatrices:
     return GramMatrices(grams[0], grams[1], similarities[0], similarities[1])
 
 
-def _ratio(numerator: Any, denominator: Any) -> np.ndarray:
+def _ratio(numerator: Any, denominator: Any) -> Any:
     """Return the quotient, NaN where the denominator is zero."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found = np.asarray(numerator) / np.asarray(denominator)
-    return np.where(np.asarray(denominator) == 0, np.nan, found)
+    xp = jnp if isinstance(denominator, jax.Array) else np
+    zero = denominator == 0
+    return xp.where(zero, xp.nan, numerator / xp.where(zero, 1, denominator))[()]

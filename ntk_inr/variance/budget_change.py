@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from ntk_inr import _checks
-from ntk_inr.variance.budget_report import aligned, cell
+from ntk_inr._results import result, static, text_table
+from ntk_inr.variance.budget_report import cell, largest
 
 FACTORS = (
     "coordinates",
@@ -29,11 +29,13 @@ _COLUMN = {name: position for position, name in enumerate(FACTORS)}
 _DECIBELS = 10 / math.log(10)
 # Contributions that cancel to this, of their own size, have changed nothing.
 _NOTHING = 1e-12
+# Terms that ``print`` shows.
+_ROWS = 20
 
 Figure = Literal["cv", "variance", "mean"]
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+@result
 class BudgetChange:
     r"""The change from one variance budget to another, as contributions of each factor of each term.
 
@@ -58,23 +60,23 @@ class BudgetChange:
     - "on or off": whatever involves a term that one of the budgets has not, or has at zero.
 
     Attributes:
-        names: the R rows: terms of the first budget, then those that only the second has.
-        factors: the K columns.
         variance: (R, K), contributions to ``ln(v' / v)``.
         mean: (R, K), contributions to the logarithm of the ratio of the means.
         before: "cv", "variance" and "mean" of the first budget.
         after: likewise of the second.
+        names: the R rows: terms of the first budget, then those that only the second has.
+        factors: the K columns.
     """
 
-    names: tuple[str, ...]
-    factors: tuple[str, ...]
-    variance: np.ndarray
-    mean: np.ndarray
-    before: dict[str, float]
-    after: dict[str, float]
+    variance: Any
+    mean: Any
+    before: dict[str, Any]
+    after: dict[str, Any]
+    names: tuple[str, ...] = static()
+    factors: tuple[str, ...] = static()
 
     @property
-    def cv(self) -> np.ndarray:
+    def cv(self) -> Any:
         """Contributions (R, K) to ``ln(cv'**2 / cv**2)``."""
         return self.variance - 2 * self.mean
 
@@ -101,26 +103,34 @@ class BudgetChange:
         Raises:
             ValueError: unknown ``of``.
         """
-        decibels, percent = self._contributions(of) * _DECIBELS, self.percent(of)
-        used = [k for k in range(len(self.factors)) if decibels[:, k].any()]
-        rows = [
-            [name, *(f"{numbers[k]:+z.2f}" for k in used), f"{numbers.sum():+z.2f}", cell(shares.sum(), "z.1f")]
-            for name, numbers, shares in zip(
-                (*self.names, "all"), _with_sums(decibels), _with_sums(percent), strict=True
-            )
-        ]
-        rows.append(["%", *(cell(percent[:, k].sum(), "z.1f") for k in used), cell(percent.sum(), "z.1f"), ""])
-        changes = [f"{name} {self.before[name]:.4g} -> {self.after[name]:.4g}" for name in get_args(Figure)]
-        what = {"cv": "cv squared", "variance": "the variance", "mean": "the mean"}[of]
-        head = ["; ".join(changes), f"contributions to the change of {what}, in dB:"]
-        return "\n".join(head + aligned(["term", *(self.factors[k] for k in used), "all", "%"], rows))
+        return self._table(of, None)
 
     def __str__(self) -> str:
-        return self.table()
+        return self._table("cv", _ROWS)
 
-    __repr__ = __str__
+    def _table(self, of: Figure, most: int | None) -> str:
+        decibels, percent = self._contributions(of) * _DECIBELS, self.percent(of)
+        columns = [k for k in range(len(self.factors)) if decibels[:, k].any()]
+        kept, rest = largest(np.abs(decibels).sum(1), most)
 
-    def _contributions(self, of: str) -> np.ndarray:
+        def row(name: str, decibels: np.ndarray, percent: np.ndarray) -> list[str]:
+            figures = [f"{value:+z.2f}" for value in [*decibels[columns], decibels.sum()]]
+            return [name, *figures, cell(percent.sum(), "z.1f")]
+
+        rows = [row(self.names[term], decibels[term], percent[term]) for term in kept]
+        rows.append(row("all", decibels.sum(0), percent.sum(0)))
+        heads = ["term", *(self.factors[k] for k in columns), "all", "%"]
+        # The last word of a head stands in a second line.
+        above, below = ([head.rpartition(" ")[part] for head in heads] for part in (0, 2))
+        changes = [f"{name} {self.before[name]:.4g} -> {self.after[name]:.4g}" for name in get_args(Figure)]
+        what = {"cv": "cv squared", "variance": "the variance", "mean": "the mean"}[of]
+        lines = ["; ".join(changes), f"contributions to the change of {what}, in dB:"]
+        lines.append(text_table([above, below, *rows], right=range(1, len(heads)), header=2))
+        if rest:
+            lines.append(f"… {rest} more; .table() has all")
+        return "\n".join(lines)
+
+    def _contributions(self, of: str) -> Any:
         _checks.check_choice(of, get_args(Figure), "of")
         return {"cv": self.cv, "variance": self.variance, "mean": self.mean}[of]
 
@@ -134,7 +144,7 @@ def attributed(first: Any, second: Any) -> BudgetChange:
                 "their change to have a logarithm."
             )
     here, there = _matched(first.names, second.names)
-    before, after = _side(first, here), _side(second, there)
+    before, after = _rows_of(first, here), _rows_of(second, there)
     on = before.on & after.on
     if not on.any():
         raise ValueError("no term is above zero in both budgets, so none of the change is of a factor.")
@@ -147,11 +157,12 @@ def attributed(first: Any, second: Any) -> BudgetChange:
     more, further = _of_matrix(before.diagonal, after.diagonal, totals, on, diagonal, "diagonal")
     figures = [{name: getattr(budget, name) for name in get_args(Figure)} for budget in (first, second)]
     return BudgetChange(
-        tuple(first.names[i] if i is not None else second.names[j] for i, j in zip(here, there, strict=True)),
-        FACTORS,
-        (contributions + more) / (weight + further),
-        _of_mean(before.means / first.mean, after.means / second.mean, on, means),
-        *figures,
+        variance=(contributions + more) / (weight + further),
+        mean=_of_mean(before.means / first.mean, after.means / second.mean, on, means),
+        before=figures[0],
+        after=figures[1],
+        names=tuple(first.names[i] if i is not None else second.names[j] for i, j in zip(here, there, strict=True)),
+        factors=FACTORS,
     )
 
 
@@ -162,8 +173,8 @@ def _matched(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[list[Any]
     common = set(left) & set(right)
     if 2 * len(common) >= min(len(left), len(right)):
         added = [j for j, name in enumerate(right) if name not in common]
-        found = [right.index(name) if name in common else None for name in left]
-        return [*range(len(left)), *[None] * len(added)], [*found, *added]
+        there = [right.index(name) if name in common else None for name in left]
+        return [*range(len(left)), *[None] * len(added)], [*there, *added]
     if len(left) == len(right):
         return [*range(len(left))], [*range(len(right))]
     raise ValueError(
@@ -172,7 +183,7 @@ def _matched(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[list[Any]
     )
 
 
-class _Side(NamedTuple):
+class _Rows(NamedTuple):
     """One budget in the rows of a change, absent terms at zero."""
 
     n: int
@@ -225,13 +236,13 @@ class _Side(NamedTuple):
         return pairs, diagonal, scales
 
 
-def _side(budget: Any, positions: list[Any]) -> _Side:
+def _rows_of(budget: Any, positions: list[Any]) -> _Rows:
     present = np.array([position is not None for position in positions])
     index = np.array([position or 0 for position in positions])
     both = present[:, None] & present[None]
     matrices = [np.where(both, matrix[np.ix_(index, index)], 0) for matrix in (budget.off_diagonal, budget.diagonal)]
-    rows = [np.where(present, getattr(budget, name)[index], 0) for name in _Side._fields[4:]]
-    return _Side(budget.n, present, *matrices, *rows)
+    rows = [np.where(present, getattr(budget, name)[index], 0) for name in _Rows._fields[4:]]
+    return _Rows(budget.n, present, *matrices, *rows)
 
 
 def _of_matrix(
@@ -249,29 +260,25 @@ def _of_matrix(
     before, after = np.where(split, old, 1), np.where(split, new, 1)
     weights, ratio = np.where(split, _log_mean(before, after), 0), np.log(after) - np.log(before)
     # An entry beside the matrix's diagonal is the root of its two terms' own, times their correlation.
-    found = weights.sum(1)[:, None] * np.where(live[:, None], changes, 0)
+    contributions = weights.sum(1)[:, None] * np.where(live[:, None], changes, 0)
     own = np.diagonal(ratio)
-    found[:, _COLUMN[column]] += (weights * (ratio - (own[:, None] + own[None]) / 2)).sum(1)
+    contributions[:, _COLUMN[column]] += (weights * (ratio - (own[:, None] + own[None]) / 2)).sum(1)
     rest = np.where(split, 0, new - old)
     among = (rest * on[None]).sum(1)
-    found[:, _COLUMN[column]] += np.where(on, among, 0)
-    found[:, _COLUMN["on or off"]] += np.where(on, 0, rest.sum(1) + among)
-    return found, float(weights.sum())
+    contributions[:, _COLUMN[column]] += np.where(on, among, 0)
+    contributions[:, _COLUMN["on or off"]] += np.where(on, 0, rest.sum(1) + among)
+    return contributions, float(weights.sum())
 
 
 def _of_mean(old: np.ndarray, new: np.ndarray, on: np.ndarray, changes: np.ndarray) -> np.ndarray:
     """Return contributions (R, K) to the change of the mean, of which the terms have shares ``old`` and ``new``."""
     weights = np.where(on, _log_mean(np.where(on, old, 1), np.where(on, new, 1)), 0)
-    found = weights[:, None] * np.where(on[:, None], changes, 0)
-    found[:, _COLUMN["on or off"]] += np.where(on, 0, new - old)
-    return found / weights.sum()
+    contributions = weights[:, None] * np.where(on[:, None], changes, 0)
+    contributions[:, _COLUMN["on or off"]] += np.where(on, 0, new - old)
+    return contributions / weights.sum()
 
 
 def _log_mean(old: Any, new: Any) -> np.ndarray:
     """Return the logarithmic mean of two positive numbers."""
     ratio = np.log(new) - np.log(old)
     return np.where(ratio == 0, old, old * np.expm1(ratio) / np.where(ratio == 0, 1, ratio))
-
-
-def _with_sums(table: np.ndarray) -> np.ndarray:
-    return np.vstack([table, table.sum(0)])

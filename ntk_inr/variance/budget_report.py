@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ntk_inr import style
+from ntk_inr._results import text_table
 
 # Above this many terms the numbers in the cells of the figure would run into each other.
 _MOST_CELLS = 12
@@ -15,45 +16,44 @@ _MOST_CELLS = 12
 _LONGEST = 24
 
 
-def aligned(header: list[str], rows: list[list[str]]) -> list[str]:
-    """Return the lines of a table, its first column to the left and the others to the right.
-
-    The last word of a header stands in a second line.
-    """
-    above, below = ([head.rpartition(" ")[part] for head in header] for part in (0, 2))
-    widths = [max(len(row[i]) for row in [above, below, *rows]) for i in range(len(header))]
-
-    def line(row: list[str]) -> str:
-        cells = [cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
-        return "  ".join(cells).rstrip()
-
-    return [line(row) for row in [above, below, ["-" * width for width in widths], *rows]]
-
-
-def table(budget: Any) -> str:
-    """Return a :class:`VarianceBudget` as text, a row a term."""
+def table(budget: Any, most: int | None = None) -> str:
+    """Return a :class:`VarianceBudget` as text, a row a term, of ``most`` terms those with the largest shares."""
     sampled = budget.submatrices > 1
-    total, mean = (value or np.nan for value in (budget.variance, budget.mean))
     header = ["term", "mean %", "variance %", *["±"] * sampled, "own %", "shared %", "diagonal %"]
     header += ["R_F^2", "R_B^2", "tau_F", "tau_B", "Omega"]
-    rows = []
-    for row, name in enumerate(budget.names):
-        own, entries = budget.matrix[row, row], budget.matrix[row].sum()
-        percent = [budget.means[row] / mean, entries / total, own / total, (entries - own) / total]
-        cells = [cell(100 * value, "z.1f") for value in [*percent, budget.diagonal[row].sum() / total]]
-        cells[2:2] = [cell(100 * budget.shares_stderr[row], ".2g")] * sampled
-        factors = [budget.forward_scale, budget.backward_scale, budget.forward_tau, budget.backward_tau, budget.overlap]
-        rows.append([name, *cells, *(cell(values[row], ".3g") for values in factors)])
+    kept, rest = largest(np.abs(budget.shares), most)
 
     def figure(name: str) -> str:
         error = f" ± {getattr(budget, f'{name}_stderr'):.2g}" if sampled else ""
         return f"{name} {getattr(budget, name):.4g}{error}"
 
     of = f", from {budget.submatrices} submatrices of {budget.size}" if sampled else ""
-    lines = [f"{'; '.join(map(figure, ('variance', 'cv', 'mean')))}; n = {budget.n}{of}", *aligned(header, rows)]
+    lines = [f"{'; '.join(map(figure, ('variance', 'cv', 'mean')))}; n = {budget.n}{of}"]
+    lines.append(text_table([header, *(_cells(budget, row) for row in kept)], right=range(1, len(header))))
+    if rest:
+        lines.append(f"… {rest} more; .table() has all")
     if not budget.factored.all():
         lines.append("–: the term is not one product of F and B")
     return "\n".join(lines)
+
+
+def largest(sizes: Any, most: int | None) -> tuple[list[int], int]:
+    """Return the positions of the ``most`` largest sizes, in their order, and how many others there are."""
+    sizes = np.nan_to_num(sizes)
+    most = len(sizes) if most is None else min(most, len(sizes))
+    return sorted(np.argsort(-sizes, kind="stable")[:most].tolist()), len(sizes) - most
+
+
+def _cells(budget: Any, row: int) -> list[str]:
+    """Return the row of one term."""
+    total, mean = (value or np.nan for value in (budget.variance, budget.mean))
+    own, entries = budget.matrix[row, row], budget.matrix[row].sum()
+    percent = [budget.means[row] / mean, entries / total, own / total, (entries - own) / total]
+    cells = [cell(100 * value, "z.1f") for value in [*percent, budget.diagonal[row].sum() / total]]
+    if budget.submatrices > 1:
+        cells.insert(2, cell(100 * budget.shares_stderr[row], ".2g"))
+    figures = (budget.forward_scale, budget.backward_scale, budget.forward_tau, budget.backward_tau, budget.overlap)
+    return [budget.names[row], *cells, *(cell(values[row], ".3g") for values in figures)]
 
 
 def cell(value: float, spec: str) -> str:
@@ -62,7 +62,7 @@ def cell(value: float, spec: str) -> str:
 
 
 def plot(budget: Any, path: str | os.PathLike[str] | None) -> Any:
-    """Return the figure of a :class:`VarianceBudget`, saved to ``path`` where that is given."""
+    """Return the figure of a :class:`VarianceBudget`, and save it to ``path`` if there is one."""
     plt = style.pyplot()
     names = _short(budget.names)
     labels = [name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}" for name in names]

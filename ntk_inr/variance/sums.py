@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,8 @@ import numpy as np
 from jax import Array, lax
 from jax.tree_util import Partial
 
-from ntk_inr._dtypes import unit_of
+from ntk_inr._dtypes import at_precision, unit_of
+from ntk_inr._typing import Params, Progress
 from ntk_inr.kernels import assembly, memory, structured
 from ntk_inr.kernels.memory import Cut
 from ntk_inr.kernels.model import Model, trace_of
@@ -60,14 +61,14 @@ def plan(model: Model) -> tuple[Trace, Terms]:
 
 
 @functools.partial(jax.jit, static_argnames=("c", "terms", "precision"))
-def factors(apply: Partial, params: Any, x: Any, *, c: int, terms: Terms, precision: str) -> list[Factor]:
+def term_factors(apply: Partial, params: Params, x: Any, *, c: int, terms: Terms, precision: str) -> list[Factor]:
     """Return the factors of each of the ``terms`` at coordinates ``x``."""
-    found = assembly.factors(apply, params, x, c=c, outputs="terms", precision=precision)
+    factors = assembly.factors(apply, params, x, c=c, outputs="terms", precision=precision)
     if terms.widths:
-        whole = found.pop()
+        whole = factors.pop()
         spans = itertools.pairwise(np.cumsum((0, *terms.widths)))
-        found += [whole._replace(delta=whole.delta[..., first:last]) for first, last in spans]
-    return [found[term] for term in terms.order]
+        factors += [whole._replace(delta=whole.delta[..., first:last]) for first, last in spans]
+    return [factors[term] for term in terms.order]
 
 
 def is_factored(factor: Factor) -> bool:
@@ -75,30 +76,37 @@ def is_factored(factor: Factor) -> bool:
     return factor.h is not None and factor.delta.shape[2:4] == (1, 1)
 
 
-def _terms(trace: Trace, params: Any) -> Terms:
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    leaves = [jax.tree_util.keystr(path, simple=True, separator="/") or "params" for path in paths]
+def _terms(trace: Trace, params: Params) -> Terms:
+    groups, own = trace.sites.groups, trace.sites.own
 
-    def met(atom: Any) -> tuple[float, ...]:
+    def rank(atom: Any) -> tuple[float, ...]:
         """Return when the backward pass, which comes to the last layer first, is done with this value."""
         return trace.program.order.get(atom, (-1,))
 
-    groups, own = trace.sites.groups, trace.sites.own
-    found = [(max(met(site.delta) for site in group.sites), group.leaf) for group in groups]
-    found += [(met(trace.program.outputs[leaf]), leaf) for leaf in own]
-    order = tuple(sorted(range(len(found)), key=lambda term: found[term][0], reverse=True))
+    ranks = [max(rank(site.delta) for site in group.sites) for group in groups]
+    ranks += [rank(trace.program.outputs[leaf]) for leaf in own]
+    order = tuple(sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True))
+    sizes = [int(np.prod(trace.shapes[leaf])) for leaf in own]
+    return Terms(_term_names(trace, params, order), order, tuple(sizes))
+
+
+def _term_names(trace: Trace, params: Any, order: tuple[int, ...]) -> tuple[str, ...]:
+    """Return the names of the terms in this order: their leaves' paths, with the part of the leaf and its biases."""
+    groups = trace.sites.groups
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    leaves = [jax.tree_util.keystr(path, simple=True, separator="/") or "params" for path in paths]
+    leaf_of = [*(group.leaf for group in groups), *trace.sites.own]
     names = []
     for term in order:
-        leaf = found[term][1]
+        leaf = leaf_of[term]
         name = leaves[leaf]
-        of_leaf = [other for other in order if found[other][1] == leaf]
+        of_leaf = [other for other in order if leaf_of[other] == leaf]
         if len(of_leaf) > 1:
             name += f"[part {of_leaf.index(term)}]"
         if term < len(groups) and groups[term].biases:
             name += f" (+{_carried(trace, leaves, leaf)})"
         names.append(name)
-    sizes = [int(np.prod(trace.shapes[leaf])) for leaf in own]
-    return Terms(tuple(names), order, tuple(sizes))
+    return tuple(names)
 
 
 def _carried(trace: Trace, leaves: list[str], leaf: int) -> str:
@@ -128,10 +136,10 @@ def reduced(
     cut: Cut,
     *,
     precision: str,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
     grams: np.ndarray | None = None,
 ) -> Sums:
-    """Return the sums over the kernel at ``x``; its F and B fill ``grams`` (2, L, n, n) where that is given."""
+    """Return the sums over the kernel at ``x``; its F and B fill ``grams`` (2, L, n, n) if there is one."""
     points = np.asarray(x)
     n, count = len(points), len(terms.names)
     blocks = -(-n // cut.block)
@@ -145,7 +153,7 @@ def reduced(
     def started() -> Iterator[tuple[slice, slice, Any, Any, Any]]:
         for rows, columns, above, beside in assembly.pairs(points, None, cut, chunk):
             extent = (rows.stop - rows.start, columns.stop - columns.start)
-            sums = _tile(above, beside, extent, rows == columns, precision=precision)
+            sums = _tile_sums(above, beside, extent, rows == columns, precision=precision)
             pictures = None if grams is None else _grams(above.factors, beside.factors, precision=precision)
             yield rows, columns, sums, above.diagonals if rows == columns else None, pictures
 
@@ -170,10 +178,10 @@ def reduced(
 
 
 @functools.partial(jax.jit, static_argnames=("c", "terms", "precision"))
-def _chunk(apply: Partial, params: Any, x: Array, *, c: int, terms: Terms, precision: str) -> _Chunk:
-    found = factors(apply, params, x, c=c, terms=terms, precision=precision)
-    with jax.default_matmul_precision(precision):
-        return _Chunk(found, jnp.stack([_diagonals(factor) for factor in found], axis=1))
+@at_precision
+def _chunk(apply: Partial, params: Params, x: Array, *, c: int, terms: Terms, precision: str) -> _Chunk:
+    factors = term_factors(apply, params, x, c=c, terms=terms, precision=precision)
+    return _Chunk(factors, jnp.stack([_diagonals(factor) for factor in factors], axis=1))
 
 
 def _diagonals(factor: Factor) -> Array:
@@ -196,7 +204,8 @@ def _parts(a: Factor, b: Factor) -> tuple[Array | None, Array | None, Array]:
 
 
 @functools.partial(jax.jit, static_argnames="precision")
-def _tile(
+@at_precision
+def _tile_sums(
     rows: _Chunk, columns: _Chunk, extent: Any, on_diagonal: Any, *, precision: str
 ) -> tuple[Array, Array, Array]:
     """Return one tile's products of terms, (block, L, L), and squared similarities, (3, L, block), summed over an axis.
@@ -214,8 +223,7 @@ def _tile(
         if terms:
             # One after the other, so that no more is alive than the terms themselves and two factors.
             terms[-1], a, b = lax.optimization_barrier((terms[-1], a, b))
-        with jax.default_matmul_precision(precision):
-            parts = _parts(a, b)
+        parts = _parts(a, b)
         for part, w, v in zip(parts, left[:, index], right[:, index], strict=True):
             if part is None:
                 overlaps.append(jnp.zeros(block, left.dtype))
@@ -230,11 +238,11 @@ def _tile(
 
 
 @functools.partial(jax.jit, static_argnames="precision")
+@at_precision
 def _grams(rows: list[Factor], columns: list[Factor], *, precision: str) -> Array:
     """Return the tile's F and B of each term, (2, L, block, block); zeros in place of those that don't exist."""
-    found = []
-    with jax.default_matmul_precision(precision):
-        for a, b in zip(rows, columns, strict=True):
-            forward, backward, own = _parts(a, b)
-            found.append([jnp.zeros_like(own) if part is None else part for part in (forward, backward)])
-    return jnp.stack([jnp.stack(parts) for parts in zip(*found, strict=True)])
+    grams = []
+    for a, b in zip(rows, columns, strict=True):
+        forward, backward, own = _parts(a, b)
+        grams.append([jnp.zeros_like(own) if part is None else part for part in (forward, backward)])
+    return jnp.stack([jnp.stack(parts) for parts in zip(*grams, strict=True)])
