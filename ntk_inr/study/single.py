@@ -140,14 +140,7 @@ def fit_task(
     maker = make_optimizer(optimizer, learning_rate=learning_rate, schedule=schedule, steps=steps)
     start, shuffles = jax.random.split(jax.random.key(seed))
     with record.results_folder(out, overwrite=overwrite, resume=resume) as folder:
-        options: dict[str, Any] = {}
-        if folder is not None:
-            if (folder / record.RESULTS).exists():
-                record.read_results(folder, _SCHEMA, what="a fit", writer="ntk-inr fit")
-            options = {
-                "checkpoint": folder / "checkpoints", "overwrite": overwrite,
-                "recorder": Recorder(jsonl=folder / "history.jsonl", overwrite=overwrite),
-            }  # fmt: skip
+        options = {} if folder is None else _kept_in(folder, overwrite)
         x, y = jnp.asarray(task.x), jnp.asarray(task.y)
         apply, params = init(net, start, x)
         run = fit(
@@ -166,6 +159,14 @@ def fit_task(
         }  # fmt: skip
         described = {"network": describe(net), "numbers": numbers, "settings": settings, "warnings": warned}
         return dataclasses.replace(fitted, files=Record(_write(folder, task, described, fitted)))
+
+
+def _kept_in(folder: Path, overwrite: bool) -> dict[str, Any]:
+    """Return the arguments of :func:`fit` that keep its states and its history in a folder, or say that it is taken."""
+    if (folder / record.RESULTS).exists():
+        record.read_results(folder, _SCHEMA, what="a fit", writer="ntk-inr fit")
+    recorder = Recorder(jsonl=folder / "history.jsonl", overwrite=overwrite)
+    return {"checkpoint": folder / "checkpoints", "overwrite": overwrite, "recorder": recorder}
 
 
 def _write(folder: Path, task: Task, described: dict[str, Any], fitted: Fitted) -> dict[str, Path]:
