@@ -162,7 +162,7 @@ def fit_task(
 
 
 def _kept_in(folder: Path, overwrite: bool) -> dict[str, Any]:
-    """Return the arguments of :func:`fit` that keep its states and its history in a folder, or say that it is taken."""
+    """Return the options of a training that keeps its states and its curve in a folder, unless that is no fit's."""
     if (folder / record.RESULTS).exists():
         record.read_results(folder, _SCHEMA, what="a fit", writer="ntk-inr fit")
     recorder = Recorder(jsonl=folder / "history.jsonl", overwrite=overwrite)
