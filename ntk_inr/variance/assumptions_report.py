@@ -1,4 +1,4 @@
-"""What the check of assumptions says: findings in words, and the report as text."""
+"""Findings about the proxy's assumptions, and the report of them as text."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _SENTENCES = {
         "the variance is {measured:.3g} times what the layers make apart: their kernels are large at the same pairs"
     ),
 }
-"""What is said of each assumption, with a finding's fields and figures in it."""
+"""The sentence of each assumption, to be filled with a finding's fields and figures."""
 _UNITS = {"F": "inputs of this layer", "B": "sensitivities to this layer", "H": "gradients of this parameter"}
 # Findings that ``print`` shows.
 _ROWS = 12

@@ -10,6 +10,7 @@ import numpy as np
 from ntk_inr import _checks
 from ntk_inr._results import result, static, text_table
 from ntk_inr.variance.budget_report import cell, largest
+from ntk_inr.variance.sums import Figures
 
 FACTORS = (
     "coordinates",
@@ -109,7 +110,7 @@ class BudgetChange:
         return self._table("cv", _ROWS)
 
     def _table(self, of: Figure, most: int | None) -> str:
-        decibels, percent = self._contributions(of) * _DECIBELS, self.percent(of)
+        decibels, percent = np.asarray(self._contributions(of) * _DECIBELS), np.asarray(self.percent(of))
         columns = [k for k in range(len(self.factors)) if decibels[:, k].any()]
         kept, rest = largest(np.abs(decibels).sum(1), most)
 
@@ -153,14 +154,15 @@ def attributed(first: Any, second: Any) -> BudgetChange:
     with np.errstate(invalid="ignore"):
         pairs, diagonal, means = (new - old for old, new in logarithms)
     totals = first.variance, second.variance
-    contributions, weight = _of_matrix(before.off_diagonal, after.off_diagonal, totals, on, pairs, "other layers")
-    more, further = _of_matrix(before.diagonal, after.diagonal, totals, on, diagonal, "diagonal")
-    figures = [{name: getattr(budget, name) for name in get_args(Figure)} for budget in (first, second)]
+    old, new = before.figures, after.figures
+    contributions, weight = _of_matrix(old.off_diagonal, new.off_diagonal, totals, on, pairs, "other layers")
+    more, further = _of_matrix(old.diagonal, new.diagonal, totals, on, diagonal, "diagonal")
+    ends = [{name: getattr(budget, name) for name in get_args(Figure)} for budget in (first, second)]
     return BudgetChange(
         variance=(contributions + more) / (weight + further),
-        mean=_of_mean(before.means / first.mean, after.means / second.mean, on, means),
-        before=figures[0],
-        after=figures[1],
+        mean=_of_mean(old.means / first.mean, new.means / second.mean, on, means),
+        before=ends[0],
+        after=ends[1],
         names=tuple(first.names[i] if i is not None else second.names[j] for i, j in zip(here, there, strict=True)),
         factors=FACTORS,
     )
@@ -188,31 +190,24 @@ class _Rows(NamedTuple):
 
     n: int
     present: np.ndarray
-    off_diagonal: np.ndarray
-    diagonal: np.ndarray
-    means: np.ndarray
-    forward_scale: np.ndarray
-    backward_scale: np.ndarray
-    forward_tau: np.ndarray
-    backward_tau: np.ndarray
-    overlap: np.ndarray
+    figures: Figures
 
     @property
     def on(self) -> np.ndarray:
         """Which terms are there and not zero."""
-        return self.present & (self.means > 0) & (np.diagonal(self.off_diagonal) > 0)
+        return self.present & (self.figures.means > 0) & (np.diagonal(self.figures.off_diagonal) > 0)
 
     @property
     def factored(self) -> np.ndarray:
         """Which terms are a product of F and B, both with a similarity to take the logarithm of."""
-        return (self.forward_tau > 0) & (self.backward_tau > 0)
+        return (self.figures.forward_tau > 0) & (self.figures.backward_tau > 0)
 
     def logarithms(self, factored: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the logarithms (R, K) of the factors of each term's entry off the diagonal, on it, and of its mean."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            forward, backward = np.log(self.forward_scale), np.log(self.backward_scale)
-            overlap, mean = np.log(self.overlap), np.log(self.means)
-            similar, sensitive = np.log(self.forward_tau), np.log(self.backward_tau)
+            forward, backward = np.log(self.figures.forward_scale), np.log(self.figures.backward_scale)
+            overlap, mean = np.log(self.figures.overlap), np.log(self.figures.means)
+            similar, sensitive = np.log(self.figures.forward_tau), np.log(self.figures.backward_tau)
             scales = np.zeros((len(factored), len(FACTORS)))
             for name, where, values in (
                 ("forward scale", factored, forward),
@@ -230,8 +225,8 @@ class _Rows(NamedTuple):
             ):
                 pairs[:, _COLUMN[name]] = np.where(where, values, 0)
             # What is left makes the product of the factors the entry itself.
-            pairs[:, _COLUMN["unequal norms"]] = np.log(np.diagonal(self.off_diagonal)) - pairs.sum(1)
-            diagonal[:, _COLUMN["diagonal"]] = np.log(np.diagonal(self.diagonal)) - diagonal.sum(1)
+            pairs[:, _COLUMN["unequal norms"]] = np.log(np.diagonal(self.figures.off_diagonal)) - pairs.sum(1)
+            diagonal[:, _COLUMN["diagonal"]] = np.log(np.diagonal(self.figures.diagonal)) - diagonal.sum(1)
             scales[:, _COLUMN["unequal norms"]] = mean - scales.sum(1)
         return pairs, diagonal, scales
 
@@ -241,8 +236,8 @@ def _rows_of(budget: Any, positions: list[Any]) -> _Rows:
     index = np.array([position or 0 for position in positions])
     both = present[:, None] & present[None]
     matrices = [np.where(both, matrix[np.ix_(index, index)], 0) for matrix in (budget.off_diagonal, budget.diagonal)]
-    rows = [np.where(present, getattr(budget, name)[index], 0) for name in _Rows._fields[4:]]
-    return _Rows(budget.n, present, *matrices, *rows)
+    rows = [np.where(present, getattr(budget, name)[index], 0) for name in Figures._fields[2:]]
+    return _Rows(budget.n, present, Figures(*matrices, *rows))
 
 
 def _of_matrix(
