@@ -111,7 +111,9 @@ def find_short_name(app, env, node, contnode):
 
 
 def skip_fields(app, what, name, obj, skip, options):
-    """Leave out fields, which the class's docstring describes."""
+    """Leave out fields, which the class's docstring describes, and what results are printed by."""
+    if name == "rows":
+        return True
     return None if inspect.isroutine(obj) or isinstance(obj, property | functools.cached_property) else True
 
 

@@ -22,6 +22,7 @@ from jaxtyping import Float
 
 from ntk_inr import _checks
 from ntk_inr._dtypes import at_precision
+from ntk_inr._typing import Apply, Params
 
 _TENSORFLOW_ONLY = "neural_tangents.experimental"
 _AXES: dict[str, dict[str, tuple[int, ...]]] = {
@@ -108,7 +109,7 @@ def load() -> ModuleType:
 
 @functools.partial(jax.jit, static_argnames="outputs")
 @at_precision
-def _ntk(apply: Partial, params: Any, x1: Array, x2: Array | None, outputs: str) -> Array:
+def _ntk(apply: Partial, params: Params, x1: Array, x2: Array | None, outputs: str) -> Array:
     nt = load()
     method = nt.NtkImplementation.JACOBIAN_CONTRACTION
     kernel = nt.empirical_ntk_fn(apply, **_AXES[outputs], vmap_axes=0, implementation=method)
@@ -116,8 +117,8 @@ def _ntk(apply: Partial, params: Any, x1: Array, x2: Array | None, outputs: str)
 
 
 def ntk(
-    apply: Any,
-    params: Any,
+    apply: Apply,
+    params: Params,
     x1: Float[Array, "n1 d"],
     x2: Float[Array, "n2 d"] | None,
     outputs: Literal["trace", "diagonal", "full"],

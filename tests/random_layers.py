@@ -72,7 +72,13 @@ def named(registry: dict[str, Any], *names: str) -> Callable[[Any], Any]:
     return add
 
 
-layer = functools.partial(named, LAYERS)
+def layer(*names: str) -> Callable[[Any], Any]:
+    """Register a layer, which is also given the width m of its state."""
+
+    def add(function: Any) -> Any:
+        return named(LAYERS, *names)(functools.wraps(function)(lambda p, h, form: function(p, h, h.shape[-1], form)))
+
+    return add
 
 
 def pick(form: int, *forms: Callable[[], Any]) -> Any:
@@ -84,14 +90,13 @@ def act(form: int, h: Any) -> Any:
 
 
 @layer()
-def dense(p, h, form):
-    m = h.shape[-1]
+def dense(p, h, m, form):
     return act(form, h @ p("w", m, m) + p("b", m))
 
 
 @layer()
-def turned(p, h, form):
-    w = p("w", h.shape[-1], h.shape[-1])
+def turned(p, h, m, form):
+    w = p("w", m, m)
     return pick(
         form,
         lambda: h @ w.T,
@@ -102,20 +107,20 @@ def turned(p, h, form):
 
 
 @layer()
-def tied(p, h, form):
-    w = p.shared(h.shape[-1], h.shape[-1])
+def tied(p, h, m, form):
+    w = p.shared(m, m)
     return pick(
         form,
         lambda: jnp.tanh(h @ w),
         lambda: h @ w.T,
-        lambda: jnp.tanh(h @ w / 2 + p.shared(h.shape[-1])),
+        lambda: jnp.tanh(h @ w / 2 + p.shared(m)),
         lambda: h - h @ (w + w.T),
     )
 
 
 @layer()
-def heads(p, h, form):
-    m, k = h.shape[-1], 3
+def heads(p, h, m, form):
+    k = 3
     inner = act(form, jnp.einsum("...m,hmk->...hk", h, p("w", 2, m, k)) + p("b", *((2, k) if form else (1, k))))
     if form == 2:
         return jnp.einsum("...hk,mk->...m", inner, p("v", m, k))
@@ -123,8 +128,7 @@ def heads(p, h, form):
 
 
 @layer()
-def low_rank(p, h, form):
-    m = h.shape[-1]
+def low_rank(p, h, m, form):
     a, b = p("a", m, 2), lambda: p("b", 2, m)
     return pick(
         form,
@@ -136,36 +140,30 @@ def low_rank(p, h, form):
 
 
 @layer()
-def bilinear(p, h, form):
-    m = h.shape[-1]
+def bilinear(p, h, m, form):
     if form < 2:
         return jnp.einsum("...i,kij,...j->...k", h, p("w", m, m, m), h) / (m if form else 1)
     return (h @ p("a", m, m)) * (jnp.tanh(h) @ p("c", m, m) if form == 2 else h @ p("a", m, m))
 
 
 @layer()
-def convolution(p, h, form):
+def convolution(p, h, m, form):
     """Over features, or over tokens with features as channels."""
-    m = h.shape[-1]
     channels = m if p.has_tokens(h) else 1
     w = p("w", *((2, 1, channels) if form == 1 else (3, channels, channels)))
     rows = h.reshape(-1, *((h.shape[-2], m) if p.has_tokens(h) else (m, 1)))
+    dilation, groups = 2 if form == 2 else 1, channels if form == 1 else 1
     found = lax.conv_general_dilated(
-        rows,
-        w,
-        (1,),
-        "SAME",
-        rhs_dilation=(2 if form == 2 else 1,),
-        feature_group_count=channels if form == 1 else 1,
+        rows, w, (1,), "SAME", rhs_dilation=(dilation,), feature_group_count=groups,
         dimension_numbers=("NWC", "WIO", "NWC"),
-    )
+    )  # fmt: skip
     return jnp.tanh(found.reshape(h.shape) + (p("b", m) if form == 3 else 0))
 
 
 @layer()
-def table(p, h, form):
+def table(p, h, m, form):
     """Rows of a table by the cell that x is in, alone or interpolated."""
-    m, size = h.shape[-1], 4
+    size = 4
     place = size * p.x[..., 0]
     cell = jnp.clip(lax.stop_gradient(jnp.floor(place)).astype(int) + size, 0, 2 * size)
     rows, weight = p("t", 2 * size + 2, m), (place - jnp.floor(place))[..., None]
@@ -175,9 +173,8 @@ def table(p, h, form):
 
 
 @layer()
-def stacked(p, h, form):
+def stacked(p, h, m, form):
     """A scan over layers' weights, from the front or the back, that may scale them, or keep what each layer gives."""
-    m = h.shape[-1]
 
     def step(h, wbg):
         w, b, gain = wbg
@@ -190,9 +187,8 @@ def stacked(p, h, form):
 
 
 @layer()
-def recurrent(p, h, form):
+def recurrent(p, h, m, form):
     """A scan whose steps share a weight, alone, nested, with its own matrices beside it, or as a loop."""
-    m = h.shape[-1]
     w, u = p("w", m, m), p("u", 3, m) if form else None
 
     def step(h, row):
@@ -206,8 +202,7 @@ def recurrent(p, h, form):
 
 
 @layer()
-def leapfrog(p, h, form):
-    m = h.shape[-1]
+def leapfrog(p, h, m, form):
     before, after = h, h + p("b", m)
     for i in range(3):
         w = p("w", m, m) if form < 2 else p("w", 3, m, m)[i]
@@ -217,9 +212,8 @@ def leapfrog(p, h, form):
 
 
 @layer()
-def branch(p, h, form):
+def branch(p, h, m, form):
     """On a parameter, on x, or one of several."""
-    m = h.shape[-1]
     w = p("w", m, m)
     if form == 0:
         return lax.cond(p("gate") > 0, lambda: h @ w, lambda: jnp.sin(h @ w))
@@ -234,8 +228,7 @@ def branch(p, h, form):
 
 
 @layer()
-def mask(p, h, form):
-    m = h.shape[-1]
+def mask(p, h, m, form):
     if form == 3:
         return h @ jnp.where(jnp.tri(m, dtype=bool), p("w", m, m), 0)
     where = (p.x[..., :1] > 0.125)[..., None] if p.has_tokens(h) else p.x[..., :1] > 0.125
@@ -244,8 +237,7 @@ def mask(p, h, form):
 
 
 @layer()
-def norm(p, h, form):
-    m = h.shape[-1]
+def norm(p, h, m, form):
     if form == 1:
         return h * lax.rsqrt((h * h).mean(-1, keepdims=True) + 0.1) * p("g", m)
     if form > 1:
@@ -257,8 +249,7 @@ def norm(p, h, form):
 
 
 @layer()
-def scale(p, h, form):
-    m = h.shape[-1]
+def scale(p, h, m, form):
     return pick(
         form,
         lambda: h * p("g", m),
@@ -269,8 +260,7 @@ def scale(p, h, form):
 
 
 @layer()
-def concatenation(p, h, form):
-    m = h.shape[-1]
+def concatenation(p, h, m, form):
     if form == 0:
         return jnp.concatenate([h, jnp.sin(h)], -1) @ p("w", 2 * m, m)
     if form == 1:
@@ -282,9 +272,8 @@ def concatenation(p, h, form):
 
 
 @layer()
-def moved(p, h, form):
+def moved(p, h, m, form):
     """A weight that is kept flat, turned, in a stack, or as part of a larger one."""
-    m = h.shape[-1]
     if form == 0:
         return h @ p("w", m * m).reshape(m, m).T
     if form == 1:
@@ -295,8 +284,7 @@ def moved(p, h, form):
 
 
 @layer()
-def reordered(p, h, form):
-    m = h.shape[-1]
+def reordered(p, h, m, form):
     h = h @ p("w", m, m)
     return pick(
         form,
@@ -308,25 +296,24 @@ def reordered(p, h, form):
 
 
 @layer()
-def tokens(p, h, form):
+def tokens(p, h, m, form):
     """To tokens, or back from them."""
     if not p.has_tokens(h):
-        made = [h, jnp.sin(h)] if form < 2 else [h, -h, h + p("e", h.shape[-1])]
+        made = [h, jnp.sin(h)] if form < 2 else [h, -h, h + p("e", m)]
         return jnp.stack([*made, h] if form % 2 else made, -2)
-    m, count = h.shape[-1], h.shape[-2]
+    count = h.shape[-2]
     if form == 0:
         return h.sum(-2)
     if form == 1:
         return h.reshape(*h.shape[:-2], count * m) @ p("w", count * m, m)
-    return (
-        jnp.tanh(h - h.mean(-2, keepdims=True)) if form == 2 else jnp.einsum("...tm,tmo->...o", h, p("w", count, m, m))
-    )
+    if form == 2:
+        return jnp.tanh(h - h.mean(-2, keepdims=True))
+    return jnp.einsum("...tm,tmo->...o", h, p("w", count, m, m))
 
 
 @layer()
-def attention(p, h, form):
+def attention(p, h, m, form):
     h = h if p.has_tokens(h) else jnp.stack([h, jnp.sin(h), jnp.cos(h)], -2)
-    m = h.shape[-1]
     q = h @ p("q", m, 2)
     k = q if form == 1 else h @ p("k", m, 2)
     weights = jax.nn.softmax(q @ k.swapaxes(-1, -2), -1)
@@ -335,21 +322,15 @@ def attention(p, h, form):
 
 
 @layer()
-def stopped(p, h, form):
-    m = h.shape[-1]
+def stopped(p, h, m, form):
     w, stop = p("w", m, m), lax.stop_gradient
     return pick(
-        form,
-        lambda: stop(h) @ w,
-        lambda: h @ stop(w) + h @ w,
-        lambda: h + stop(h @ w),
-        lambda: h @ w - stop(h) @ w.T,
+        form, lambda: stop(h) @ w, lambda: h @ stop(w) + h @ w, lambda: h + stop(h @ w), lambda: h @ w - stop(h) @ w.T
     )
 
 
 @layer()
-def cast(p, h, form):
-    m = h.shape[-1]
+def cast(p, h, m, form):
     to = CASTS[form]
     w = p.cast(p("w", m, m), to)
     y = jnp.tanh((h if form == 3 else p.cast(h, to)) @ w + (p.cast(p("b", m), to) if form == 1 else 0))
@@ -357,43 +338,37 @@ def cast(p, h, form):
 
 
 @layer("complex")
-def complex_(p, h, form):
-    m = h.shape[-1]
+def complex_(p, h, m, form):
     w = p("w", m, m)
     wide = h if h.dtype.itemsize >= 4 else h.astype("float32")
     unit = 1j * wide
-    if form == 0:
-        found = (jnp.exp(unit) @ w.astype(unit.dtype)).imag
-    elif form == 1:
-        found = jnp.abs(jnp.exp(unit) @ lax.complex(*(a.astype(wide.dtype) for a in (w, p("v", m, m)))) + 2)
-    elif form == 2:
-        found = jnp.exp((0.3 + 1j) * (wide @ w.astype(wide.dtype))).real
-    else:
-        found = jnp.fft.fft(wide).real @ w.astype(wide.dtype) / m
-    return found.astype(h.dtype)
+    return pick(
+        form,
+        lambda: (jnp.exp(unit) @ w.astype(unit.dtype)).imag,
+        lambda: jnp.abs(jnp.exp(unit) @ lax.complex(*(a.astype(wide.dtype) for a in (w, p("v", m, m)))) + 2),
+        lambda: jnp.exp((0.3 + 1j) * (wide @ w.astype(wide.dtype))).real,
+        lambda: jnp.fft.fft(wide).real @ w.astype(wide.dtype) / m,
+    ).astype(h.dtype)
 
 
 @layer()
-def solved(p, h, form):
+def solved(p, h, m, form):
     """Weights behind linear algebra."""
-    m = h.shape[-1]
     dtype = h.dtype if h.dtype.itemsize >= 4 else jnp.float32
     a = p("a", m, m).astype(dtype) / 4
     skew, eye = a - a.T, jnp.eye(m, dtype=dtype)
-    if form == 0:
-        w = jnp.linalg.solve(eye + skew, eye - skew)
-    elif form == 1:
-        w = jnp.linalg.inv(2 * eye + a)
-    elif form == 2:
-        w = jnp.linalg.cholesky(a @ a.T + eye)
-    else:
-        w = eye + skew + skew @ skew / 2
+    w = pick(
+        form,
+        lambda: jnp.linalg.solve(eye + skew, eye - skew),
+        lambda: jnp.linalg.inv(2 * eye + a),
+        lambda: jnp.linalg.cholesky(a @ a.T + eye),
+        lambda: eye + skew + skew @ skew / 2,
+    )
     return h @ w.astype(h.dtype)
 
 
 @layer()
-def gate(p, h, form):
-    m = h.shape[-1]
+def gate(p, h, m, form):
     open_ = jax.nn.sigmoid(h @ p("w", m, m))
     return pick(
         form,
@@ -405,8 +380,7 @@ def gate(p, h, form):
 
 
 @layer()
-def kinked(p, h, form):
-    m = h.shape[-1]
+def kinked(p, h, m, form):
     h = h @ p("w", m, m)
     return pick(
         form,
@@ -418,7 +392,7 @@ def kinked(p, h, form):
 
 
 @layer()
-def unused(p, h, form):
+def unused(p, h, m, form):
     idle = p("idle", 3, 2)
     return pick(
         form,

@@ -167,7 +167,7 @@ def test_a_schedule_counts_the_steps(key, x):
 
 def test_a_model_without_state_comes_back_as_it_was(x):
     run = ni.fit(linear, jnp.zeros((2, 1)), x, x[:, :1], steps=1)
-    assert run.apply is linear
+    assert run.apply.func is linear
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 import ntk_inr as ni
 from ntk_inr import _claims
 from ntk_inr._claims import CLAIM, claimed
+from ntk_inr._results import Record
 from ntk_inr.study.record import results_folder
 
 # Loads the one file, since all of the package takes seconds.
@@ -35,8 +36,8 @@ def elsewhere(tmp_path):
 
 
 def test_a_claim_ends_with_its_process(tmp_path, elsewhere):
-    study = ni.study.Study({}, {}, {}, None, [])
-    tuning = ni.study.Tuning({}, {}, {}, [])
+    nothing = [Record()] * 3
+    study, tuning = ni.study.Study(*nothing, None, []), ni.study.Tuning(*nothing, [])
     for save in (study.save, tuning.save):
         with pytest.raises(FileExistsError, match=rf"being written to by process {elsewhere.pid} on .*; wait until"):
             save(tmp_path)

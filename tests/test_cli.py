@@ -16,6 +16,7 @@ import pytest
 import ntk_inr as ni
 from ntk_inr import __main__, arguments, cli, terminal
 from ntk_inr._claims import claimed
+from ntk_inr._results import Record
 from ntk_inr.kernels import memory
 from ntk_inr.messages import in_options, output
 from ntk_inr.study.record import Study
@@ -206,8 +207,8 @@ def test_without_the_extra_it_says_what_to_install(capsys, monkeypatch):
 def test_output_in_any_encoding(monkeypatch, encoding):
     line = f"★ ± • {os.fsdecode(bytes([0xE9]))} 中"
     goal = Column("adam_psnr_final", "PSNR", "max", "adam", "")
-    summary = Summary(20.0, "", goal, columns=[], rows={}, baselines={}, leaders={}, correlations=[], conclusion=[line])
-    study = Study({}, {"seeds": 1}, {}, None, [])
+    summary = Summary(20.0, "", goal, (), Record(), Record(), Record(), correlations=[], conclusion=(line,))
+    study = Study(Record(), Record(seeds=1), Record(), None, [])
     printed = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr(sys, "stdout", printed)
     with output():
@@ -283,6 +284,7 @@ def test_messages_name_options():
         "space['scale'] is 2": "--over scale is 2",
         "the size is 2 and size is 3": "the size is 2 and --size is 3",
         "pass out=np.memmap(...)": "pass out=np.memmap(...)",
+        "siren:size=3,angles=2 diverged": "siren:size=3,angles=2 diverged",
     }.items():
         assert in_options(message, options) == expected
 
@@ -316,7 +318,7 @@ def test_the_version_is_told(capsys):
 
 
 def test_fit_takes_several_networks_with_settings_in_folders_of_their_own(capsys):
-    asked = ["fit", "signal", "chirp", "--set", "samples=16", "--features", "8", "--depth", "1", "--steps", "2"]
+    asked = ["fit", "signal", "chirp", "--set", "samples=64", "--features", "8", "--depth", "1", "--steps", "2"]
     asked += ["--variants", "siren:omega=10", "rff:scale=2,encoding.features=4"]
     assert cli.run(asked) == 0
     printed = capsys.readouterr().out

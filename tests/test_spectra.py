@@ -138,6 +138,10 @@ def test_figures_survive_jit_and_grad(kernel):
     for figure in ("variance", "deviation", "cv", "effective_rank"):
         at_equal = jax.grad(lambda k, figure=figure: getattr(ni.moments(k), figure))(jnp.eye(5))
         assert np.isfinite(at_equal).all()
+    # A kernel that the compiled function closes over is looked at while it is traced.
+    np.testing.assert_allclose(jax.jit(lambda: ni.moments(given).cv)(), ni.moments(kernel).cv, rtol=1e-5)
+    with pytest.raises(ValueError, match="K is not symmetric"):
+        jax.jit(lambda kernel=given.at[3, 0].add(30.0): ni.moments(kernel).cv)()
     several = jax.vmap(ni.moments)(jnp.stack([given, 2 * given]))
     assert (several.cv.shape, several.n) == ((2,), 40)
 

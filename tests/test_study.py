@@ -13,6 +13,7 @@ import pytest
 import scipy.stats
 
 import ntk_inr as ni
+from ntk_inr._results import Record
 from ntk_inr.study.derivatives import check_derivatives
 from ntk_inr.study.description import additions, describe
 from ntk_inr.study.figures import convergence_figure, save_figure
@@ -392,12 +393,12 @@ def made(scores, *, psnr=None, status=None, **task):
                 "condition_resolved": True,
                 "adam_status": (status or {}).get(name, ["finished"] * 3)[seed],
             }
-            seeds.append(figures | {f"score_{key}": values[seed] for key, values in own.items()})
+            seeds.append(Record(figures | {f"score_{key}": values[seed] for key, values in own.items()}))
         curve = np.linspace(5, (psnr or {}).get(name, 20.0), 11, dtype=np.float32)
         curves = {"adam_psnr": np.tile(curve, (3, 1)), "adam_seconds": np.tile(np.arange(11.0), (3, 1))}
         variants.append(VariantResult(name, "Made()", 10, seeds, curves))
     settings = {"steps": 10, "seeds": 3, "learning_rate": 1e-3}
-    return Study(described, settings, {}, None, variants)
+    return Study(Record(described), Record(settings), Record(), None, variants)
 
 
 def starred(summary, key):
@@ -465,7 +466,8 @@ def test_what_diverged_in_a_seed_is_not_ranked():
 
 def test_baselines_are_of_a_kind_of_their_own(tmp_path):
     study = made({"siren": {"psnr": [30.0] * 3}, "relu": {"psnr": [18.0] * 3}}, kind="tomography")
-    study.baselines = [{"name": "filtered back projection", "kind": "baseline", "scores": {"psnr": 28.4}}]
+    baseline = Record({"name": "filtered back projection", "kind": "baseline", "scores": {"psnr": 28.4}})
+    study = dataclasses.replace(study, baselines=(baseline,))
     for result in study.variants:
         result.arrays["kernel"] = result.arrays["eigenvalues"] = np.ones((1, 1))
     again = ni.load_study(study.save(tmp_path / "new").parent)
@@ -519,7 +521,7 @@ def test_a_task_of_second_derivatives_warns_of_networks_without_them(tmp_path):
     assert "Laplacian" in content["warnings"][0]
     used = {"features": 8, "depth": 1, "learning_rate": 1e-3, "schedule": "constant", "batch_size": len(task.x)}
     assert content["settings"] == content["settings"] | used
-    study = dataclasses.replace(made({"relu": {"psnr": [9.0] * 3}}), warnings=content["warnings"])
+    study = dataclasses.replace(made({"relu": {"psnr": [9.0] * 3}}), warnings=tuple(content["warnings"]))
     assert content["warnings"][0] in ni.summarize(study).conclusion
     assert check_derivatives(task, {"siren": ni.variant("siren", features=8, depth=1)}) == []
     once = ni.pde_task("poisson-gradients", resolution=8)

@@ -16,6 +16,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from ntk_inr import _checks
+from ntk_inr._typing import Apply, Params
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,7 +30,7 @@ class _Static:
     function: Callable[..., Any]
     parts: tuple[Any, ...]
 
-    def __call__(self, constants: Any, params: Any, x: Any) -> Any:
+    def __call__(self, constants: Any, params: Params, x: Any) -> Any:
         return self.function(*self.parts, constants, params, jnp.asarray(x))
 
     def __eq__(self, other: object) -> bool:
@@ -47,7 +48,7 @@ class _Static:
             return hash(self.function)
 
 
-def _call_linen(module: Any, mutable: tuple[str, ...], constants: Any, params: Any, x: Array) -> Any:
+def _call_linen(module: Any, mutable: tuple[str, ...], constants: Any, params: Params, x: Array) -> Any:
     variables = {**constants, "params": params}
     if not mutable:
         return module.apply(variables, x)
@@ -61,7 +62,7 @@ def _with_settings(module: Any, settings: Mapping[str, Any]) -> Any:
     return with_settings(module, settings)
 
 
-def _call_settled(module: Any, constants: Any, params: Any, x: Array) -> Any:
+def _call_settled(module: Any, constants: Any, params: Params, x: Array) -> Any:
     settings, constants = constants
     return _call_linen(_with_settings(module, settings), (), constants, params, x)
 
@@ -69,7 +70,7 @@ def _call_settled(module: Any, constants: Any, params: Any, x: Array) -> Any:
 STATISTICS, SCHEDULE = "batch_stats", "schedule"
 
 
-def training_call(apply: Any) -> Callable[[Partial, Any, Array, Any], tuple[Any, Partial]] | None:
+def training_call(apply: Apply) -> Callable[[Partial, Any, Array, Any], tuple[Any, Partial]] | None:
     """Return how a model runs in training, where that is another way than ``apply`` does.
 
     Linen modules with batch statistics average them over training, and run with ``train=True`` where their call
@@ -82,10 +83,9 @@ def training_call(apply: Any) -> Callable[[Partial, Any, Array, Any], tuple[Any,
         ``call(apply, params, x, step)``, which gives the values (n, c) and ``apply`` with the statistics and step
         of after; None where nothing but the parameters changes in training.
     """
-    static = getattr(apply, "func", None)
-    if not (isinstance(static, _Static) and static.function is _call_linen):
+    if not (isinstance(apply, Partial) and isinstance(apply.func, _Static) and apply.func.function is _call_linen):
         return None
-    module, mutable = static.parts
+    module, mutable = apply.func.parts
     trains = "train" in inspect.signature(type(module).__call__).parameters
     (constants,) = apply.args
     averages = STATISTICS in constants and (trains or STATISTICS in mutable)
@@ -93,7 +93,7 @@ def training_call(apply: Any) -> Callable[[Partial, Any, Array, Any], tuple[Any,
         return None
     keywords = {"train": True} if trains else {}
 
-    def call(apply: Partial, params: Any, x: Array, step: Any) -> tuple[Any, Partial]:
+    def call(apply: Partial, params: Params, x: Array, step: Any) -> tuple[Any, Partial]:
         (constants,) = apply.args
         if SCHEDULE in constants:
             counted = jax.tree.map(lambda old: jnp.asarray(step, old.dtype), constants[SCHEDULE])
@@ -105,13 +105,13 @@ def training_call(apply: Any) -> Callable[[Partial, Any, Array, Any], tuple[Any,
     return call
 
 
-def _call_nnx(graphdef: Any, constants: Any, params: Any, x: Array) -> Any:
+def _call_nnx(graphdef: Any, constants: Any, params: Params, x: Array) -> Any:
     from flax import nnx
 
     return nnx.merge(graphdef, params, constants)(x)
 
 
-def _call_equinox(static: Any, batched: bool, constants: Any, params: Any, x: Array) -> Any:
+def _call_equinox(static: Any, batched: bool, constants: Any, params: Params, x: Array) -> Any:
     model = sys.modules["equinox"].combine(params, constants, static)
     return model(x) if batched else jax.vmap(model)(x)
 
@@ -219,8 +219,8 @@ def split(
             "needs no split."
         )
     takes = {"Linen": ("mutable",), "NNX": ("filter",), "Equinox": ("filter", "batched")}[kind]
-    given = {"mutable": bool(mutable), "filter": filter is not None, "batched": batched}
-    stray = [name for name, is_given in given.items() if is_given and name not in takes]
+    options = {"mutable": bool(mutable), "filter": filter is not None, "batched": batched}
+    stray = [name for name, is_set in options.items() if is_set and name not in takes]
     if stray:
         raise TypeError(f"split got {stray[0]} for a model of {kind}, which takes only {' and '.join(takes)}.")
     if kind == "Linen":

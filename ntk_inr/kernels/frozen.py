@@ -14,7 +14,9 @@ from jax.tree_util import Partial
 
 from ntk_inr import _checks
 from ntk_inr._dtypes import accumulation_dtype, at_precision, eps
+from ntk_inr._typing import Apply, Params
 from ntk_inr.kernels import mixing
+from ntk_inr.kernels.equations import equations
 
 
 def released(apply: Partial) -> Partial:
@@ -25,7 +27,7 @@ def released(apply: Partial) -> Partial:
     return Partial(_released, apply)
 
 
-def is_frozen(apply: Any, params: Any, x: Any) -> bool:
+def is_frozen(apply: Apply, params: Params, x: Any) -> bool:
     """Return whether some of the derivative by the parameters is under ``stop_gradient``, at coordinates ``x``.
 
     The trace says whether there is a ``stop_gradient`` at all; derivatives with and without it at some coordinates
@@ -42,14 +44,14 @@ def is_frozen(apply: Any, params: Any, x: Any) -> bool:
         return any(_differs(apply, near, mixing.some(x)) for near in (params, mixing.displaced(params)))
 
 
-def mode_of(function: Partial, params: Any, x: Any) -> str:
+def mode_of(function: Partial, params: Params, x: Any) -> str:
     """Return how JAX can take this function's derivative, "reverse" or "forward", or nothing where it can't.
 
     Reverse it does not go through ``while`` loops, and forward not through rules for reverse mode.
     """
     # In forward mode JAX complains only when it lowers.
     attempts: dict[str, Callable[..., Any]] = {
-        "reverse": functools.partial(jax.eval_shape, _gradient),
+        "reverse": functools.partial(jax.eval_shape, gradient),
         "forward": jax.jit(_along).lower,
     }
     for mode, attempt in attempts.items():
@@ -61,7 +63,7 @@ def mode_of(function: Partial, params: Any, x: Any) -> str:
     return ""
 
 
-def _released(apply: Partial, params: Any, x: Any) -> Any:
+def _released(apply: Partial, params: Params, x: Any) -> Any:
     leaves, tree = jax.tree.flatten((apply, params, x))
 
     def flat(*leaves: Any) -> Any:
@@ -96,14 +98,8 @@ def _without(value: Any) -> Any:
 
 
 def _stops(value: Any) -> bool:
-    """Return whether ``stop_gradient`` is in a jaxpr, or in a parameter of an equation."""
-    if isinstance(value, tuple | list):
-        return any(map(_stops, value))
-    if _is_closed(value):
-        return _stops(value.jaxpr)
-    if not isinstance(value, jex.Jaxpr):
-        return False
-    return any(eqn.primitive.name == "stop_gradient" or any(map(_stops, _open(eqn).values())) for eqn in value.eqns)
+    """Return whether ``stop_gradient`` is in a jaxpr, or in a parameter of an equation; rules are not looked into."""
+    return any(eqn.primitive.name == "stop_gradient" for eqn in equations(value, into_rules=False))
 
 
 def _is_closed(value: Any) -> bool:
@@ -116,19 +112,19 @@ def _open(eqn: Any) -> dict[str, Any]:
     return {} if eqn.primitive.name.startswith("custom_") else eqn.params
 
 
-def _gradient(function: Partial, params: Any, x: Any) -> list[Array]:
+def gradient(function: Partial, params: Params, x: Any) -> list[Array]:
     """Return the gradient of a sum of the outputs with weights of their own."""
     out, pull = jax.vjp(lambda params: function(params, x), params)
     return jax.tree.leaves(pull(mixing.cotangent_of(out)))
 
 
-def _along(function: Partial, params: Any, x: Any) -> Array:
+def _along(function: Partial, params: Params, x: Any) -> Array:
     """Return the change of the outputs where all parameters grow alike."""
     ones = jax.tree.map(jnp.ones_like, params)
     return jax.jvp(lambda params: function(params, x), (params,), (ones,))[1]
 
 
-def _differs(apply: Partial, params: Any, x: Any) -> bool:
+def _differs(apply: Partial, params: Params, x: Any) -> bool:
     full = released(apply)
     mode = mode_of(full, params, x)
     if not mode:
@@ -141,15 +137,15 @@ def _differs(apply: Partial, params: Any, x: Any) -> bool:
 
 @jax.jit
 @at_precision
-def _by_gradient(apply: Partial, full: Partial, params: Any, x: Any) -> tuple[Array, Array]:
+def _by_gradient(apply: Partial, full: Partial, params: Params, x: Any) -> tuple[Array, Array]:
     """Return how far gradients of the outputs are apart with and without ``stop_gradient``, and how large they are."""
-    own, other = (_gradient(function, params, x) for function in (apply, full))
+    own, other = (gradient(function, params, x) for function in (apply, full))
     return _norm([a - b for a, b in zip(own, other, strict=True)]), jnp.maximum(_norm(own), _norm(other))
 
 
 @jax.jit
 @at_precision
-def _by_direction(apply: Partial, full: Partial, params: Any, x: Any) -> tuple[Array, Array]:
+def _by_direction(apply: Partial, full: Partial, params: Params, x: Any) -> tuple[Array, Array]:
     """Return the same of derivatives of the outputs along a gradient."""
     out, pull = jax.vjp(lambda params: apply(params, x), params)
     (direction,) = pull(mixing.cotangent_of(out))

@@ -8,17 +8,17 @@ otherwise, as far as it does where every number that it is made of moves by the 
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.tree_util import Partial
 
 from ntk_inr._dtypes import at_precision, eps
+from ntk_inr._typing import Params
+from ntk_inr.kernels.equations import equations
 
 # A prime, so that no roll by half of a batch leaves the rows in place.
 _ROWS = 7
@@ -37,24 +37,24 @@ _verdicts: collections.OrderedDict[Any, str] = collections.OrderedDict()
 
 
 @jax.jit
-def _call(apply: Partial, params: Any, x: Array) -> Any:
+def _call(apply: Partial, params: Params, x: Array) -> Any:
     return apply(params, x)
 
 
 @at_precision
-def traced(apply: Partial, params: Any, x: Any) -> Any:
+def traced(apply: Partial, params: Params, x: Any) -> Any:
     """Return JAX's trace of ``apply(params, x)``, which jit remembers."""
     return _call.trace(apply, params, x)
 
 
-def signature(apply: Partial, params: Any, x: Any) -> tuple[Any, ...]:
+def signature(apply: Partial, params: Params, x: Any) -> tuple[Any, ...]:
     """Return what a trace of one example depends on, hashable."""
     leaves, tree = jax.tree.flatten((apply, params))
     avals = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
     return tree, avals, x.shape[1], x.dtype, bool(jax.config.read("jax_enable_x64"))
 
 
-def check(apply: Partial, params: Any, x1: Array, x2: Array | None) -> Array:
+def check(apply: Partial, params: Params, x1: Array, x2: Array | None) -> Array:
     """Return outputs at some coordinates, or say that they are not finite, or that they depend on the batch.
 
     Whether examples mix is asked once for each function and set of shapes.
@@ -90,7 +90,7 @@ def _takes_no(rows: int, n: int, error: Exception) -> str:
     )
 
 
-def _verdict(apply: Partial, params: Any, rows: np.ndarray, n: int) -> str:
+def _verdict(apply: Partial, params: Params, rows: np.ndarray, n: int) -> str:
     """Return what is wrong with a function whose examples mix, or nothing."""
     unit = max(map(eps, dtypes(traced(apply, params, rows))))
     for near in (displaced(params), params):
@@ -106,9 +106,9 @@ def _verdict(apply: Partial, params: Any, rows: np.ndarray, n: int) -> str:
     rounding = 0.0
     for draw in range(_NUDGES):
         # Of one shape with the batches, so that nothing is compiled anew; each is nudged in its own way.
-        moved = _nudged(np.broadcast_to(rows, batches.shape), unit, draw)
-        nudged = _together(apply, jax.tree.map(lambda leaf, draw=draw: _nudged(leaf, unit, draw), near), moved)
-        rounding = max(rounding, np.abs(np.asarray(nudged, np.float64) - plain).max())
+        moved = nudged(np.broadcast_to(rows, batches.shape), unit, draw)
+        rounded = _together(apply, jax.tree.map(lambda leaf, draw=draw: nudged(leaf, unit, draw), near), moved)
+        rounding = max(rounding, np.abs(np.asarray(rounded, np.float64) - plain).max())
     size = np.abs(alone).max()
     among_others = max(np.abs(rest[i][i % _ROWS] - plain[i % _ROWS]).max() for i in range(2 * _ROWS))
     elsewhere = max(np.abs(plain - alone).max(), np.abs(turned[::-1] - plain).max())
@@ -126,16 +126,16 @@ def _distinct(x1: Array, x2: Array | None) -> Any:
     """Return ``_ROWS`` distinct coordinates, as far as there are so many from the data."""
     if any(isinstance(x, jax.core.Tracer) for x in (x1, x2)):
         return x1[:1]
-    found = np.concatenate([some(x) for x in (x1, x2) if x is not None])
-    _, first = np.unique(found.astype(np.float64), axis=0, return_index=True)
-    found = found[first]
-    if len(found) < _ROWS:
+    rows = np.concatenate([some(x) for x in (x1, x2) if x is not None])
+    _, first = np.unique(rows.astype(np.float64), axis=0, return_index=True)
+    rows = rows[first]
+    if len(rows) < _ROWS:
         # Between those that there are, and towards the middle of the domain.
-        t = np.linspace(0.1, 0.9, _ROWS - len(found))[:, None]
-        ends = found[-1].astype(np.float64)
-        more = (1 - t) * found[0] + t * (ends if len(found) > 1 else 0.5)
-        found = np.concatenate([found, more.astype(found.dtype)])
-    return found[np.linspace(0, len(found) - 1, _ROWS).round().astype(int)]
+        t = np.linspace(0.1, 0.9, _ROWS - len(rows))[:, None]
+        ends = rows[-1].astype(np.float64)
+        more = (1 - t) * rows[0] + t * (ends if len(rows) > 1 else 0.5)
+        rows = np.concatenate([rows, more.astype(rows.dtype)])
+    return rows[np.linspace(0, len(rows) - 1, _ROWS).round().astype(int)]
 
 
 def some(x: Any) -> np.ndarray:
@@ -156,18 +156,18 @@ def _batches(rows: np.ndarray) -> np.ndarray:
 
 @jax.jit
 @at_precision
-def _alone(apply: Partial, params: Any, rows: Any) -> Array:
+def _alone(apply: Partial, params: Params, rows: Any) -> Array:
     return lax.map(lambda row: apply(params, row[None])[0], rows)
 
 
 @jax.jit
 @at_precision
-def _together(apply: Partial, params: Any, batches: Any) -> Array:
+def _together(apply: Partial, params: Params, batches: Any) -> Array:
     # A loop, so that every batch is evaluated by one program.
     return lax.map(lambda batch: apply(params, batch), batches)
 
 
-def _nudged(array: Any, unit: float, draw: int) -> np.ndarray:
+def nudged(array: Any, unit: float, draw: int) -> np.ndarray:
     """Return the array with each number moved up or down by a last digit."""
     array = np.asarray(array)
     wide = array.astype(np.float64)
@@ -176,7 +176,7 @@ def _nudged(array: Any, unit: float, draw: int) -> np.ndarray:
     return np.asarray(wide + step * np.random.default_rng(draw).choice([-1.0, 1.0], array.shape), array.dtype)
 
 
-def displaced(params: Any) -> Any:
+def displaced(params: Params) -> Any:
     """Return the parameters, each moved up or down by a tenth of what its leaf's are as a rule."""
 
     def near(leaf: Any) -> np.ndarray:
@@ -196,26 +196,11 @@ def cotangent_of(out: Array) -> Array:
 
 def has_custom_rule(trace: Any) -> bool:
     """Return whether a backward rule of the user's own, which need not be linear, stands in a trace."""
-    return any(eqn.primitive.name.startswith("custom_vjp") for eqn in _equations(trace.jaxpr))
-
-
-def has_references(trace: Any) -> bool:
-    """Return whether a trace writes to references."""
-    made = (var.aval for eqn in _equations(trace.jaxpr) for var in eqn.outvars)
-    return not all(isinstance(aval, jax.core.ShapedArray) for aval in made)
+    return any(eqn.primitive.name.startswith("custom_vjp") for eqn in equations(trace.jaxpr))
 
 
 def dtypes(trace: Any) -> set[Any]:
     """Return the floating point dtypes that a trace computes in."""
-    made = (var.aval for eqn in _equations(trace.jaxpr) for var in eqn.outvars)
-    found = {aval.dtype for aval in made if hasattr(aval, "dtype")}
-    return {dtype for dtype in found | {trace.out_info.dtype} if jnp.issubdtype(dtype, jnp.floating)}
-
-
-def _equations(jaxpr: Any) -> Iterator[Any]:
-    """Yield the equations of a jaxpr, and those of the jaxprs inside it."""
-    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        yield eqn
-        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: isinstance(v, jex.ClosedJaxpr)):
-            if isinstance(value, jex.ClosedJaxpr | jex.Jaxpr):
-                yield from _equations(value)
+    made = (var.aval for eqn in equations(trace.jaxpr) for var in eqn.outvars)
+    kinds = {aval.dtype for aval in made if hasattr(aval, "dtype")}
+    return {dtype for dtype in kinds | {trace.out_info.dtype} if jnp.issubdtype(dtype, jnp.floating)}

@@ -19,6 +19,7 @@ from ntk_inr._checks import Outputs, Precision
 from ntk_inr._dtypes import at_precision, eps
 from ntk_inr._typing import Apply, Params
 from ntk_inr.kernels import mixing, structured
+from ntk_inr.kernels.equations import has_references
 from ntk_inr.kernels.model import Model, trace_of
 from ntk_inr.kernels.request import Request
 
@@ -114,7 +115,7 @@ class NTKOperator:
         _checks.check_options(microbatch=microbatch)
         model = Request.of(apply, params, x1, x2, outputs=outputs, precision=precision).model
         if not model.traced and mixing.has_custom_rule(mixing.traced(model.apply, model.params, model.x1)):
-            _check_linear(model)
+            check_linear(model)
         if microbatch is None:
             trace = trace_of(model, outputs)
             microbatch = max(1, _MICROBATCH_BYTES // max(1, trace.floats * model.dtype.itemsize))
@@ -235,7 +236,7 @@ def _coordinates(x: Array, most: int) -> Array:
     return _in_batches(x, most, "edge")
 
 
-def _check_linear(model: Model) -> None:
+def check_linear(model: Model) -> None:
     """Refuse a function whose backward pass, by a rule of the user's own, is not linear in the cotangent."""
     with jax.debug_nans(False):
         errors = np.asarray(_nonlinearity(model.apply, model.params, model.x1[:_LOOKED_AT]), np.float64)
@@ -247,7 +248,7 @@ def _check_linear(model: Model) -> None:
 
 
 @jax.jit
-def _nonlinearity(apply: Partial, params: Any, x: Array) -> Array:
+def _nonlinearity(apply: Partial, params: Params, x: Array) -> Array:
     """Return how far the backward pass is from proportional to its cotangent, and from zero at zero."""
     out, pullback = jax.vjp(lambda p: apply(p, x), params)
 
@@ -275,7 +276,7 @@ def _multiplied(operator: NTKOperator, v: Array, *, precision: str) -> Array:
     trace = mixing.traced(model.apply, model.params, model.x1)
     backward_only = mixing.has_custom_rule(trace)
     # JAX does not batch writes to references along every axis.
-    in_turn = mixing.has_references(trace)
+    in_turn = has_references(trace.jaxpr)
 
     def each(function: Callable[[Array], Array], arrays: Array) -> Array:
         return lax.map(function, arrays) if in_turn else jax.vmap(function)(arrays)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from ntk_inr._checks import Outputs
-from ntk_inr._results import result, static, text_table
+from ntk_inr._results import Scalar, result, static, text_table
 from ntk_inr._typing import Apply, Params
 from ntk_inr.kernels import frozen, jacobian
 from ntk_inr.kernels.memory import describe
@@ -53,8 +53,8 @@ class MethodCost:
     """
 
     method: str = static()
-    flops: float
-    bytes: float
+    flops: Scalar
+    bytes: Scalar
 
 
 @result
@@ -97,7 +97,9 @@ class Plan:
         lines.append("")
         for cost in self.costs:
             chosen = "  <- chosen" if cost.method == self.method else ""
-            lines.append(f"{cost.method:<11} {cost.flops:.3g} flops, {describe(cost.bytes)} beside the kernel{chosen}")
+            lines.append(
+                f"{cost.method:<11} {cost.flops:.3g} flops, {describe(float(cost.bytes))} beside the kernel{chosen}"
+            )
         lines.append(
             f"kernel {describe(self.kernel_bytes)}; tiles of {self.block} x {self.block}, "
             f"factors of {self.panel * self.block} rows kept at a time"

@@ -12,6 +12,8 @@ import jax
 import jax.extend.core as jex
 from jax import lax
 
+from ntk_inr.kernels.equations import has_references
+
 _CALLS = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint")
 
 
@@ -115,7 +117,7 @@ class Program:
 
     def _open(self, jaxpr: Any, constants: Sequence[Any], inputs: Sequence[Atom]) -> list[Atom]:
         """Append the equations of ``jaxpr`` with calls opened up; return its output atoms."""
-        if _has_references(jaxpr):
+        if has_references(jaxpr, inside=False):
             # What is written to a reference has no name, so that such a program stays whole.
             whole = functools.partial(jax.core.eval_jaxpr, jaxpr, constants)
             avals = [var.aval for var in jaxpr.outvars]
@@ -134,7 +136,7 @@ class Program:
             kind = eqn.primitive.name
             inner, consts = _inner(eqn)
             outputs: list[Atom]
-            if kind in _CALLS and inner is not None and not _has_references(inner):
+            if kind in _CALLS and inner is not None and not has_references(inner, inside=False):
                 outputs = self._open(inner, consts, atoms)
             elif kind == "scan" and eqn.params["length"] and any(map(self.is_active, atoms)):
                 outputs = list(self._add(Loop(self, eqn, atoms)).outputs)
@@ -241,8 +243,8 @@ class Loop:
 
         initial = [values[self.carry[k]] for k in order]
         carry, parts = lax.scan(step, initial, [values[place] for place in stacked], **self._options)
-        found = dict(zip(order, carry, strict=True))
-        return [(self.outputs[k], found[k]) for k in final] + list(zip(slices, parts, strict=True))
+        last = dict(zip(order, carry, strict=True))
+        return [(self.outputs[k], last[k]) for k in final] + list(zip(slices, parts, strict=True))
 
 
 def _inner(eqn: Any) -> tuple[Any, Sequence[Any]]:
@@ -250,11 +252,6 @@ def _inner(eqn: Any) -> tuple[Any, Sequence[Any]]:
     if isinstance(inner, jex.ClosedJaxpr):
         return inner.jaxpr, inner.consts
     return inner, ()
-
-
-def _has_references(jaxpr: Any) -> bool:
-    names = [*jaxpr.invars, *(var for eqn in jaxpr.eqns for var in eqn.outvars)]
-    return any(not isinstance(var.aval, jax.core.ShapedArray) for var in names)
 
 
 def _single(eqn: Any, jaxpr: Any) -> Callable[[Sequence[Any]], Sequence[Any]]:

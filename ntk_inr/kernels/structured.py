@@ -15,6 +15,7 @@ from jax import Array, lax
 from jax.tree_util import Partial
 
 from ntk_inr._dtypes import accumulation_dtype, at_precision
+from ntk_inr._typing import Params
 from ntk_inr.kernels.program import Program
 from ntk_inr.kernels.sites import Group, Site, Sites, find_sites
 
@@ -58,7 +59,7 @@ class Trace:
     def __init__(
         self,
         apply: Partial,
-        params: Any,
+        params: Params,
         x_i: Any,
         c: int,
         outputs: str,
@@ -98,7 +99,7 @@ class Trace:
         """How many flops the kernel of one pair of examples takes."""
         return sum(how.flops for how in self.sites.handling)
 
-    def factors(self, apply: Partial, params: Any, x_i: Array) -> list[tuple[Array | None, Array]]:
+    def factors(self, apply: Partial, params: Params, x_i: Array) -> list[tuple[Array | None, Array]]:
         """Return each factor's h (batch, tokens, m_in) and delta (c, batch, tokens, m_out) at one coordinate (d,)."""
         sites = [site for group in self.sites.groups for site in group.sites]
         scales = [atom for site in sites for atom, _ in site.scales]
@@ -107,20 +108,20 @@ class Trace:
 
         def pull(cotangent: Array) -> tuple[list[Array], list[Array]]:
             arguments = [*jax.tree.leaves(apply), x_i, cotangent, *jax.tree.leaves(params)]
-            found = self.program.evaluate(arguments, names + own)
-            values = dict(zip(names, found, strict=False))
+            results = self.program.evaluate(arguments, names + own)
+            values = dict(zip(names, results, strict=False))
             inputs = [_joined([self._input(site, values) for site in group.sites]) for group in self.sites.groups]
             deltas = [_joined([self._delta(site, values) for site in group.sites]) for group in self.sites.groups]
             if own:
-                jacobians = [value.reshape(-1).astype(self.dtype) for value in found[len(names) :]]
+                jacobians = [value.reshape(-1).astype(self.dtype) for value in results[len(names) :]]
                 deltas.append(jnp.concatenate(jacobians)[None, None])
             return inputs, deltas
 
         basis = jnp.eye(math.prod(self._out.shape), dtype=self._out.dtype)
         inputs, deltas = jax.vmap(pull, out_axes=(None, 0))(basis)
         pairs = zip(self.sites.groups, inputs, deltas, strict=False)
-        found: list[tuple[Array | None, Array]] = [self._orthogonal(group, h, delta) for group, h, delta in pairs]
-        return found + [(None, delta) for delta in deltas[len(found) :]]
+        factors: list[tuple[Array | None, Array]] = [self._orthogonal(group, h, delta) for group, h, delta in pairs]
+        return factors + [(None, delta) for delta in deltas[len(factors) :]]
 
     def offsets(self) -> list[Array]:
         """Return each factor's offset."""
@@ -169,7 +170,7 @@ def _joined(parts: list[Array]) -> Array:
 
 
 def fitting(
-    apply: Partial, other: Partial, params: Any, x_i: Any, c: int, outputs: str, *, differentiable: bool = False
+    apply: Partial, other: Partial, params: Params, x_i: Any, c: int, outputs: str, *, differentiable: bool = False
 ) -> tuple[Trace, Fixed]:
     """Return the trace of ``apply`` whose factors fit those of ``other``, and the handling that both must be given.
 
@@ -177,23 +178,25 @@ def fitting(
     """
     fixed: dict[int, str] = {}
     while True:
-        given = tuple(fixed.items())
-        traces = [Trace(f, params, x_i, c, outputs, differentiable=differentiable, fixed=given) for f in (apply, other)]
+        handled = tuple(fixed.items())
+        traces = [
+            Trace(f, params, x_i, c, outputs, differentiable=differentiable, fixed=handled) for f in (apply, other)
+        ]
         sites, others = (trace.sites for trace in traces)
         apart = [leaf for leaf in range(len(sites.handling)) if not _alike(sites, others, leaf)]
         if not apart:
-            return traces[0], given
+            return traces[0], handled
         for leaf in apart:
-            kinds = {found.handling[leaf].kind for found in (sites, others)}
+            kinds = {each.handling[leaf].kind for each in (sites, others)}
             fixed[leaf] = "unused" if "unused" in kinds else "jacobian"
 
 
 def _alike(sites: Sites, others: Sites, leaf: int) -> bool:
     """Return whether a leaf is handled alike, with its products, and the biases they carry, in the same places."""
-    how, other = (found.handling[leaf] for found in (sites, others))
+    how, other = (each.handling[leaf] for each in (sites, others))
     if (how.kind, how.carrier) != (other.kind, other.carrier):
         return False
-    ours, theirs = ([group for group in found.groups if group.leaf == leaf] for found in (sites, others))
+    ours, theirs = ([group for group in each.groups if group.leaf == leaf] for each in (sites, others))
     return len(ours) == len(theirs) and all(
         a.tokens == b.tokens
         and a.index.same_as(b.index)
@@ -205,7 +208,7 @@ def _alike(sites: Sites, others: Sites, leaf: int) -> bool:
 
 def factors(
     apply: Partial,
-    params: Any,
+    params: Params,
     x: Array,
     c: int,
     outputs: str,

@@ -13,7 +13,7 @@ import numpy as np
 
 from ntk_inr import _checks
 from ntk_inr._dtypes import unit_of
-from ntk_inr._results import result, static
+from ntk_inr._results import Scalar, result, static
 from ntk_inr.spectra.symmetry import FEW_ROWS, check_symmetric
 
 
@@ -49,9 +49,9 @@ class Moments(ScaleFree):
         n: number of eigenvalues.
     """
 
-    mean: Any
-    variance: Any
-    deviation: Any
+    mean: Scalar
+    variance: Scalar
+    deviation: Scalar
     n: int = static()
 
     def rows(self) -> dict[str, Any]:

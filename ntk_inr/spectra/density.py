@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from ntk_inr import _checks
 from ntk_inr._dtypes import at_precision, eps, unit_of
-from ntk_inr._results import result
+from ntk_inr._results import Scalar, result
 from ntk_inr.spectra.stochastic import BLOCK, as_operator, unit_vectors, working_dtype
 
 _STEPS = 32
@@ -21,8 +21,8 @@ _STEPS = 32
 class Moment:
     """An average of a power of the eigenvalues, and its standard error over probes."""
 
-    value: Array
-    stderr: Array
+    value: Scalar
+    stderr: Scalar
 
 
 @result
@@ -36,8 +36,8 @@ class SpectralDensity:
         weights: (probes, steps); each row is non-negative and adds up to 1.
     """
 
-    nodes: Array
-    weights: Array
+    nodes: Any
+    weights: Any
 
     def cdf(self, t: Any) -> Array:
         """Return the share of eigenvalues at or below ``t``, in the shape of ``t``."""

@@ -206,14 +206,14 @@ def _evaluate(kernel: Partial, x1: Array, x2: Array) -> Any:
 def _entries(kernel: Partial, x1: np.ndarray, x2: np.ndarray) -> np.ndarray:
     """Return the kernel of a few points, once its output is known to be one."""
     try:
-        found = _evaluate(kernel, x1, x2)
+        entries = _evaluate(kernel, x1, x2)
     except jax.errors.TracerArrayConversionError as error:
         raise TypeError("kernel turns its arguments into NumPy arrays; write it with jax.numpy to compile.") from error
     expected = (len(x1), len(x2))
-    if getattr(found, "shape", None) != expected:
-        got = getattr(found, "shape", type(found).__name__)
+    if getattr(entries, "shape", None) != expected:
+        got = getattr(entries, "shape", type(entries).__name__)
         raise ValueError(f"kernel(x1, x2) gave {got} for x1 of {x1.shape} and x2 of {x2.shape}; expected {expected}.")
-    return np.asarray(found)
+    return np.asarray(entries)
 
 
 def _rows(kernel: Partial, corners: np.ndarray, points: np.ndarray) -> np.ndarray:

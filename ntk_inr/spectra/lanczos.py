@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from ntk_inr import _checks
 from ntk_inr._dtypes import at_precision, eps, unit_of
-from ntk_inr._results import result
+from ntk_inr._results import Scalar, result
 from ntk_inr.spectra.stochastic import BLOCK, as_operator, unit_vectors, working_dtype
 
 # Vectors iterated beside the k asked for: they speed up the last ones, and catch multiple eigenvalues.
@@ -33,11 +33,11 @@ class Eigenpairs:
         matvecs: products with single vectors spent.
     """
 
-    values: Array
-    vectors: Array
-    residuals: Array
-    converged: Array
-    matvecs: int
+    values: Any
+    vectors: Any
+    residuals: Any
+    converged: Any
+    matvecs: Scalar
 
 
 def top_eigenpairs(

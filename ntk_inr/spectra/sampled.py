@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +12,8 @@ from jax import Array
 from ntk_inr import _checks
 from ntk_inr._checks import Precision
 from ntk_inr._dtypes import unit_of
-from ntk_inr._results import result, static
+from ntk_inr._results import Scalar, result, static
+from ntk_inr._typing import Apply, Params, Progress
 from ntk_inr.kernels import assembly
 from ntk_inr.kernels.model import trace_of
 from ntk_inr.kernels.request import Request
@@ -39,9 +39,9 @@ class SampledMoments(Moments):
         size: rows of each submatrix.
     """
 
-    mean_stderr: float
-    variance_stderr: float
-    submatrices: int
+    mean_stderr: Scalar
+    variance_stderr: Scalar
+    submatrices: Scalar
     size: int = static()
 
 
@@ -59,14 +59,14 @@ class _Entries(NamedTuple):
 
 
 def streamed_moments(
-    apply: Any,
-    params: Any,
+    apply: Apply,
+    params: Params,
     x: Any,
     *,
     block: int | None = None,
     memory_limit: int | None = None,
     precision: Precision = "highest",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Moments:
     """Return the exact moments of the kernel's eigenvalues, (T1.1) and (T1.2), without storing the kernel.
 
@@ -107,8 +107,8 @@ def streamed_moments(
 
 
 def sampled_moments(
-    apply: Any,
-    params: Any,
+    apply: Apply,
+    params: Params,
     x: Any,
     *,
     key: Array,
@@ -118,7 +118,7 @@ def sampled_moments(
     block: int | None = None,
     memory_limit: int | None = None,
     precision: Precision = "highest",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> SampledMoments:
     r"""Return unbiased estimates of the moments at any number of coordinates, (9.4), with standard errors.
 

@@ -12,7 +12,7 @@ from jax import Array
 
 from ntk_inr import _checks
 from ntk_inr._dtypes import accumulation_dtype, at_precision, eps, unit_of
-from ntk_inr._results import result, static
+from ntk_inr._results import Scalar, result, static
 from ntk_inr.spectra.dense import Moments, from_units
 from ntk_inr.spectra.symmetry import FEW_ROWS, check_symmetric
 
@@ -45,10 +45,10 @@ class StochasticMoments(Moments):
         reason: why that method, in a few words.
     """
 
-    mean_stderr: float
-    variance_stderr: float
-    pilot_error: float
-    matvecs: int
+    mean_stderr: Scalar
+    variance_stderr: Scalar
+    pilot_error: Scalar
+    matvecs: Scalar
     method: str = static()
     reason: str = static()
 
@@ -74,7 +74,7 @@ class _Choice(NamedTuple):
 
     method: Literal["probes", "deflated"]
     reason: str
-    pilot_error: float = math.nan
+    pilot_error: Scalar = math.nan
 
 
 class _Estimate(NamedTuple):
@@ -82,8 +82,8 @@ class _Estimate(NamedTuple):
 
     mean: float
     variance: float
-    mean_stderr: float
-    variance_stderr: float
+    mean_stderr: Scalar
+    variance_stderr: Scalar
     unit: float
 
     def result(self, n: int, choice: _Choice, matvecs: int) -> StochasticMoments:
@@ -282,16 +282,16 @@ def _sampled(
     problem: _Problem, key: Array, count: int, basis: Array | None = None, keep: bool = False
 ) -> tuple[_Forms, list[Array]]:
     """Return the forms of ``count`` random unit vectors outside ``basis``, and on demand their products with A."""
-    found, columns = [], []
+    blocks, columns = [], []
     n = len(problem.centre)
     for start in range(0, count, BLOCK):
         size = min(BLOCK, count - start)
         vectors = unit_vectors(jax.random.fold_in(key, start), n, size, problem.centre.dtype, basis)
         product, *forms = _rayleigh(problem.A, problem.centre, vectors)
-        found.append(forms)
+        blocks.append(forms)
         if keep:
             columns.append(product)
-    return _host(found), columns
+    return _host(blocks), columns
 
 
 def _accounted(problem: _Problem, vectors: Array) -> _Forms:

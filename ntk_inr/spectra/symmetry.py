@@ -44,12 +44,13 @@ def asymmetry(K: Any, rows: int | None = None) -> float:
     if isinstance(K, jax.core.Tracer):
         return 0.0
     if isinstance(K, np.ndarray):
+        stop = rows or len(K)
         with np.errstate(invalid="ignore"):
-            parts = [_apart(K, slice(i, i + _STRIP), np) for i in range(0, rows or len(K), _STRIP)]
+            parts = [_apart(K, slice(i, min(i + _STRIP, stop)), np) for i in range(0, stop, _STRIP)]
         apart, size = np.max(parts, axis=0)
     else:
         with jax.ensure_compile_time_eval():
-            apart, size = _compiled(K, rows)
+            apart, size = np.asarray(_compiled(K, rows), float)
     return float(apart) / float(size) if size > 0 else 0.0
 
 
@@ -61,8 +62,8 @@ def _apart(K: Any, rows: slice, xp: Any) -> tuple[Any, Any]:
 
 
 @jax.jit(static_argnames="rows")
-def _compiled(K: Array, rows: int | None) -> tuple[Array, Array]:
-    return _apart(K, slice(rows), jnp)
+def _compiled(K: Array, rows: int | None) -> Array:
+    return jnp.stack(_apart(K, slice(rows), jnp))
 
 
 def leading_pace(K: Any) -> float:

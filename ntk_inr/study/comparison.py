@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import flax.linen as nn
 
 from ntk_inr import _checks
+from ntk_inr._results import Record
 from ntk_inr.networks.catalogue import networks_of
 from ntk_inr.study import record
 from ntk_inr.study.candidate import check_room
@@ -102,41 +104,44 @@ def compare(
         **training_settings(task, "adam", learning_rate), "seed": seed, "kernel_points": kernel_points,
     }  # fmt: skip
     study = Study(
-        describe_task(task), settings, environment(), image_of(task), [], baselines=baselines_of(task),
-        additions=additions(networks), warnings=check_derivatives(task, networks),
+        Record(describe_task(task)), Record(settings), Record(environment()), image_of(task), [],
+        baselines=baselines_of(task), additions=tuple(additions(networks)),
+        warnings=tuple(check_derivatives(task, networks)),
     )  # fmt: skip
     with record.results_folder(out, overwrite=overwrite, resume=resume) as folder:
         if folder is not None and resume and (folder / record.RESULTS).exists():
-            _take_up(folder, study, networks)
-        _measure_all(study, networks, task, folder, progress or (lambda what, done, total: None))
-    return study
+            study = _taken_up(folder, study, networks)
+        return _measured(study, networks, task, folder, progress or (lambda what, done, total: None))
 
 
-def _measure_all(
+def _measured(
     study: Study, networks: Mapping[str, nn.Module], task: Task, folder: Path | None, report: Progress
-) -> None:
-    """Add the results of the variants that are missing, and write each to ``folder`` as it comes."""
+) -> Study:
+    """Return the study with the variants that were missing, each written to ``folder`` as it comes."""
     finished = {result.name for result in study.variants}
     for position, (name, net) in enumerate(networks.items()):
         report("variants", position, len(networks))
         if name in finished:
             continue
         result = measure(name, net, task, study.settings, report)
-        study.variants.append(result)
+        study = dataclasses.replace(study, variants=[*study.variants, result])
         if folder is not None:
             record.save_arrays(folder, result)
             record.save_index(folder, study)
         free_programs_if_full()
     order = list(networks)
-    study.variants.sort(key=lambda result: order.index(result.name) if result.name in order else len(order))
-    study.complete = True
+    variants = sorted(
+        study.variants, key=lambda result: order.index(result.name) if result.name in order else len(order)
+    )
+    study = dataclasses.replace(study, variants=variants, complete=True)
     if folder is not None:
         record.save_index(folder, study)
     report("variants", len(networks), len(networks))
+    return study
 
 
-def _take_up(folder: Path, wanted: Study, networks: Mapping[str, nn.Module]) -> None:
-    """Take in the variants that are done already, or say why the folder holds another study."""
+def _taken_up(folder: Path, wanted: Study, networks: Mapping[str, nn.Module]) -> Study:
+    """Return the study with the variants that are done already, or say why the folder holds another one."""
     earlier = record.load_study(folder)
     # Results of version 2 lack some settings; the size that modules have is a part of their descriptions.
     asked = {key: value for key, value in wanted.settings.items() if value is not None and key in earlier.settings}
@@ -151,6 +156,9 @@ def _take_up(folder: Path, wanted: Study, networks: Mapping[str, nn.Module]) -> 
             f"{str(folder)!r} holds a study with other settings ({'; '.join(differ)}); resume with the same ones, "
             "or choose another folder."
         )
-    wanted.variants = earlier.variants
-    wanted.additions += [addition for addition in earlier.additions if addition not in wanted.additions]
-    wanted.warnings += [warning for warning in earlier.warnings if warning not in wanted.warnings]
+    return dataclasses.replace(
+        wanted,
+        variants=earlier.variants,
+        additions=tuple(dict.fromkeys([*wanted.additions, *earlier.additions])),
+        warnings=tuple(dict.fromkeys([*wanted.warnings, *earlier.warnings])),
+    )

@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
+from ntk_inr._results import Record
 from ntk_inr._text import printable
 from ntk_inr.networks.settings import parts_of, settings_of
 from ntk_inr.tasks.image import ImageTask
@@ -129,10 +130,11 @@ def own_scores(task: Task, reconstruction: Any) -> dict[str, float]:
     return {name: value for name, value in task.scores(reconstruction).items() if name not in BASELINES}
 
 
-def baselines_of(task: Task) -> list[dict[str, Any]]:
+def baselines_of(task: Task) -> tuple[Record, ...]:
     """Return what simpler methods reach on a task, as a file of results keeps it."""
     others = getattr(task, "baselines", {})
-    return [{"name": name, "kind": "baseline", "scores": own_scores(task, other)} for name, other in others.items()]
+    entries = ({"name": name, "kind": "baseline", "scores": own_scores(task, other)} for name, other in others.items())
+    return tuple(map(Record, entries))
 
 
 def training_settings(

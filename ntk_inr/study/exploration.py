@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntk_inr._results import Record
 from ntk_inr.kernels.adapters import init
 from ntk_inr.networks.settings import with_settings
 from ntk_inr.study.candidate import (
@@ -80,17 +81,17 @@ class Search:
 
     def measure(self, name: str, values: dict[str, Any]) -> None:
         """Predict for one candidate, unless it is known."""
-        if any(known.variant == name and known.settings == values for known in self.tuning.candidates):
+        settings = Record(values)
+        if any(known.variant == name and known.settings == settings for known in self.tuning.candidates):
             return
         began = time.perf_counter()
-        candidate = Candidate(name, values)
+        candidate = Candidate(name, settings)
         try:
             for repeat, sample in enumerate(self.samples):
                 self._repeat(candidate, sample, jax.random.key(self.tuning.settings["seed"] + repeat))
         except ValueError as error:
-            candidate = Candidate(name, values, failure=str(error))
-        candidate.seconds = time.perf_counter() - began
-        self.tuning.candidates.append(candidate)
+            candidate = Candidate(name, settings, failure=str(error))
+        self.tuning.candidates.append(dataclasses.replace(candidate, seconds=time.perf_counter() - began))
         if self.folder is not None:
             write(self.folder, self.tuning)
         free_programs_if_full()

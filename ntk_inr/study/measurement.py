@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jax import Array
 
+from ntk_inr._results import Record
 from ntk_inr.kernels.adapters import init
 from ntk_inr.kernels.frozen import is_frozen
 from ntk_inr.spectra.dense import moments
@@ -48,7 +49,8 @@ def measure(name: str, net: nn.Module, task: Task, settings: dict[str, Any], rep
     else:
         measurement.arrays["picture"] = picture(task.figure(reconstruction))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(measurement.single[0][2]))
-    return VariantResult(name, describe(net), parameters, measurement.scalars, measurement.arrays, numbers_of(net))
+    scalars = [Record(figures) for figures in measurement.scalars]
+    return VariantResult(name, describe(net), parameters, scalars, measurement.arrays, Record(numbers_of(net)))
 
 
 class _Measurement:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import jax
 import numpy as np
 
 from ntk_inr._claims import CLAIM, claimed
+from ntk_inr._results import Record, Scalar, result, static
 from ntk_inr.study.description import Addition
 from ntk_inr.tasks.metrics import BASELINES
 from ntk_inr.training.curves import first_reaching
@@ -26,9 +29,11 @@ from ntk_inr.training.curves import first_reaching
 SCHEMA = "ntk_inr.study"
 VERSION = 3
 RESULTS = "results.json"
+# Variants, or scalars of one, that ``print`` shows.
+_MOST_ROWS = 16
 
 
-@dataclasses.dataclass
+@result
 class VariantResult:
     """What was measured of one variant.
 
@@ -47,12 +52,19 @@ class VariantResult:
         numbers: width ("features"), depth and every other number of the network's modules, by name.
     """
 
-    name: str
-    network: str
-    parameters: int
-    seeds: list[dict[str, Any]]
-    arrays: dict[str, np.ndarray]
-    numbers: dict[str, Any] = dataclasses.field(default_factory=dict)
+    name: str = static()
+    network: str = static()
+    parameters: Scalar
+    seeds: Sequence[Record]
+    arrays: dict[str, Any]
+    numbers: Record = static(default=Record())
+
+    def rows(self) -> dict[str, Any]:
+        """Return what ``print`` shows: the mean over seeds of each scalar that is a number."""
+        scalars = {key: self.over_seeds(key) for key, value in self.seeds[0].items() if not isinstance(value, str)}
+        means = {key: float(values.mean()) for key, values in scalars.items()}
+        size = {"network": self.network, "parameters": self.parameters, "seeds": len(self.seeds)}
+        return {"name": self.name, **size, **dict(itertools.islice(means.items(), _MOST_ROWS))}
 
     def over_seeds(self, key: str) -> np.ndarray:
         """Return the scalar ``key`` of each seed (seeds,), NaN where it is missing."""
@@ -89,7 +101,7 @@ class VariantResult:
         return self.diverged_seeds == len(self.seeds)
 
 
-@dataclasses.dataclass
+@result
 class Study:
     """Variants compared on one task.
 
@@ -105,21 +117,38 @@ class Study:
         warnings: what was found wrong with a variant on this task before it was trained, a sentence each.
     """
 
-    task: dict[str, Any]
-    settings: dict[str, Any]
-    environment: dict[str, Any]
-    image: np.ndarray | None
-    variants: list[VariantResult]
-    complete: bool = False
-    baselines: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    additions: list[Addition] = dataclasses.field(default_factory=list)
-    warnings: list[str] = dataclasses.field(default_factory=list)
+    task: Record = static()
+    settings: Record = static()
+    environment: Record = static()
+    image: Any
+    variants: Sequence[VariantResult]
+    complete: bool = static(default=False)
+    baselines: tuple[Record, ...] = static(default=())
+    additions: tuple[Addition, ...] = static(default=())
+    warnings: tuple[str, ...] = static(default=())
+
+    def rows(self) -> dict[str, Any]:
+        """Return what ``print`` shows: what was compared, and two figures of each variant."""
+        asked, score = self.settings, f"score_{self.task.get('metric')}"
+        shown = {
+            variant.name: f"cv {variant.over_seeds('cv').mean():.3g}, "
+            f"{self.task.get('metric')} {variant.over_seeds(score).mean():.4g}"
+            for variant in self.variants[:_MOST_ROWS]
+        }
+        more = {"...": f"{len(self.variants) - len(shown)} more"} if len(self.variants) > len(shown) else {}
+        return {
+            "task": f"{self.task.get('name')} ({self.task.get('kind')}, {self.task.get('rows')} rows)",
+            "training": f"{asked.get('steps')} steps, {asked.get('seeds')} seeds",
+            "complete": self.complete,
+            **shown,
+            **more,
+        }
 
     def __getitem__(self, name: str) -> VariantResult:
         """Return the result of the variant called ``name``."""
-        for result in self.variants:
-            if result.name == name:
-                return result
+        for variant in self.variants:
+            if variant.name == name:
+                return variant
         raise KeyError(f"{name!r} is not in this study; it has {', '.join(r.name for r in self.variants)}.")
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -298,17 +327,18 @@ def load_study(folder: str | Path) -> Study:
         if not arrays_path.is_file():
             raise FileNotFoundError(f"{str(arrays_path)!r} is missing; copy the whole folder, not {RESULTS} alone.")
         with np.load(arrays_path) as arrays:
+            entry |= {"numbers": Record(entry["numbers"]), "seeds": [Record(seed) for seed in entry["seeds"]]}
             variants.append(VariantResult(**entry, arrays=dict(arrays)))
     return Study(
-        task=content["task"],
-        settings=content["settings"],
-        environment=content["environment"],
+        task=Record(content["task"]),
+        settings=Record(content["settings"]),
+        environment=Record(content["environment"]),
         image=np.load(folder / "arrays" / "image.npy") if content["task"]["kind"] == "image" else None,
         variants=variants,
         complete=content["complete"],
-        baselines=content["baselines"],
-        additions=[Addition(**addition) for addition in content["additions"]],
-        warnings=content["warnings"],
+        baselines=tuple(map(Record, content["baselines"])),
+        additions=tuple(Addition(**addition) for addition in content["additions"]),
+        warnings=tuple(content["warnings"]),
     )
 
 
@@ -335,7 +365,7 @@ def _plain(value: Any) -> Any:
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
-    if isinstance(value, np.generic | np.ndarray):
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
         return _plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import flax.linen as nn
 import numpy as np
 
 from ntk_inr import _checks
+from ntk_inr._results import Record
 from ntk_inr.networks.catalogue import networks_of
 from ntk_inr.study import record
 from ntk_inr.study.candidate import check_room, draw_sample
@@ -132,18 +134,18 @@ def tune(
         "networks": {name: describe(net) for name, net in networks.items()},
     }  # fmt: skip
     tuning = Tuning(
-        describe_task(task), settings, environment(), [], warnings=warnings,
-        training=training_settings(task, optimizer, learning_rate),
-        numbers={name: numbers_of(net) for name, net in networks.items()},
+        Record(describe_task(task)), Record(settings), Record(environment()), [], warnings=tuple(warnings),
+        training=Record(training_settings(task, optimizer, learning_rate)),
+        numbers=Record({name: numbers_of(net) for name, net in networks.items()}),
     )  # fmt: skip
     with record.results_folder(out, overwrite=overwrite, resume=resume) as folder:
         if folder is not None and resume and (folder / record.RESULTS).exists():
-            tuning.candidates = _resumed(folder, tuning, spaces)
+            tuning = dataclasses.replace(tuning, candidates=_resumed(folder, tuning, spaces))
         samples = [draw_sample(task, size, share, seed + repeat) for repeat in range(repeats)]
         search = Search(task, networks, samples, tuning, folder)
         search.run(spaces, refine, progress or (lambda what, done, total: None))
-        tuning.training["learning_rate"] = tuning.learning_rate(tuning.best)  # that of sgd is predicted
-        tuning.complete = True
+        training = tuning.training | {"learning_rate": tuning.learning_rate(tuning.best)}  # that of sgd is predicted
+        tuning = dataclasses.replace(tuning, training=training, complete=True)
         if folder is not None:
             write(folder, tuning)
     return tuning

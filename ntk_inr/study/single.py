@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ntk_inr._results import Record, result, static
 from ntk_inr.kernels.adapters import init
 from ntk_inr.networks.catalogue import networks_of
 from ntk_inr.study import record
@@ -40,7 +41,7 @@ from ntk_inr.training.result import FitResult
 _SCHEMA = "ntk_inr.fit v1"
 
 
-@dataclasses.dataclass(frozen=True)
+@result
 class Fitted:
     """What became of a task.
 
@@ -53,10 +54,15 @@ class Fitted:
     """
 
     run: FitResult
-    scores: dict[str, float]
+    scores: dict[str, Any]
     reconstruction: Any
-    files: dict[str, Path]
-    baselines: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    files: Record = static(default=Record())
+    baselines: tuple[Record, ...] = static(default=())
+
+    def rows(self) -> dict[str, Any]:
+        """Return what ``print`` shows: how the training ended, the scores, and what was written."""
+        files = {name: str(path) for name, path in self.files.items()}
+        return {"status": self.run.status, "steps": self.run.steps, **self.scores, **files}
 
     def score_lines(self, task: Task) -> list[tuple[str, str]]:
         """Return scores as a label and a number each, by the task's metric first; those of baselines are last."""
@@ -134,14 +140,7 @@ def fit_task(
     maker = make_optimizer(optimizer, learning_rate=learning_rate, schedule=schedule, steps=steps)
     start, shuffles = jax.random.split(jax.random.key(seed))
     with record.results_folder(out, overwrite=overwrite, resume=resume) as folder:
-        options: dict[str, Any] = {}
-        if folder is not None:
-            if (folder / record.RESULTS).exists():
-                record.read_results(folder, _SCHEMA, what="a fit", writer="ntk-inr fit")
-            options = {
-                "checkpoint": folder / "checkpoints", "overwrite": overwrite,
-                "recorder": Recorder(jsonl=folder / "history.jsonl", overwrite=overwrite),
-            }  # fmt: skip
+        options = {} if folder is None else _kept_in(folder, overwrite)
         x, y = jnp.asarray(task.x), jnp.asarray(task.y)
         apply, params = init(net, start, x)
         run = fit(
@@ -149,9 +148,9 @@ def fit_task(
             batch_size=task.sampling, data_range=task.data_range, progress=progress, resume=not overwrite, **options,
         )  # fmt: skip
         if run.status == "interrupted":
-            return Fitted(run, {}, None, {})
+            return Fitted(run, {}, None)
         reconstruction = task.reconstruct(functools.partial(trained(apply, run), run.params))
-        fitted = Fitted(run, own_scores(task, reconstruction), reconstruction, {}, baselines_of(task))
+        fitted = Fitted(run, own_scores(task, reconstruction), reconstruction, baselines=baselines_of(task))
         if folder is None:
             return fitted
         settings = {
@@ -159,7 +158,15 @@ def fit_task(
             **training_settings(task, optimizer, learning_rate, schedule), "seed": seed,
         }  # fmt: skip
         described = {"network": describe(net), "numbers": numbers, "settings": settings, "warnings": warned}
-        return dataclasses.replace(fitted, files=_write(folder, task, described, fitted))
+        return dataclasses.replace(fitted, files=Record(_write(folder, task, described, fitted)))
+
+
+def _kept_in(folder: Path, overwrite: bool) -> dict[str, Any]:
+    """Return the options of a training that keeps its states and its curve in a folder, unless that is no fit's."""
+    if (folder / record.RESULTS).exists():
+        record.read_results(folder, _SCHEMA, what="a fit", writer="ntk-inr fit")
+    recorder = Recorder(jsonl=folder / "history.jsonl", overwrite=overwrite)
+    return {"checkpoint": folder / "checkpoints", "overwrite": overwrite, "recorder": recorder}
 
 
 def _write(folder: Path, task: Task, described: dict[str, Any], fitted: Fitted) -> dict[str, Path]:

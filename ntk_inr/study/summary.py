@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import textwrap
 from collections.abc import Iterable
 
 import numpy as np
 
+from ntk_inr._results import Record, Scalar, result, static, text_table
 from ntk_inr.study.record import Study
 from ntk_inr.study.table import (
     ERRORS,
@@ -31,6 +33,7 @@ _CLOSE_DB = 1.0
 # A rank correlation over fewer networks says nothing.
 _LEAST_CORRELATED = 6
 _MOST_LISTED = 6
+_MOST_ROWS = 16
 
 STAR = "★ best of its column, and what two standard errors can't tell from it; no mark where all are alike"
 EXACT_NOTE = (
@@ -42,7 +45,7 @@ EXACT_NOTE = (
 Counted = dict[str, dict[str, np.ndarray]]
 
 
-@dataclasses.dataclass(frozen=True)
+@result
 class Correlation:
     """Spearman's rank correlation over variants between a figure and a speed.
 
@@ -53,13 +56,13 @@ class Correlation:
         text: both, and the number of variants, to read.
     """
 
-    figure: str
-    speed: str
-    rho: float
-    text: str
+    figure: str = static()
+    speed: str = static()
+    rho: Scalar
+    text: str = static()
 
 
-@dataclasses.dataclass(frozen=True)
+@result
 class Summary:
     """The table of a study and what follows from it.
 
@@ -75,15 +78,23 @@ class Summary:
         conclusion: sentences; the first is the shortest answer.
     """
 
-    target_psnr: float
-    target_source: str
-    goal: Column
-    columns: list[Column]
-    rows: dict[str, dict[str, Cell]]
-    baselines: dict[str, dict[str, Cell]]
-    leaders: dict[str, list[str]]
+    target_psnr: Scalar
+    target_source: str = static()
+    goal: Column = static()
+    columns: tuple[Column, ...] = static()
+    rows: Record
+    baselines: Record
+    leaders: Record = static()
     correlations: list[Correlation]
-    conclusion: list[str]
+    conclusion: tuple[str, ...] = static()
+
+    def __str__(self) -> str:
+        """Return the goal and cv of each variant, best first, and the shortest answer."""
+        shown = list(self.rows.items())[:_MOST_ROWS]
+        lines = [(name[:40], _with_unit(row, self.goal), row["cv"].text) for name, row in shown]
+        more = [f"... {len(self.rows) - len(shown)} more"] * (len(self.rows) > len(shown))
+        table = text_table([("variant", self.goal.title, "cv"), *lines])
+        return "\n".join([table, *more, *textwrap.wrap(" ".join(self.conclusion[:1]), 100)[:4]])
 
     @property
     def groups(self) -> dict[str, str]:
@@ -145,14 +156,16 @@ def summarize(study: Study, target_psnr: float | None = None) -> Summary:
     rows = {
         name: {column.key: cell(study[name], column, values[name][column.key]) for column in columns} for name in names
     }
-    for key, names in best.items():
+    for key, winners in best.items():
         # A mark on all of them would tell nothing.
-        for name in names if len(names) < len(rows) else []:
+        for name in winners if len(winners) < len(rows) else []:
             rows[name][key] = dataclasses.replace(rows[name][key], best=True)
     baselines = {entry["name"]: baseline_row(entry["scores"], columns) for entry in study.baselines}
     correlations = _correlations(study, counted)
-    summary = Summary(target, source, goal, columns, rows, baselines, best, correlations, [])
-    return dataclasses.replace(summary, conclusion=_conclude(study, summary, counted))
+    summary = Summary(
+        target, source, goal, tuple(columns), Record(rows), Record(baselines), Record(best), correlations, ()
+    )
+    return dataclasses.replace(summary, conclusion=tuple(_conclude(study, summary, counted)))
 
 
 def check_target(target_psnr: float | None) -> None:

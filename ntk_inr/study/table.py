@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ntk_inr._results import Scalar, result, static
 from ntk_inr.study.record import Study, VariantResult
 from ntk_inr.tasks.metrics import EXACT, EXACT_DB, HELD_OUT, counted_psnr, metric_of
 
@@ -45,7 +46,7 @@ class Column:
     eight_bit: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
+@result
 class Cell:
     """Mean and spread (standard deviation) over seeds of one figure of one variant.
 
@@ -56,10 +57,10 @@ class Cell:
         best: whether it is the best of its column, or can't be told from it.
     """
 
-    mean: float
-    spread: float
-    text: str
-    best: bool = False
+    mean: Scalar
+    spread: Scalar
+    text: str = static()
+    best: bool = static(default=False)
 
 
 def report_steps(study: Study) -> list[int]:

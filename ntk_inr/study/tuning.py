@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ntk_inr import style
+from ntk_inr._results import Record, Scalar, result, static
 from ntk_inr.networks.catalogue import written
 from ntk_inr.study import record
 
@@ -20,9 +21,11 @@ OBJECTIVES = get_args(Objective)
 SCHEMA = "ntk_inr.tune v2"
 # Above this relative change of the kernel a constant one is no description of training any more.
 _LAZY = 0.5
+# Candidates that ``print`` shows.
+_MOST_ROWS = 12
 
 
-@dataclasses.dataclass
+@result
 class Candidate:
     """A network with settings, and what its kernels predict; lists have an entry a repeat.
 
@@ -43,20 +46,26 @@ class Candidate:
         failure: why there is no prediction; empty where there is one.
     """
 
-    variant: str
-    settings: dict[str, Any]
-    score: list[float] = dataclasses.field(default_factory=list)
-    train_psnr: list[float] = dataclasses.field(default_factory=list)
-    heldout_psnr: list[float] = dataclasses.field(default_factory=list)
-    steps_to_target: list[float] = dataclasses.field(default_factory=list)
-    cv: list[float] = dataclasses.field(default_factory=list)
-    stable_rate: list[float] = dataclasses.field(default_factory=list)
-    drift: list[float] = dataclasses.field(default_factory=list)
-    curve_steps: list[list[float]] = dataclasses.field(default_factory=list)
-    train_curve: list[list[float]] = dataclasses.field(default_factory=list)
-    heldout_curve: list[list[float]] = dataclasses.field(default_factory=list)
-    seconds: float = 0.0
-    failure: str = ""
+    variant: str = static()
+    settings: Record = static()
+    score: list[Any] = dataclasses.field(default_factory=list)
+    train_psnr: list[Any] = dataclasses.field(default_factory=list)
+    heldout_psnr: list[Any] = dataclasses.field(default_factory=list)
+    steps_to_target: list[Any] = dataclasses.field(default_factory=list)
+    cv: list[Any] = dataclasses.field(default_factory=list)
+    stable_rate: list[Any] = dataclasses.field(default_factory=list)
+    drift: list[Any] = dataclasses.field(default_factory=list)
+    curve_steps: list[list[Any]] = dataclasses.field(default_factory=list)
+    train_curve: list[list[Any]] = dataclasses.field(default_factory=list)
+    heldout_curve: list[list[Any]] = dataclasses.field(default_factory=list)
+    seconds: Scalar = 0.0
+    failure: str = static(default="")
+
+    def rows(self) -> dict[str, Any]:
+        """Return what ``print`` shows: the means over repeats of what is predicted."""
+        names = ("train_psnr", "heldout_psnr", "steps_to_target", "cv", "stable_rate", "drift")
+        means = {name: float(np.mean(getattr(self, name))) for name in names if getattr(self, name)}
+        return {"candidate": self.label, "failure": self.failure or "none", "repeats": len(self.score), **means}
 
     @property
     def mean(self) -> float:
@@ -70,19 +79,17 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """The variant and its settings, as a reader writes them."""
-        return " ".join(
-            [self.variant, *[f"{name.rpartition('.')[2]}={_short(v)}" for name, v in self.settings.items()]]
-        )
+        """The variant and its settings in short, as :func:`ntk_inr.variant` takes them."""
+        return written(self.variant, {name.rpartition(".")[2]: _short(v) for name, v in self.settings.items()})
 
 
-def stderr(values: Sequence[float]) -> float:
+def stderr(values: Sequence[Any]) -> float:
     """Return the standard error of the mean, NaN for fewer than two values, or where one is infinite."""
     known = len(values) > 1 and np.isfinite(values).all()
     return float(np.std(values, ddof=1) / len(values) ** 0.5) if known else math.nan
 
 
-@dataclasses.dataclass
+@result
 class Tuning:
     """The candidates of a search, ranked by what their kernels predict.
 
@@ -97,14 +104,26 @@ class Tuning:
         warnings: what was found wrong with a variant on this task, a sentence each.
     """
 
-    task: dict[str, Any]
-    settings: dict[str, Any]
-    environment: dict[str, Any]
+    task: Record = static()
+    settings: Record = static()
+    environment: Record = static()
     candidates: list[Candidate]
-    complete: bool = False
-    training: dict[str, Any] = dataclasses.field(default_factory=dict)
-    numbers: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    warnings: list[str] = dataclasses.field(default_factory=list)
+    complete: bool = static(default=False)
+    training: Record = static(default=Record())
+    numbers: Record = static(default=Record())
+    warnings: tuple[str, ...] = static(default=())
+
+    def rows(self) -> dict[str, Any]:
+        """Return what ``print`` shows: what was asked for, and the best candidates."""
+        asked, shown = self.settings, self.ranked[:_MOST_ROWS]
+        more = {"...": f"{len(self.candidates) - len(shown)} more"} if len(self.candidates) > len(shown) else {}
+        return {
+            "task": f"{self.task.get('name')} ({self.task.get('kind')}, {self.task.get('rows')} rows)",
+            "objective": f"{asked.get('objective')}, {asked.get('steps')} steps of {asked.get('optimizer')}",
+            "complete": self.complete,
+            **{candidate.label: self.describe(candidate) for candidate in shown},
+            **more,
+        }
 
     @property
     def ranked(self) -> list[Candidate]:
@@ -341,14 +360,17 @@ def load_tuning(folder: str | Path) -> Tuning:
         >>> tuned = ni.tune(task, "rff", {"scale": [1.0, 4.0]}, features=16, depth=1, refine=0, repeats=2)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = tuned.save(folder)
-        ...     ni.load_tuning(folder).best == tuned.best
+        ...     ni.load_tuning(folder).best.score == tuned.best.score
         True
     """
     content = record.read_results(Path(folder), SCHEMA, what="of a search of settings", writer="ntk-inr tune")
     candidates = [Candidate(**_numbers(entry)) for entry in content["candidates"]]
-    later = {name: content[name] for name in ("training", "numbers", "warnings") if name in content}
+    described = ("task", "settings", "environment", "training", "numbers")
     return Tuning(
-        content["task"], content["settings"], content["environment"], candidates, content["complete"], **later
+        candidates=candidates,
+        complete=content["complete"],
+        warnings=tuple(content.get("warnings", ())),
+        **{name: Record(content.get(name, {})) for name in described},
     )
 
 
@@ -359,7 +381,8 @@ def _numbers(entry: dict[str, Any]) -> dict[str, Any]:
         "steps_to_target": lambda value: math.inf if value is None else value,
         "heldout_psnr": lambda value: math.nan if value is None else value,
     }
-    return entry | {name: [restored(value) for value in entry[name]] for name, restored in missing.items()}
+    lists = {name: [restored(value) for value in entry[name]] for name, restored in missing.items()}
+    return entry | lists | {"settings": Record(entry["settings"])}
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What every task has, so that training, kernels and studies need to know only this."""
+"""The interface of every task, which is all that training, kernels and studies know of one."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from ntk_inr import _checks
+from ntk_inr._results import text_table
 
 Loss = str | Callable[[Any, Any], Any]
 """A name ("mse", "l1", "bce") or ``loss(prediction (n, c'), y (n, c)) -> (n,)``."""
@@ -19,7 +20,7 @@ Loss = str | Callable[[Any, Any], Any]
 
 @runtime_checkable
 class Task(Protocol):
-    """A signal to fit, what of it is measured, and how a reconstruction is judged.
+    """Describe a signal to fit: what of it is measured, and how a reconstruction is judged.
 
     With ``apply, params = ni.init(net, key, task.x)`` every task works as::
 
@@ -95,15 +96,38 @@ class Task(Protocol):
 
 
 class PointwiseTask:
-    """What tasks share whose values are the network's own at given points."""
+    """Share what tasks have in common whose values are the network's own at the coordinates."""
 
     metric: ClassVar[str] = "psnr"
     large: ClassVar[int] = 2**16
     """Above so many rows a task recommends minibatches of that size."""
 
+    x: Any
     y: Any
+    name: Any
     eight_bit: bool = False
     """Whether what reconstructions are compared with came as integers of 8 bits."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # In the class itself, or a dataclass would get a method of its own that shows every pixel.
+        cls.__repr__ = cls.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, x {self.x.shape}, y {self.y.shape})"
+
+    def __str__(self) -> str:
+        kind: Any = getattr(self, "kind", "")
+        heldout = 0 if self.heldout is None else len(self.heldout[0])
+        rows = {
+            "task": f"{self.name} ({kind})",
+            "x, where": self.x.shape,
+            "y, what": self.y.shape,
+            "held out": heldout,
+            "loss": self.loss if isinstance(self.loss, str) else getattr(self.loss, "__name__", "callable"),
+            "ranked by": self.metric,
+        }
+        return text_table([(name, str(value)) for name, value in rows.items()], header=False)
 
     @property
     def baselines(self) -> dict[str, Any]:
@@ -141,7 +165,7 @@ class PointwiseTask:
 
 
 class SampledTask(PointwiseTask):
-    """What tasks share that hold out some of the values of a grid."""
+    """Share what tasks have in common that train on some of the values of a grid and hold out the others."""
 
     coordinates: Any
     values: Any
@@ -164,7 +188,7 @@ class SampledTask(PointwiseTask):
 
 
 class IndirectTask(PointwiseTask):
-    """What tasks share that measure something else of a field than its values: integrals, or derivatives."""
+    """Share what tasks have in common that measure integrals or derivatives of a field, not its values."""
 
     @property
     def data_range(self) -> float:
@@ -192,7 +216,7 @@ class IndirectTask(PointwiseTask):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Measurement:
-    """What a task measures, equal for one task, so that models that differ in arrays alone share a compilation."""
+    """Call ``task.measure``; equal for the same task, so that models that differ in arrays share a compilation."""
 
     task: IndirectTask
 
@@ -207,7 +231,7 @@ class _Measurement:
 
 
 def fingerprint(*parts: Any) -> str:
-    """Return 16 hexadecimal digits that tell arrays (shape, type, content) and settings apart."""
+    """Return a digest of arrays (shape, dtype, content) and settings in 16 hexadecimal digits."""
     sha = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
+from typing import Any
 
 import numpy as np
 
 from ntk_inr._optional import require
+from ntk_inr._results import result
 from ntk_inr.tasks.grid import axis_centres
 
 
-@dataclasses.dataclass(frozen=True)
+@result
 class Surface:
     """A field on a grid of [-1, 1]^3 and its zero level.
 
@@ -21,9 +22,9 @@ class Surface:
         faces: (f, 3) indices of vertices, counter-clockwise from outside.
     """
 
-    values: np.ndarray
-    vertices: np.ndarray
-    faces: np.ndarray
+    values: Any
+    vertices: Any
+    faces: Any
 
 
 def extract_surface(values: np.ndarray) -> Surface:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ from jax import Array, lax
 
 from ntk_inr import _checks
 from ntk_inr._dtypes import at_precision, unit_of
+from ntk_inr._results import Scalar, result
 from ntk_inr.spectra.eigen import Eigensystem, eigensystem
 from ntk_inr.spectra.symmetry import is_symmetric
 from ntk_inr.training.curves import first_reaching, psnr
@@ -20,7 +20,7 @@ from ntk_inr.training.curves import first_reaching, psnr
 _STEPS_PER_POINT = 4
 
 
-@dataclasses.dataclass(frozen=True)
+@result
 class Prediction:
     """Gradient descent as the kernel predicts it, step by step.
 
@@ -31,15 +31,24 @@ class Prediction:
         data_range: span of the values, for PSNR.
     """
 
-    loss: np.ndarray
-    residual: np.ndarray
-    learning_rate: float
-    data_range: float = 1.0
+    loss: Any
+    residual: Any
+    learning_rate: Scalar
+    data_range: Scalar = 1.0
+
+    def rows(self) -> dict[str, Any]:
+        """Return what ``print`` shows: where the curve begins and ends."""
+        return {
+            "steps": len(self.loss) - 1,
+            "learning rate": self.learning_rate,
+            "loss": f"{self.loss[0]:.4g} to {self.loss[-1]:.4g}",
+            "PSNR": f"{self.psnr[0]:.2f} to {self.psnr[-1]:.2f} dB",
+        }
 
     @property
     def psnr(self) -> np.ndarray:
         """PSNR in dB, (steps + 1,)."""
-        return psnr(2 * self.loss, self.data_range)
+        return psnr(2 * self.loss, float(self.data_range))
 
     def steps_to(self, target_psnr: float) -> int | None:
         """Return the first step at which PSNR is at least ``target_psnr``, or None."""

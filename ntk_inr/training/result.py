@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, Literal
 
 import numpy as np
 
+from ntk_inr._results import Scalar, result, static
 from ntk_inr.training.curves import first_reaching, psnr
 
 Status = Literal["finished", "target reached", "ended above the start", "diverged", "interrupted"]
 
 
-@dataclasses.dataclass(frozen=True)
+@result
 class FitResult:
     """One training run.
 
     Attributes:
         params: the parameters at the end; after divergence the last ones with a good loss.
-        apply: the model to call with them: as handed in, or with the batch statistics and the step of schedules
-            that training left.
+        apply: the model to call with them, a pytree: as handed in, or with the batch statistics and the step of
+            schedules that training left.
         status: "finished", "target reached", "ended above the start" where the loss on all data did, "diverged", or
             "interrupted" by a signal (with ``checkpoint`` only).
         steps: steps taken (after divergence, up to the last good one).
@@ -37,14 +37,19 @@ class FitResult:
 
     params: Any
     apply: Any
-    status: Status
-    steps: int
-    history: dict[str, np.ndarray]
-    losses: np.ndarray
-    full_batch: bool
-    data_range: float
-    loss: str
-    every_step: bool
+    status: Status = static()
+    steps: Scalar
+    history: dict[str, Any]
+    losses: Any
+    full_batch: bool = static()
+    data_range: Scalar
+    loss: str = static()
+    every_step: bool = static()
+
+    def rows(self) -> dict[str, Any]:
+        """Return what ``print`` shows: how the training ended."""
+        ends = {name: column[-1] for name, column in self.history.items() if name != "step"}
+        return {"status": self.status, "steps": self.steps, **ends, "loss is": self.loss}
 
     @property
     def psnr(self) -> np.ndarray:
@@ -53,7 +58,7 @@ class FitResult:
             raise ValueError(f'loss="{self.loss}" is not on values, so there is no PSNR; look at history["loss"].')
         if not self.every_step:
             return self.history["psnr"]
-        return np.append(psnr(2 * self.losses, self.data_range), self.history["psnr"][-1])
+        return np.append(psnr(2 * self.losses, float(self.data_range)), self.history["psnr"][-1])
 
     @property
     def psnr_per_step(self) -> np.ndarray:
@@ -63,8 +68,8 @@ class FitResult:
 
     def steps_to(self, target_psnr: float) -> int | None:
         """Return the first step (where PSNR is known at reports only, report) with ``target_psnr`` dB, or None."""
-        found = first_reaching(self.psnr, target_psnr)
-        return found if found is None or self.every_step else int(self.history["step"][found])
+        first = first_reaching(self.psnr, target_psnr)
+        return first if first is None or self.every_step else int(self.history["step"][first])
 
     def seconds_to(self, target_psnr: float) -> float | None:
         """Return the seconds of training until ``target_psnr``, interpolated between reports, or None."""

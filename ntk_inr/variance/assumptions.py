@@ -15,6 +15,7 @@ from jax import Array
 
 from ntk_inr import _checks
 from ntk_inr._dtypes import at_precision
+from ntk_inr._typing import Apply, Params
 from ntk_inr.kernels import structured
 from ntk_inr.kernels.model import Model
 from ntk_inr.kernels.request import Request
@@ -65,8 +66,8 @@ class _Sums(NamedTuple):
 
 
 def check_assumptions(
-    apply: Any,
-    params: Any,
+    apply: Apply,
+    params: Params,
     x: Any,
     *,
     key: Array | None = None,
@@ -171,7 +172,7 @@ def _layers(model: Model, points: np.ndarray) -> list[tuple[str, list[_Part]]]:
     """Return each term of the kernel, in the order of the forward pass: its name and the matrices of its product."""
     _, terms = sums.plan(model)
 
-    def factors(params: Any) -> list[Factor]:
+    def factors(params: Params) -> list[Factor]:
         return sums.term_factors(model.apply, params, points, c=model.c, terms=terms, precision="highest")
 
     # Whether units depend on the parameters shows at others of the same scale.
@@ -179,7 +180,7 @@ def _layers(model: Model, points: np.ndarray) -> list[tuple[str, list[_Part]]]:
     return [(name, _parts(factor, redrawn)) for name, factor, redrawn in pairs]
 
 
-def _redrawn(params: Any) -> Any:
+def _redrawn(params: Params) -> Any:
     """Return other parameters of the same scale."""
     rng = np.random.default_rng(20251215169)  # a seed that nobody has drawn ``params`` with
 

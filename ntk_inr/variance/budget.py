@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from ntk_inr import _checks
 from ntk_inr._checks import Precision
 from ntk_inr._dtypes import accumulation_dtype
 from ntk_inr._results import result, static
+from ntk_inr._typing import Apply, Params, Progress
 from ntk_inr.kernels.request import Request
 from ntk_inr.spectra.submatrices import draw, estimate, standard_errors, sums_of, unseen
 from ntk_inr.variance import budget_report, sums
@@ -185,8 +185,8 @@ class VarianceBudget:
 
 
 def variance_budget(
-    apply: Any,
-    params: Any,
+    apply: Apply,
+    params: Params,
     x: Any,
     *,
     matrices: bool = False,
@@ -196,7 +196,7 @@ def variance_budget(
     block: int | None = None,
     memory_limit: int | None = None,
     precision: Precision = "highest",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> VarianceBudget:
     r"""Return which layer makes the variance of the kernel's eigenvalues, alone and with each other layer (T8).
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ from jax import Array, lax
 from jax.tree_util import Partial
 
 from ntk_inr._dtypes import at_precision, unit_of
+from ntk_inr._typing import Params, Progress
 from ntk_inr.kernels import assembly, memory, structured
 from ntk_inr.kernels.memory import Cut
 from ntk_inr.kernels.model import Model, trace_of
@@ -74,7 +75,7 @@ def plan(model: Model) -> tuple[Trace, Terms]:
 
 
 @functools.partial(jax.jit, static_argnames=("c", "terms", "precision"))
-def term_factors(apply: Partial, params: Any, x: Any, *, c: int, terms: Terms, precision: str) -> list[Factor]:
+def term_factors(apply: Partial, params: Params, x: Any, *, c: int, terms: Terms, precision: str) -> list[Factor]:
     """Return the factors of each of the ``terms`` at coordinates ``x``."""
     factors = assembly.factors(apply, params, x, c=c, outputs="terms", precision=precision)
     if terms.widths:
@@ -89,7 +90,7 @@ def is_factored(factor: Factor) -> bool:
     return factor.h is not None and factor.delta.shape[2:4] == (1, 1)
 
 
-def _terms(trace: Trace, params: Any) -> Terms:
+def _terms(trace: Trace, params: Params) -> Terms:
     groups, own = trace.sites.groups, trace.sites.own
 
     def rank(atom: Any) -> tuple[float, ...]:
@@ -149,7 +150,7 @@ def reduced(
     cut: Cut,
     *,
     precision: str,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
     grams: np.ndarray | None = None,
 ) -> Sums:
     """Return the sums over the kernel at ``x``; its F and B fill ``grams`` (2, L, n, n) if there is one."""
@@ -192,7 +193,7 @@ def reduced(
 
 @functools.partial(jax.jit, static_argnames=("c", "terms", "precision"))
 @at_precision
-def _chunk(apply: Partial, params: Any, x: Array, *, c: int, terms: Terms, precision: str) -> _Chunk:
+def _chunk(apply: Partial, params: Params, x: Array, *, c: int, terms: Terms, precision: str) -> _Chunk:
     factors = term_factors(apply, params, x, c=c, terms=terms, precision=precision)
     return _Chunk(factors, jnp.stack([_diagonals(factor) for factor in factors], axis=1))
 
