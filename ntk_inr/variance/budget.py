@@ -26,7 +26,7 @@ from ntk_inr.variance.sums import Figures, Sums
 _SIZE = 2048
 _SUBMATRICES = 8
 # Terms that ``print`` shows.
-_ROWS = 20
+_ROWS = 18
 
 
 @result

@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from ntk_inr import _checks
-from ntk_inr._results import result, static, text_table
-from ntk_inr.variance.budget_report import cell, largest
+from ntk_inr._results import result, static
+from ntk_inr.variance.budget_report import aligned, cell, clipped, largest
 from ntk_inr.variance.sums import Figures
 
 FACTORS = (
@@ -30,8 +30,8 @@ _COLUMN = {name: position for position, name in enumerate(FACTORS)}
 _DECIBELS = 10 / math.log(10)
 # Contributions that cancel to this, of their own size, have changed nothing.
 _NOTHING = 1e-12
-# Terms that ``print`` shows.
-_ROWS = 20
+# Terms and columns that ``print`` shows.
+_ROWS, _COLUMNS = 16, 5
 
 Figure = Literal["cv", "variance", "mean"]
 
@@ -81,7 +81,7 @@ class BudgetChange:
         """Contributions (R, K) to ``ln(cv'**2 / cv**2)``."""
         return self.variance - 2 * self.mean
 
-    def percent(self, of: Figure = "cv") -> np.ndarray:
+    def percent(self, of: Figure = "cv") -> Any:
         """Return contributions (R, K) in percent of the whole change; NaN where nothing changed.
 
         Args:
@@ -104,31 +104,33 @@ class BudgetChange:
         Raises:
             ValueError: unknown ``of``.
         """
-        return self._table(of, None)
+        return self._table(of, None, None)
 
     def __str__(self) -> str:
-        return self._table("cv", _ROWS)
+        return self._table("cv", _ROWS, _COLUMNS)
 
-    def _table(self, of: Figure, most: int | None) -> str:
+    def _table(self, of: Figure, most: int | None, columns: int | None) -> str:
+        """Return the table of the ``most`` terms and of so many ``columns`` that weigh most, the others in "rest"."""
         decibels, percent = np.asarray(self._contributions(of) * _DECIBELS), np.asarray(self.percent(of))
-        columns = [k for k in range(len(self.factors)) if decibels[:, k].any()]
-        kept, rest = largest(np.abs(decibels).sum(1), most)
+        weights = np.abs(decibels)
+        shown, _ = largest(weights.sum(0), columns)
+        shown = [k for k in shown if weights[:, k].any()]
+        others = [k for k in range(len(self.factors)) if k not in shown and weights[:, k].any()]
+        kept, left = largest(weights.sum(1), most)
+        names = self.names if most is None else clipped(self.names)
 
         def row(name: str, decibels: np.ndarray, percent: np.ndarray) -> list[str]:
-            figures = [f"{value:+z.2f}" for value in [*decibels[columns], decibels.sum()]]
-            return [name, *figures, cell(percent.sum(), "z.1f")]
+            figures = [*decibels[shown], *[decibels[others].sum()] * bool(others), decibels.sum()]
+            return [name, *(f"{value:+z.2f}" for value in figures), cell(percent.sum(), "z.1f")]
 
-        rows = [row(self.names[term], decibels[term], percent[term]) for term in kept]
+        rows = [row(names[term], decibels[term], percent[term]) for term in kept]
         rows.append(row("all", decibels.sum(0), percent.sum(0)))
-        heads = ["term", *(self.factors[k] for k in columns), "all", "%"]
-        # The last word of a head stands in a second line.
-        above, below = ([head.rpartition(" ")[part] for head in heads] for part in (0, 2))
+        heads = ["term", *(self.factors[k] for k in shown), *["rest"] * bool(others), "all", "%"]
         changes = [f"{name} {self.before[name]:.4g} -> {self.after[name]:.4g}" for name in get_args(Figure)]
         what = {"cv": "cv squared", "variance": "the variance", "mean": "the mean"}[of]
-        lines = ["; ".join(changes), f"contributions to the change of {what}, in dB:"]
-        lines.append(text_table([above, below, *rows], right=range(1, len(heads)), header=2))
-        if rest:
-            lines.append(f"… {rest} more; .table() has all")
+        lines = ["; ".join(changes), f"contributions to the change of {what}, in dB:", aligned(heads, rows)]
+        if left:
+            lines.append(f"… {left} more; .table() has all")
         return "\n".join(lines)
 
     def _contributions(self, of: str) -> Any:
