@@ -3,6 +3,8 @@
 A class under ``@result`` that is missing here fails ``tests/test_results.py``. A new one is one line.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,8 +34,32 @@ def fit_result():
     return FitResult(params, apply, "finished", 2, history, np.ones(2), True, 1.0, "mse", True)
 
 
+def network(params, x):
+    return jnp.sin(x @ params["in"]) @ params["out"]
+
+
+PARAMS = {"in": np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32), "out": np.ones((8, 1), np.float32)}
+X = np.random.default_rng(1).uniform(-1, 1, (6, 2)).astype(np.float32)
+
+
+@functools.cache
 def plan():
-    return ni.explain(lambda p, x: jnp.sin(x @ p[0]) @ p[1], [jnp.ones((2, 8)), jnp.ones((8, 1))], jnp.ones((4, 2)))
+    return ni.explain(network, PARAMS, X)
+
+
+@functools.cache
+def budget():
+    return ni.variance_budget(network, PARAMS, X, matrices=True)
+
+
+@functools.cache
+def report():
+    return ni.check_assumptions(network, PARAMS, X)
+
+
+@functools.cache
+def two_layer():
+    return ni.two_layer_moments(X, width=16)
 
 
 def variant_result(name="relu"):
@@ -64,14 +90,19 @@ def candidate(scale=2.0):
 
 RESULTS = {
     "Alignment": lambda: ni.alignment(DENSE, np.ones((3, 1))),
+    "AssumptionsReport": report,
+    "BudgetChange": lambda: budget().compare(ni.variance_budget(network, PARAMS | {"in": 2 * PARAMS["in"]}, X)),
     "Candidate": candidate,
     "Cell": lambda: Cell(1.0, np.nan, "1.0 ± 0.1", best=True),
     "Condition": lambda: ni.condition_number(DENSE),
+    "Correction": lambda: report().corrections[0],
     "Correlation": lambda: Correlation("cv", "steps_to_target", 0.9, "cv and steps +0.90 (7 variants)"),
     "Eigenpairs": lambda: ni.top_eigenpairs(DENSE, 1, key=KEY),
     "Eigensystem": lambda: ni.spectra.eigensystem(DENSE),
+    "Finding": lambda: report().findings[0],
     "FitResult": fit_result,
     "Fitted": lambda: Fitted(fit_result(), {"psnr": 20.0}, np.ones((4, 4, 1)), Record(figure="run/figure.png")),
+    "GramMatrices": lambda: budget().matrices,
     "InfiniteKernel": lambda: InfiniteKernel(jnp.eye(3), jnp.eye(3)),
     "LeafPlan": lambda: plan().leaves[0],
     "MethodCost": lambda: plan().costs[0],
@@ -86,5 +117,8 @@ RESULTS = {
     "Summary": lambda: summarize(study()),
     "Surface": lambda: Surface(np.ones((2, 2, 2)), np.zeros((0, 3)), np.zeros((0, 3), int)),
     "Tuning": tuning,
+    "TwoLayerFactors": lambda: two_layer().factors,
+    "TwoLayerMoments": two_layer,
+    "VarianceBudget": budget,
     "VariantResult": variant_result,
 }

@@ -42,7 +42,7 @@ _SENTENCES = {
 """What is said of each assumption, with a finding's fields and figures in it."""
 _UNITS = {"F": "inputs of this layer", "B": "sensitivities to this layer", "H": "gradients of this parameter"}
 # Findings that ``print`` shows.
-_ROWS = 12
+_ROWS = 10
 
 
 @result
@@ -135,17 +135,17 @@ class AssumptionsReport:
 
     def table(self) -> str:
         """Return all findings, in words those that matter, and the way from proxy to measured variance, as text."""
-        return self._text(len(self.findings))
+        return self._text(len(self.findings), in_words=True)
 
     def __str__(self) -> str:
-        return self._text(_ROWS)
+        return self._text(_ROWS, in_words=False)
 
-    def _text(self, most: int) -> str:
-        """Return the report with the ``most`` findings that weigh most, and a sentence for each that matters."""
+    def _text(self, most: int, in_words: bool) -> str:
+        """Return the report with the ``most`` findings that weigh most, ``in_words`` too those that matter."""
         weights = [-abs(finding.error_percent) * finding.share for finding in self.findings]
         kept = [self.findings[place] for place in sorted(np.argsort(weights, kind="stable")[:most])]
         subset = "all there are" if self.size == self.n else f"a uniform subset of {self.n}"
-        matter = [f for f in kept if not f.holds and abs(f.error_percent) > 100 * self.tolerance]
+        matter = [f for f in kept if in_words and not f.holds and abs(f.error_percent) > 100 * self.tolerance]
         rest = len(self.findings) - len(kept)
         lines = [f"measured on {self.size} coordinates, {subset}", "", _findings_table(kept)]
         lines += [f"… {rest} more of less weight; .table() has all"] * bool(rest) + [""]

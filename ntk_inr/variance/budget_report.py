@@ -56,7 +56,7 @@ def _cells(budget: Any, row: int) -> list[str]:
     return [budget.names[row], *cells, *(cell(values[row], ".3g") for values in figures)]
 
 
-def cell(value: float, spec: str) -> str:
+def cell(value: Any, spec: str) -> str:
     """Return a number as text, and a dash where there is none."""
     return "–" if np.isnan(value) else format(value, spec)
 
