@@ -12,6 +12,7 @@ from ntk_inr.citation import cite as cite
 from ntk_inr.closed_forms import two_layer_moments as two_layer_moments
 from ntk_inr.infinite import infinite_kernel as infinite_kernel
 from ntk_inr.kernels import NTKOperator as NTKOperator
+from ntk_inr.kernels import check as check
 from ntk_inr.kernels import explain as explain
 from ntk_inr.kernels import init as init
 from ntk_inr.kernels import ntk as ntk

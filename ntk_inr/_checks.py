@@ -21,7 +21,7 @@ Precision = Literal["highest", "high", "default", "float32", "tensorfloat32", "b
 _WORDS = {"outputs": get_args(Outputs), "method": get_args(Method), "precision": get_args(Precision)}
 
 
-def as_coordinates(x: Any, name: str = "x") -> Any:
+def as_coordinates(x: Any, name: str = "x", finite: bool = True) -> Any:
     """Return ``x`` as a float array of shape (n, d), or say what is wrong with it; a shape stays one."""
     x = _as_real_matrix(x, name, "(n, d), one row a coordinate")
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -29,7 +29,8 @@ def as_coordinates(x: Any, name: str = "x") -> Any:
             f"{name} has dtype {x.dtype}; coordinates are floating point, usually in [-1, 1]. "
             f"Pass {name}.astype(float), scaled to that range."
         )
-    check_finite(x, name)
+    if finite:
+        check_finite(x, name)
     return x
 
 

@@ -101,7 +101,7 @@ def in_options(message: str, options: Mapping[str, str]) -> str:
     """Return a message of the library with a command's options in place of keywords.
 
     The library's messages write a keyword as ``name=value`` or ``name=``, and begin with ``name is`` or
-    ``name['key'] is`` where they are about its value.
+    ``name['key'] is`` where they are about its value. What a network's name carries, "siren:depth=3", stays.
 
     Args:
         message: such as "size=8 is too small; give out= too.".
@@ -119,7 +119,9 @@ def in_options(message: str, options: Mapping[str, str]) -> str:
             return written.replace("--", "--no-", 1)
         return " ".join(part for part in (written, key, value) if part and part != "True")
 
-    keyword = rf"\b(?P<name>{names})(?:(?P<equals>=)(?P<value>{value})?(?![\w(])|\[['\"](?P<key>[^'\"]+)['\"]\])"
+    keyword = (
+        rf"(?<![:,])\b(?P<name>{names})(?:(?P<equals>=)(?P<value>{value})?(?![\w(])|\[['\"](?P<key>[^'\"]+)['\"]\])"
+    )
     message = re.sub(keyword, option, message)
     return re.sub(rf"(?:^|(?<=and ))({names})(?= is )", lambda match: options[match[1]].removesuffix("="), message)
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 import ntk_inr as ni
-from tests.conftest import small
+from tests.networks import NETWORKS
 
 WIDTH = 48
 
@@ -271,10 +271,6 @@ def plain(function, shapes):
     return lambda key, x: (Partial(function), _draw(shapes))
 
 
-def named(name, **settings):
-    return lambda key, x: small(name, key, x, **settings)
-
-
 def linen(module):
     return lambda key, x: ni.init(module, key, x)
 
@@ -297,11 +293,7 @@ def equinox_mlp(key, x):
 CANCELLING = ("laplacian", "contrast", "even_part", "centred")
 W = WIDTH
 MODELS = {
-    **{name: named(name) for name in ni.variants()},
-    "siren, 3 outputs, ntk": named("siren", out=3, parameterization="ntk"),
-    "pe+hadamard trained, 2 outputs": named("pe", out=2, modulation=ni.FourierModulation(omega=3.0, trained=True)),
-    "pe+sphere input": named("pe", normalization=ni.Sphere("input")),
-    "pe+sphere hidden_pre": named("pe", normalization=ni.Sphere("hidden_pre"), out=2),
+    **{name: linen(net) for name, (net, d) in NETWORKS.items() if d == 2},
     "layer norm": linen(Normed()),
     "nn.scan": linen(ScannedLinen()),
     "nnx": nnx_mlp,

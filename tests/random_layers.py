@@ -152,15 +152,11 @@ def convolution(p, h, m, form):
     channels = m if p.has_tokens(h) else 1
     w = p("w", *((2, 1, channels) if form == 1 else (3, channels, channels)))
     rows = h.reshape(-1, *((h.shape[-2], m) if p.has_tokens(h) else (m, 1)))
+    dilation, groups = 2 if form == 2 else 1, channels if form == 1 else 1
     found = lax.conv_general_dilated(
-        rows,
-        w,
-        (1,),
-        "SAME",
-        rhs_dilation=(2 if form == 2 else 1,),
-        feature_group_count=channels if form == 1 else 1,
+        rows, w, (1,), "SAME", rhs_dilation=(dilation,), feature_group_count=groups,
         dimension_numbers=("NWC", "WIO", "NWC"),
-    )
+    )  # fmt: skip
     return jnp.tanh(found.reshape(h.shape) + (p("b", m) if form == 3 else 0))
 
 
@@ -310,9 +306,9 @@ def tokens(p, h, m, form):
         return h.sum(-2)
     if form == 1:
         return h.reshape(*h.shape[:-2], count * m) @ p("w", count * m, m)
-    return (
-        jnp.tanh(h - h.mean(-2, keepdims=True)) if form == 2 else jnp.einsum("...tm,tmo->...o", h, p("w", count, m, m))
-    )
+    if form == 2:
+        return jnp.tanh(h - h.mean(-2, keepdims=True))
+    return jnp.einsum("...tm,tmo->...o", h, p("w", count, m, m))
 
 
 @layer()
@@ -329,11 +325,7 @@ def attention(p, h, m, form):
 def stopped(p, h, m, form):
     w, stop = p("w", m, m), lax.stop_gradient
     return pick(
-        form,
-        lambda: stop(h) @ w,
-        lambda: h @ stop(w) + h @ w,
-        lambda: h + stop(h @ w),
-        lambda: h @ w - stop(h) @ w.T,
+        form, lambda: stop(h) @ w, lambda: h @ stop(w) + h @ w, lambda: h + stop(h @ w), lambda: h @ w - stop(h) @ w.T
     )
 
 
@@ -350,15 +342,13 @@ def complex_(p, h, m, form):
     w = p("w", m, m)
     wide = h if h.dtype.itemsize >= 4 else h.astype("float32")
     unit = 1j * wide
-    if form == 0:
-        found = (jnp.exp(unit) @ w.astype(unit.dtype)).imag
-    elif form == 1:
-        found = jnp.abs(jnp.exp(unit) @ lax.complex(*(a.astype(wide.dtype) for a in (w, p("v", m, m)))) + 2)
-    elif form == 2:
-        found = jnp.exp((0.3 + 1j) * (wide @ w.astype(wide.dtype))).real
-    else:
-        found = jnp.fft.fft(wide).real @ w.astype(wide.dtype) / m
-    return found.astype(h.dtype)
+    return pick(
+        form,
+        lambda: (jnp.exp(unit) @ w.astype(unit.dtype)).imag,
+        lambda: jnp.abs(jnp.exp(unit) @ lax.complex(*(a.astype(wide.dtype) for a in (w, p("v", m, m)))) + 2),
+        lambda: jnp.exp((0.3 + 1j) * (wide @ w.astype(wide.dtype))).real,
+        lambda: jnp.fft.fft(wide).real @ w.astype(wide.dtype) / m,
+    ).astype(h.dtype)
 
 
 @layer()
@@ -367,14 +357,13 @@ def solved(p, h, m, form):
     dtype = h.dtype if h.dtype.itemsize >= 4 else jnp.float32
     a = p("a", m, m).astype(dtype) / 4
     skew, eye = a - a.T, jnp.eye(m, dtype=dtype)
-    if form == 0:
-        w = jnp.linalg.solve(eye + skew, eye - skew)
-    elif form == 1:
-        w = jnp.linalg.inv(2 * eye + a)
-    elif form == 2:
-        w = jnp.linalg.cholesky(a @ a.T + eye)
-    else:
-        w = eye + skew + skew @ skew / 2
+    w = pick(
+        form,
+        lambda: jnp.linalg.solve(eye + skew, eye - skew),
+        lambda: jnp.linalg.inv(2 * eye + a),
+        lambda: jnp.linalg.cholesky(a @ a.T + eye),
+        lambda: eye + skew + skew @ skew / 2,
+    )
     return h @ w.astype(h.dtype)
 
 

@@ -18,22 +18,6 @@ def arrays(tree):
     return jax.tree.map(np.asarray, tree)
 
 
-@pytest.mark.parametrize("name", ni.variants())
-def test_every_variant_takes_any_size(name):
-    net = ni.variant(name, features=12, depth=2, out=3)
-    variables = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((5, 2)))
-    assert jax.eval_shape(net.apply, variables, jnp.zeros((5, 2))).shape == (5, 3)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["wire", "gabornet", "bacon", "hash", "pe+weight", "siren+film", "pe+modulator"])
-def test_kernels_of_whole_networks_equal_jacobians(key, x, name):
-    """With two outputs; tests/test_ntk.py has every variant with one."""
-    apply, params = ni.init(ni.variant(name, features=8, depth=2, out=2), key, x[:6])
-    exact = ni.ntk(apply, params, x[:6], method="jacobian")
-    np.testing.assert_allclose(ni.ntk(apply, params, x[:6]), exact, atol=1e-5 * float(jnp.abs(exact).max()))
-
-
 FORMULAS = {
     "finer": (ni.networks.Finer(omega=3.0, frozen_scale=False), lambda u: np.sin(3 * (np.abs(u) + 1) * u)),
     "spder": (ni.networks.Spder(omega=3.0), lambda u: np.sin(3 * u) * np.sqrt(np.abs(3 * u))),
@@ -323,28 +307,10 @@ def test_triangle_waves_and_blobs():
 
 def test_learnable_frequencies_are_parameters(key, x):
     net = ni.CoordinateMLP(features=6, depth=1, encoding=ni.GaussianFourier(4, 1.0, trained=True))
-    apply, params = ni.init(net, key, x)
+    _, params = ni.init(net, key, x)
     assert params["encoding"]["frequencies"].shape == (x.shape[1], 4)
-    exact = ni.ntk(apply, params, x, method="jacobian")
-    np.testing.assert_allclose(ni.ntk(apply, params, x), exact, atol=1e-5 * float(exact.max()))
     with pytest.raises(ValueError, match="has parameters"):
         ni.infinite_kernel(net)(x)
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"normalization": "batch"}, "normalization BatchNorm"),
-        ({"normalization": "weight"}, "normalization WeightNorm"),
-        ({"modulation": ni.networks.FiLM()}, "modulation FiLM"),
-        ({"modulation": ni.networks.GaborModulation()}, "modulation GaborModulation"),
-        ({"head": "sigmoid"}, "head='sigmoid'"),
-        ({"initializer": "geometric"}, "nonzero mean"),
-    ],
-)
-def test_parts_without_a_known_limit_are_named(settings, said):
-    with pytest.raises(ValueError, match=said):
-        ni.infinite_kernel(ni.CoordinateMLP(**settings))
 
 
 @pytest.mark.parametrize(

@@ -284,6 +284,7 @@ def test_messages_name_options():
         "space['scale'] is 2": "--over scale is 2",
         "the size is 2 and size is 3": "the size is 2 and --size is 3",
         "pass out=np.memmap(...)": "pass out=np.memmap(...)",
+        "siren:size=3,angles=2 diverged": "siren:size=3,angles=2 diverged",
     }.items():
         assert in_options(message, options) == expected
 
@@ -317,7 +318,7 @@ def test_the_version_is_told(capsys):
 
 
 def test_fit_takes_several_networks_with_settings_in_folders_of_their_own(capsys):
-    asked = ["fit", "signal", "chirp", "--set", "samples=16", "--features", "8", "--depth", "1", "--steps", "2"]
+    asked = ["fit", "signal", "chirp", "--set", "samples=64", "--features", "8", "--depth", "1", "--steps", "2"]
     asked += ["--variants", "siren:omega=10", "rff:scale=2,encoding.features=4"]
     assert cli.run(asked) == 0
     printed = capsys.readouterr().out

@@ -1,3 +1,6 @@
+import functools
+import pickle
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +10,76 @@ import scipy.special
 
 import ntk_inr as ni
 from ntk_inr.networks import initializers
+from ntk_inr.networks.settings import parts_of, setting_name
 from tests.conftest import quick, small
+from tests.networks import NETWORKS
+
+# What of a network has no infinite width, and is named.
+REFUSED = {
+    "pe+batch": "normalization BatchNorm",
+    "pe+weight": "normalization WeightNorm",
+    "pe+gabor": "modulation GaborModulation",
+    "pe+modulator": "modulation MLPModulation",
+    "siren+film": "modulation FiLM",
+    "wire": "net is Wire",
+    "residual, balanced, with a head": "head='sigmoid'",
+    "distance in space": "initializer='geometric' draws weights of nonzero mean",
+    "two layers": "net is TwoLayerNetwork",
+}
+
+
+def test_the_networks_have_every_public_part():
+    """So that what is new stands in tests/networks.py, and every law is tested on it."""
+    parts = [part for net, _ in NETWORKS.values() for part in (net, *parts_of(net).values())]
+    public = {name for name in ni.networks.__all__ if isinstance(getattr(ni.networks, name), type)}
+    # The base of some, and the layer of all.
+    assert public - {type(part).__name__ for part in parts} == {"FilterNetwork", "Dense"}
+    assert set(ni.variants()) <= set(NETWORKS)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_are_values_with_settings_and_a_limit_or_a_refusal(unchecked, name):
+    net, d = NETWORKS[name]
+    again = pickle.loads(pickle.dumps(net))
+    assert again == net
+    assert hash(again) == hash(net)
+    settings = ni.settings_of(net)
+    for path, value in settings.items():
+        assert setting_name(net, path) == path
+        if value is not None:
+            assert ni.settings_of(ni.networks.with_settings(net, {path: value})) == settings
+    if "depth" in settings:
+        other = {"features": 12, "depth": 3}
+        assert ni.settings_of(ni.networks.with_settings(net, other)) == settings | other
+        net = ni.networks.with_settings(net, other).clone(out=3)
+    variables = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, d)))
+    outputs = 3 * len(getattr(net, "readouts", "1")) if "depth" in settings else 1
+    assert jax.eval_shape(net.apply, variables, jnp.zeros((5, d))).shape == (5, outputs)
+    refusal = REFUSED.get(name)
+    if refusal is None:
+        assert callable(ni.infinite_kernel(net))
+    else:
+        with pytest.raises((TypeError, ValueError), match=refusal):
+            ni.infinite_kernel(net)
+
+
+@pytest.mark.parametrize("name", quick(NETWORKS, "pe+sphere+hadamard"))
+def test_laws_of_the_values_of_networks(key, name):
+    """The kernel's own law, that it is the float64 Jacobian's, is tested in tests/test_ntk.py on all of these."""
+    net, d = NETWORKS[name]
+    x = jax.random.uniform(key, (7, d), minval=-1.0)
+    apply, params = ni.init(net, key, x)
+    values = apply(params, x)
+    close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
+    close(jax.jit(lambda apply, params, x: apply(params, x))(apply, params, x), values)
+    stacked = jax.tree.map(lambda leaf: jnp.stack([jnp.zeros_like(leaf), leaf]), (apply, params))
+    close(jax.vmap(lambda apply, params: apply(params, x))(*stacked)[1], values)
+    budget = ni.variance_budget(apply, params, x)
+    moments = ni.moments(ni.ntk(apply, params, x))
+    np.testing.assert_allclose([budget.matrix.sum(), budget.variance], moments.variance, rtol=1e-4)
+    if name in ni.variants():
+        other, own = ni.init(net.clone(parameterization="ntk"), key, x)
+        close(other(own, x), values)
 
 
 def test_nerf_similarity_is_formula_4_1(x):
@@ -124,14 +196,6 @@ def test_siren_weights_follow_section_3_2(key, x):
     assert float(jnp.abs(hidden).max()) <= bound
     # The variance of U(±b) is b**2 / 3; its estimate from 262144 draws is good to 0.5 %.
     np.testing.assert_allclose(float(hidden.var()), bound**2 / 3, rtol=5e-3)
-
-
-@pytest.mark.parametrize("name", quick(ni.variants(), "pe+sphere+hadamard", "wire"))
-def test_both_parameterizations_are_one_function_at_the_start(key, x, name):
-    standard, ntk = (
-        apply(params, x) for apply, params in (small(name, key, x, parameterization=p) for p in ("standard", "ntk"))
-    )
-    np.testing.assert_allclose(standard, ntk, rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.slow

@@ -18,21 +18,6 @@ def values_of(net, x):
     return np.asarray(apply(params, x))
 
 
-@pytest.mark.parametrize("name", list(ni.variants()))
-def test_every_setting_of_a_variant_can_be_named_and_replaced(name):
-    net = ni.variant(name, features=16, depth=2)
-    found = ni.settings_of(net)
-    assert {"features", "depth"} <= set(found)
-    for path, value in found.items():
-        assert setting_name(net, path) == path
-        if value is not None:
-            assert ni.settings_of(with_settings(net, {path: value})) == found
-    assert ni.settings_of(with_settings(net, {"features": 24, "depth": 3})) == found | {
-        "features": 24,
-        "depth": 3,
-    }
-
-
 def test_a_replaced_setting_is_that_of_a_network_built_with_it(x):
     by_name = with_settings(ni.variant("rff", features=16), {"encoding.scale": 2.0})
     built = ni.variant("rff", features=16, encoding=ni.GaussianFourier(features=128, scale=2.0))

@@ -269,7 +269,7 @@ def test_several_variants_take_the_settings_that_they_have(chirp):
     ]  # fmt: skip
     assert tuned.best.variant == "rff"
     mine = ni.tune(chirp, {"mine": ni.variant("relu", features=8, depth=1)}, {"features": [4, 8]}, repeats=1)
-    assert mine.best.label in ("mine features=4", "mine features=8")
+    assert mine.best.label in ("mine:features=4", "mine:features=8")
 
 
 @pytest.mark.slow
@@ -417,7 +417,7 @@ def test_signals_that_teach_nothing_are_refused():
     occupancy = ni.shape_task("sphere", kind="occupancy", points=50)
     with pytest.raises(ValueError, match="trained by the loss 'bce'"):
         ni.tune(occupancy, "rff")
-    with pytest.raises(ValueError, match="no candidate works; pe\\+topk k=64"):
+    with pytest.raises(ValueError, match="no candidate works; pe\\+topk:k=64"):
         ni.tune(ni.load_task("signal", "chirp", samples=64), "pe+topk", {"k": [64]}, features=16, depth=1)
 
 
@@ -427,7 +427,7 @@ def test_the_command(capsys, tmp_path, monkeypatch):
     asked = ["tune", "signal", "chirp", "--set", "samples=96", "--over", "scale=0.5:16"]
     assert cli.run([*asked, *small]) == 0
     printed = capsys.readouterr().out
-    for expected in ("Train rff scale=", "ni.load_task("):
+    for expected in ("Train rff:scale=", "ni.load_task("):
         assert expected in printed
     assert re.search(
         r"ntk-inr fit signal chirp --set samples=96 --variant rff:encoding.scale=\S+ --features 16 --depth 1 ", printed

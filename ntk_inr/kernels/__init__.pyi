@@ -2,6 +2,9 @@ from ntk_inr.kernels.adapters import init as init
 from ntk_inr.kernels.adapters import split as split
 from ntk_inr.kernels.api import ntk as ntk
 from ntk_inr.kernels.api import training_kernel as training_kernel
+from ntk_inr.kernels.checklist import Checklist as Checklist
+from ntk_inr.kernels.checklist import Stage as Stage
+from ntk_inr.kernels.checklist import check as check
 from ntk_inr.kernels.operator import NTKOperator as NTKOperator
 from ntk_inr.kernels.planning import LeafPlan as LeafPlan
 from ntk_inr.kernels.planning import MethodCost as MethodCost

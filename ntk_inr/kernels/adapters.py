@@ -219,8 +219,8 @@ def split(
             "needs no split."
         )
     takes = {"Linen": ("mutable",), "NNX": ("filter",), "Equinox": ("filter", "batched")}[kind]
-    given = {"mutable": bool(mutable), "filter": filter is not None, "batched": batched}
-    stray = [name for name, is_given in given.items() if is_given and name not in takes]
+    options = {"mutable": bool(mutable), "filter": filter is not None, "batched": batched}
+    stray = [name for name, is_set in options.items() if is_set and name not in takes]
     if stray:
         raise TypeError(f"split got {stray[0]} for a model of {kind}, which takes only {' and '.join(takes)}.")
     if kind == "Linen":

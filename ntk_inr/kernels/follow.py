@@ -41,7 +41,7 @@ class Source:
 
 def follow(program: Program, atom: Atom, index: Places, stops: Collection[Name] = ()) -> list[Source]:
     """Return the sources whose sum, each with its entries moved to its places, is ``atom``; zeros are left out."""
-    found: list[Source] = []
+    ends: list[Source] = []
     pending: dict[Name, list[Source]] = {}
 
     def add(source: Source) -> None:
@@ -50,21 +50,21 @@ def follow(program: Program, atom: Atom, index: Places, stops: Collection[Name] 
         if program.is_active(source.value):
             pending.setdefault(source.value, []).append(source)
         else:
-            found.append(source)
+            ends.append(source)
 
     add(Source(atom, index))
     while pending:
         value = max(pending, key=program.order.__getitem__)
         sources = _merged(pending.pop(value))
-        ends = value in stops or len(sources) > _WAYS
+        is_end = value in stops or len(sources) > _WAYS
         for source in sources:
-            parts = None if ends else steps(program, source, stops)
+            parts = None if is_end else steps(program, source, stops)
             if parts is None:
-                found.append(source)
+                ends.append(source)
             else:
                 for part in parts:
                     add(part)
-    return found
+    return ends
 
 
 def _merged(sources: list[Source]) -> list[Source]:
@@ -106,11 +106,11 @@ def steps(program: Program, source: Source, stops: Collection[Name] = ()) -> lis
     equation = program.producer.get(source.value) if isinstance(source.value, Name) else None
     if equation is None:
         return None
-    found = _of_loop(equation, source, stops) if isinstance(equation, Loop) else _of(program, equation, source.index)
-    if found is None:
+    parts = _of_loop(equation, source, stops) if isinstance(equation, Loop) else _of(program, equation, source.index)
+    if parts is None:
         return None
     return [
-        dataclasses.replace(part, scale=source.scale * part.scale, scales=source.scales + part.scales) for part in found
+        dataclasses.replace(part, scale=source.scale * part.scale, scales=source.scales + part.scales) for part in parts
     ]
 
 
@@ -180,10 +180,10 @@ def _of_loop(loop: Loop, source: Source, stops: Collection[Name]) -> list[Source
         if atom in body.inputs:
             place = body.inputs.index(atom)
             return [Source(loop.inputs[place], index)] if place >= loop.carry.stop else None
-        found = steps(body, Source(atom, _own_places(atom)))
-        if found is None:
+        parts = steps(body, Source(atom, _own_places(atom)))
+        if parts is None:
             return None
-        return [_lifted(loop, part, index.entries_of_each(part.index)) for part in found]
+        return [_lifted(loop, part, index.entries_of_each(part.index)) for part in parts]
     place = loop.outputs.index(value)
     if place >= len(loop.carry):
         return [Source(loop.expose(body.outputs[place]), index)]

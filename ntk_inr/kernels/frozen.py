@@ -51,7 +51,7 @@ def mode_of(function: Partial, params: Params, x: Any) -> str:
     """
     # In forward mode JAX complains only when it lowers.
     attempts: dict[str, Callable[..., Any]] = {
-        "reverse": functools.partial(jax.eval_shape, _gradient),
+        "reverse": functools.partial(jax.eval_shape, gradient),
         "forward": jax.jit(_along).lower,
     }
     for mode, attempt in attempts.items():
@@ -112,7 +112,7 @@ def _open(eqn: Any) -> dict[str, Any]:
     return {} if eqn.primitive.name.startswith("custom_") else eqn.params
 
 
-def _gradient(function: Partial, params: Params, x: Any) -> list[Array]:
+def gradient(function: Partial, params: Params, x: Any) -> list[Array]:
     """Return the gradient of a sum of the outputs with weights of their own."""
     out, pull = jax.vjp(lambda params: function(params, x), params)
     return jax.tree.leaves(pull(mixing.cotangent_of(out)))
@@ -139,7 +139,7 @@ def _differs(apply: Partial, params: Params, x: Any) -> bool:
 @at_precision
 def _by_gradient(apply: Partial, full: Partial, params: Params, x: Any) -> tuple[Array, Array]:
     """Return how far gradients of the outputs are apart with and without ``stop_gradient``, and how large they are."""
-    own, other = (_gradient(function, params, x) for function in (apply, full))
+    own, other = (gradient(function, params, x) for function in (apply, full))
     return _norm([a - b for a, b in zip(own, other, strict=True)]), jnp.maximum(_norm(own), _norm(other))
 
 

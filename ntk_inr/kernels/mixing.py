@@ -106,9 +106,9 @@ def _verdict(apply: Partial, params: Params, rows: np.ndarray, n: int) -> str:
     rounding = 0.0
     for draw in range(_NUDGES):
         # Of one shape with the batches, so that nothing is compiled anew; each is nudged in its own way.
-        moved = _nudged(np.broadcast_to(rows, batches.shape), unit, draw)
-        nudged = _together(apply, jax.tree.map(lambda leaf, draw=draw: _nudged(leaf, unit, draw), near), moved)
-        rounding = max(rounding, np.abs(np.asarray(nudged, np.float64) - plain).max())
+        moved = nudged(np.broadcast_to(rows, batches.shape), unit, draw)
+        rounded = _together(apply, jax.tree.map(lambda leaf, draw=draw: nudged(leaf, unit, draw), near), moved)
+        rounding = max(rounding, np.abs(np.asarray(rounded, np.float64) - plain).max())
     size = np.abs(alone).max()
     among_others = max(np.abs(rest[i][i % _ROWS] - plain[i % _ROWS]).max() for i in range(2 * _ROWS))
     elsewhere = max(np.abs(plain - alone).max(), np.abs(turned[::-1] - plain).max())
@@ -126,16 +126,16 @@ def _distinct(x1: Array, x2: Array | None) -> Any:
     """Return ``_ROWS`` distinct coordinates, as far as there are so many from the data."""
     if any(isinstance(x, jax.core.Tracer) for x in (x1, x2)):
         return x1[:1]
-    found = np.concatenate([some(x) for x in (x1, x2) if x is not None])
-    _, first = np.unique(found.astype(np.float64), axis=0, return_index=True)
-    found = found[first]
-    if len(found) < _ROWS:
+    rows = np.concatenate([some(x) for x in (x1, x2) if x is not None])
+    _, first = np.unique(rows.astype(np.float64), axis=0, return_index=True)
+    rows = rows[first]
+    if len(rows) < _ROWS:
         # Between those that there are, and towards the middle of the domain.
-        t = np.linspace(0.1, 0.9, _ROWS - len(found))[:, None]
-        ends = found[-1].astype(np.float64)
-        more = (1 - t) * found[0] + t * (ends if len(found) > 1 else 0.5)
-        found = np.concatenate([found, more.astype(found.dtype)])
-    return found[np.linspace(0, len(found) - 1, _ROWS).round().astype(int)]
+        t = np.linspace(0.1, 0.9, _ROWS - len(rows))[:, None]
+        ends = rows[-1].astype(np.float64)
+        more = (1 - t) * rows[0] + t * (ends if len(rows) > 1 else 0.5)
+        rows = np.concatenate([rows, more.astype(rows.dtype)])
+    return rows[np.linspace(0, len(rows) - 1, _ROWS).round().astype(int)]
 
 
 def some(x: Any) -> np.ndarray:
@@ -167,7 +167,7 @@ def _together(apply: Partial, params: Params, batches: Any) -> Array:
     return lax.map(lambda batch: apply(params, batch), batches)
 
 
-def _nudged(array: Any, unit: float, draw: int) -> np.ndarray:
+def nudged(array: Any, unit: float, draw: int) -> np.ndarray:
     """Return the array with each number moved up or down by a last digit."""
     array = np.asarray(array)
     wide = array.astype(np.float64)
@@ -202,5 +202,5 @@ def has_custom_rule(trace: Any) -> bool:
 def dtypes(trace: Any) -> set[Any]:
     """Return the floating point dtypes that a trace computes in."""
     made = (var.aval for eqn in equations(trace.jaxpr) for var in eqn.outvars)
-    found = {aval.dtype for aval in made if hasattr(aval, "dtype")}
-    return {dtype for dtype in found | {trace.out_info.dtype} if jnp.issubdtype(dtype, jnp.floating)}
+    kinds = {aval.dtype for aval in made if hasattr(aval, "dtype")}
+    return {dtype for dtype in kinds | {trace.out_info.dtype} if jnp.issubdtype(dtype, jnp.floating)}

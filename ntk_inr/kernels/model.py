@@ -104,7 +104,7 @@ def _is_traced(*trees: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
-def check_params(params: Params) -> Params:
+def check_params(params: Params, finite: bool = True) -> Params:
     """Return a pytree of parameters in the machine's byte order, or say which leaf can't be one."""
     params = _checks.native(_checks.unmasked(params, "params"))
     leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -122,7 +122,8 @@ def check_params(params: Params) -> Params:
                 f"params{jax.tree_util.keystr(path)} has dtype {kind}; every parameter must be floating point. "
                 "Close over arrays that are not trained instead."
             )
-    _checks.check_finite_tree(params, "params")
+    if finite:
+        _checks.check_finite_tree(params, "params")
     return params
 
 

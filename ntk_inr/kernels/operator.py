@@ -115,7 +115,7 @@ class NTKOperator:
         _checks.check_options(microbatch=microbatch)
         model = Request.of(apply, params, x1, x2, outputs=outputs, precision=precision).model
         if not model.traced and mixing.has_custom_rule(mixing.traced(model.apply, model.params, model.x1)):
-            _check_linear(model)
+            check_linear(model)
         if microbatch is None:
             trace = trace_of(model, outputs)
             microbatch = max(1, _MICROBATCH_BYTES // max(1, trace.floats * model.dtype.itemsize))
@@ -236,7 +236,7 @@ def _coordinates(x: Array, most: int) -> Array:
     return _in_batches(x, most, "edge")
 
 
-def _check_linear(model: Model) -> None:
+def check_linear(model: Model) -> None:
     """Refuse a function whose backward pass, by a rule of the user's own, is not linear in the cotangent."""
     with jax.debug_nans(False):
         errors = np.asarray(_nonlinearity(model.apply, model.params, model.x1[:_LOOKED_AT]), np.float64)

@@ -160,20 +160,20 @@ def _regrouped(shape: Sequence[int], strides: Sequence[int], new: Sequence[int])
     if 0 in new:
         return (0,) * len(new)
     old = [(n, stride) for n, stride in zip(shape, strides, strict=True) if n != 1]
-    found: list[int] = []
-    while len(found) < len(new):
-        if new[len(found)] == 1:
-            found.append(0)
+    regrouped: list[int] = []
+    while len(regrouped) < len(new):
+        if new[len(regrouped)] == 1:
+            regrouped.append(0)
             continue
         # As few old axes as make up as many entries as some new axes.
-        taken, sizes = [old.pop(0)], [new[len(found)]]
+        taken, sizes = [old.pop(0)], [new[len(regrouped)]]
         while (have := math.prod(n for n, _ in taken)) != (want := math.prod(sizes)):
             if have < want:
                 taken.append(old.pop(0))
             else:
-                sizes.append(new[len(found) + len(sizes)])
+                sizes.append(new[len(regrouped) + len(sizes)])
         if any(a != n * b for (_, a), (n, b) in itertools.pairwise(taken)):
             return None
         stride = taken[-1][1]
-        found += [stride * math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
-    return tuple(found)
+        regrouped += [stride * math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+    return tuple(regrouped)

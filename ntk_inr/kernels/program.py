@@ -243,8 +243,8 @@ class Loop:
 
         initial = [values[self.carry[k]] for k in order]
         carry, parts = lax.scan(step, initial, [values[place] for place in stacked], **self._options)
-        found = dict(zip(order, carry, strict=True))
-        return [(self.outputs[k], found[k]) for k in final] + list(zip(slices, parts, strict=True))
+        last = dict(zip(order, carry, strict=True))
+        return [(self.outputs[k], last[k]) for k in final] + list(zip(slices, parts, strict=True))
 
 
 def _inner(eqn: Any) -> tuple[Any, Sequence[Any]]:

@@ -133,18 +133,18 @@ def find_sites(
             handling.append(Handling("unused", "the output does not depend on it"))
             continue
         if leaf in fixed:
-            found, why = list[Group](), "handled as in another function"
+            candidates, why = list[Group](), "handled as in another function"
         else:
-            found, why = _grouped(program, leaf, sources, place.size)
-        flops = sum(group.flops(backward, differentiable=differentiable) for group in found)
-        if found and flops <= 2 * backward * place.size:
-            groups += found
-            uses = max(group.tokens for group in found)
+            candidates, why = _grouped(program, leaf, sources, place.size)
+        flops = sum(group.flops(backward, differentiable=differentiable) for group in candidates)
+        if candidates and flops <= 2 * backward * place.size:
+            groups += candidates
+            uses = max(group.tokens for group in candidates)
             why = "operand of a matrix product" if uses == 1 else f"sum of {uses} products, over orthonormal inputs"
-            floats = sum(group.floats(c, differentiable=differentiable) for group in found)
+            floats = sum(group.floats(c, differentiable=differentiable) for group in candidates)
             handling.append(Handling("product", why, flops, floats))
         else:
-            why = "fewer flops than as products" if found else why
+            why = "fewer flops than as products" if candidates else why
             handling.append(Handling("jacobian", why, 2 * backward * place.size, c * place.size))
     bases = _bases(program, groups)
     for leaf, (cotangent, place) in enumerate(zip(program.outputs, places, strict=True)):

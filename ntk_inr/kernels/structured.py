@@ -108,20 +108,20 @@ class Trace:
 
         def pull(cotangent: Array) -> tuple[list[Array], list[Array]]:
             arguments = [*jax.tree.leaves(apply), x_i, cotangent, *jax.tree.leaves(params)]
-            found = self.program.evaluate(arguments, names + own)
-            values = dict(zip(names, found, strict=False))
+            results = self.program.evaluate(arguments, names + own)
+            values = dict(zip(names, results, strict=False))
             inputs = [_joined([self._input(site, values) for site in group.sites]) for group in self.sites.groups]
             deltas = [_joined([self._delta(site, values) for site in group.sites]) for group in self.sites.groups]
             if own:
-                jacobians = [value.reshape(-1).astype(self.dtype) for value in found[len(names) :]]
+                jacobians = [value.reshape(-1).astype(self.dtype) for value in results[len(names) :]]
                 deltas.append(jnp.concatenate(jacobians)[None, None])
             return inputs, deltas
 
         basis = jnp.eye(math.prod(self._out.shape), dtype=self._out.dtype)
         inputs, deltas = jax.vmap(pull, out_axes=(None, 0))(basis)
         pairs = zip(self.sites.groups, inputs, deltas, strict=False)
-        found: list[tuple[Array | None, Array]] = [self._orthogonal(group, h, delta) for group, h, delta in pairs]
-        return found + [(None, delta) for delta in deltas[len(found) :]]
+        factors: list[tuple[Array | None, Array]] = [self._orthogonal(group, h, delta) for group, h, delta in pairs]
+        return factors + [(None, delta) for delta in deltas[len(factors) :]]
 
     def offsets(self) -> list[Array]:
         """Return each factor's offset."""
@@ -178,23 +178,25 @@ def fitting(
     """
     fixed: dict[int, str] = {}
     while True:
-        given = tuple(fixed.items())
-        traces = [Trace(f, params, x_i, c, outputs, differentiable=differentiable, fixed=given) for f in (apply, other)]
+        handled = tuple(fixed.items())
+        traces = [
+            Trace(f, params, x_i, c, outputs, differentiable=differentiable, fixed=handled) for f in (apply, other)
+        ]
         sites, others = (trace.sites for trace in traces)
         apart = [leaf for leaf in range(len(sites.handling)) if not _alike(sites, others, leaf)]
         if not apart:
-            return traces[0], given
+            return traces[0], handled
         for leaf in apart:
-            kinds = {found.handling[leaf].kind for found in (sites, others)}
+            kinds = {each.handling[leaf].kind for each in (sites, others)}
             fixed[leaf] = "unused" if "unused" in kinds else "jacobian"
 
 
 def _alike(sites: Sites, others: Sites, leaf: int) -> bool:
     """Return whether a leaf is handled alike, with its products, and the biases they carry, in the same places."""
-    how, other = (found.handling[leaf] for found in (sites, others))
+    how, other = (each.handling[leaf] for each in (sites, others))
     if (how.kind, how.carrier) != (other.kind, other.carrier):
         return False
-    ours, theirs = ([group for group in found.groups if group.leaf == leaf] for found in (sites, others))
+    ours, theirs = ([group for group in each.groups if group.leaf == leaf] for each in (sites, others))
     return len(ours) == len(theirs) and all(
         a.tokens == b.tokens
         and a.index.same_as(b.index)

@@ -220,7 +220,7 @@ class Erf:
 
 @dataclasses.dataclass(frozen=True)
 class Elementwise:
-    """Any elementwise callable, with LeCun-normal weights."""
+    """Apply any elementwise callable, with LeCun-normal weights."""
 
     function: Callable[[Array], Array]
 
@@ -250,7 +250,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def resolve(activation: str | Callable[[Array], Array]) -> Activation:
-    """Return the activation of that name, or wrap a callable that brings no weight law."""
+    """Return an activation from its name, or from a callable, which gets LeCun-normal weights if it has no law."""
     if isinstance(activation, str):
         _checks.check_choice(activation, ACTIVATIONS, "activation")
         return ACTIVATIONS[activation]

@@ -163,7 +163,7 @@ def written(name: str, settings: Mapping[str, Any]) -> str:
         >>> written("rff", {"encoding.scale": 4.0}), written("rff:depth=3", {"features": 64}), written("relu", {})
         ('rff:encoding.scale=4.0', 'rff:depth=3,features=64', 'relu')
     """
-    numbers = ",".join(f"{key}={value!r}" for key, value in settings.items())
+    numbers = ",".join(f"{key}={value}" for key, value in settings.items())
     return f"{name}{',' if ':' in name else ':'}{numbers}" if numbers else name
 
 

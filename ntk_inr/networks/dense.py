@@ -55,7 +55,7 @@ class Dense(nn.Module):
         stored = self.parameterization == "standard"
 
         def entered(name: str, law: Law, shape: tuple[int, ...]) -> tuple[Array, float]:
-            """Return the parameter, and what it is multiplied by in the forward pass."""
+            """Return the parameter ``name``, and the factor that the forward pass multiplies it by."""
             scale = law.std(fan_in, self.features)
             if not stored:
                 return self.param(name, law.draw, shape, self.param_dtype), scale

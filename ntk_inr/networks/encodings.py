@@ -19,7 +19,7 @@ CONSTANTS = "constants"
 
 
 class Identity(nn.Module):
-    r"""The coordinates themselves, times a factor, which is how SIREN gives its first layer a frequency of its own.
+    r"""Multiply the coordinates by a factor, by which SIREN gives its first layer a frequency of its own.
 
     Attributes:
         scale: the factor; 100 before ``Sine(omega=30.0)`` is a first omega of 3000, as SIREN has it for audio.
@@ -137,7 +137,7 @@ class GaussianFourier(nn.Module):
 
 
 class TriangleWave(nn.Module):
-    r"""NeRF's encoding with triangle waves for sines, cheap where sines are not.
+    r"""Encode coordinates by triangle waves of doubling frequency, NeRF's encoding without its sines.
 
     .. math:: \gamma(x) = (\mathrm{tri}(2^{k-1}(x_t+1)))_{k < L,\,t \le d},
         \qquad \mathrm{tri}(s) = 2\,|s \bmod 2 - 1| - 1
@@ -172,7 +172,7 @@ class TriangleWave(nn.Module):
 
 
 class OneBlob(nn.Module):
-    r"""Each coordinate by Gaussian bumps at the centres of k bins of [-1, 1], a soft one-hot code.
+    r"""Encode each coordinate by Gaussian bumps at the centres of k bins of [-1, 1], a soft one-hot code.
 
     .. math:: \gamma(x)_{t,r} = e^{-(x_t-c_r)^2/2s^2}, \qquad s = 2/k
 

@@ -6,13 +6,13 @@ import dataclasses
 from typing import Any
 
 REAL = {"setting": float}
-"""Metadata of a field that is a real setting; with ``"tuned": False``, of one that is not listed among them."""
+"""Metadata of a field that is a real setting; beside ``"tuned": False``, ``settings_of`` leaves it out."""
 WHOLE = {"setting": int}
 """Metadata of a field that is a whole setting."""
 
 
 def real(default: Any, *, tuned: bool = True) -> Any:
-    """Declare a real setting with a default; ``tuned=False`` where only numerics hang on it.
+    """Declare a real setting with a default; ``tuned=False`` keeps it from :func:`ntk_inr.settings_of`.
 
     Example:
         >>> import flax.linen as nn, jax.numpy as jnp, ntk_inr as ni

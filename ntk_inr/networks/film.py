@@ -14,7 +14,7 @@ from ntk_inr.networks.fields import real, whole
 
 
 class Affine(NamedTuple):
-    """What pre-activations are multiplied by, and what is added.
+    """The factors and summands of the pre-activations of all hidden layers.
 
     Attributes:
         scale: (layers, features).

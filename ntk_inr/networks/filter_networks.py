@@ -22,7 +22,7 @@ from ntk_inr.networks.modulation import squared_distances
 
 
 class FilterNetwork(nn.Module):
-    r"""What multiplicative filter networks share, (6.6).
+    r"""Share what multiplicative filter networks have in common, (6.6).
 
     .. math:: z_1 = g_1(x), \quad z_{l+1} = (W_lz_l + b_l)\circ g_{l+1}(x), \quad f = Wz_L + b
 
@@ -81,7 +81,7 @@ class FilterNetwork(nn.Module):
         return Dense(features, self.law, BIAS_UNIFORM, self.parameterization, self.param_dtype, name=name)
 
     def entry(self, name: str, draw: Any, *, trained: bool) -> Array:
-        """Return a filter's array, among the parameters or in the "constants" collection."""
+        """Return an array of a filter, from the parameters where ``trained``, else from the "constants" collection."""
         if trained:
             return self.param(name, draw)
         return self.variable(CONSTANTS, name, lambda: draw(self.make_rng("params"))).value
@@ -96,7 +96,7 @@ class FilterNetwork(nn.Module):
         return trig.sin(x @ omega + self.entry(f"phase_{layer}", phase, trained=self.trained).astype(x.dtype)[None, :])
 
     def uniform(self, key: Array, x: Array, scale: float) -> Array:
-        """Return frequencies (d, features) up to such a bound that those of all layers together have ``scale``."""
+        """Return uniform frequencies (d, features), bounded so that the sum over all layers has the size ``scale``."""
         reach = scale / (x.shape[1] * self.depth) ** 0.5
         return jax.random.uniform(key, (x.shape[1], self.features), self.param_dtype, -reach, reach)
 

@@ -20,7 +20,7 @@ _PRIMES = np.array([1, 2654435761, 805459861, 3674653429, 2097192037, 1434869437
 
 
 class HashGrid(nn.Module):
-    r"""Trained features at the corners of grids of growing resolution, interpolated linearly.
+    r"""Interpolate trained features from the corners of grids of growing resolution.
 
     Level l has :math:`N_l = \lfloor N_0 b^l\rfloor` cells a side over [-1, 1] and at most :math:`2^T` features
     vectors. Where it has more corners than these, corners share by the hash
@@ -93,7 +93,7 @@ class HashGrid(nn.Module):
         return jnp.concatenate(encoded, axis=-1)
 
     def _rows(self, corner: Array, cells: int, size: int) -> Array:
-        """Return which row of the table each corner (n, 2**d, d) has."""
+        """Return the row (n, 2**d) of the table of each corner (n, 2**d, d)."""
         d = corner.shape[-1]
         if (cells + 1) ** d <= size:
             strides = np.array([(cells + 1) ** t for t in range(d)], np.uint32)

@@ -1,4 +1,4 @@
-"""Laws that weights and biases are drawn from, and the schemes that say which layer has which."""
+"""Laws that weights and biases are drawn from, and schemes, which give each layer its laws."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def siren_hidden(omega: float) -> Law:
 
 @dataclasses.dataclass(frozen=True)
 class Scheme:
-    """Which layer's weights and biases have which law; for the ``initializer`` of a network.
+    """Give the weights and biases of each layer their laws; for the ``initializer`` of a network.
 
     Attributes:
         hidden: law of the hidden layers' weights.

@@ -109,7 +109,7 @@ class CoordinateMLP(nn.Module):
         return source.law(first=first, readout=readout), bias_law
 
     def every_law(self) -> list[Law]:
-        """Return the laws of all weights and biases that there are."""
+        """Return the laws of the weights and of the biases of every layer."""
         layers = self.laws(first=True), self.laws(), self.laws(readout=True)
         return [law for layer in layers for law in layer if law is not None]
 

@@ -18,7 +18,7 @@ from ntk_inr.networks.fields import real
 
 
 class FourierModulation(nn.Module):
-    r"""Unit-energy sine factors with random direction and phase, (T6.2).
+    r"""Make factors of hidden units: sines of unit energy with random directions and phases, (T6.2).
 
     .. math:: g_r(x) = \sqrt2\,\sin(\omega v_r^\top x + b_r),\quad v_r \sim N(0, I),\ b_r \sim U[0, 2\pi)
 
@@ -74,7 +74,7 @@ class FourierModulation(nn.Module):
 
 
 class GaborModulation(nn.Module):
-    r"""Sine factors under windows that lie anywhere in the domain, as a Gabor network's filters.
+    r"""Make factors of hidden units: sines under Gaussian windows anywhere in the domain, as a Gabor network's filters.
 
     .. math:: g_r(x) = \sqrt2\,e^{-\lVert x-\mu_r\rVert^2/2s^2}\sin(\omega v_r^\top x + b_r),
         \quad \mu_r \sim U[-1, 1]^d
@@ -134,7 +134,7 @@ def squared_distances(x: Float[Array, "n d"], centres: Float[Array, "m d"]) -> F
 
 
 class MLPModulation(nn.Module):
-    r"""Factors by a second network of the coordinates, the modulator: layer by layer, one for each unit.
+    r"""Make factors of hidden units by a second network of the coordinates, the modulator: one a unit, layer by layer.
 
     .. math:: g_1 = \mathrm{relu}(V_1x + c_1), \quad g_{l+1} = \mathrm{relu}(V_{l+1}[g_l, x] + c_{l+1})
 

@@ -1,4 +1,4 @@
-"""Normalization of each example: to a sphere (T5 of the theory) or standardised; of batches; of weights."""
+"""Normalize each example to a sphere (T5 of the theory) or to mean 0 and variance 1, or batches, or weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PLACEMENTS = ("input", "hidden_post", "hidden_pre")
 
 @dataclasses.dataclass(frozen=True)
 class Sphere:
-    r"""Projection of each row to the sphere of radius C, (T5.4).
+    r"""Project each row to the sphere of radius C, (T5.4).
 
     .. math:: z = C\,\frac{h}{\sqrt{\lVert h\rVert^2 + \epsilon m}}
 
@@ -65,7 +65,7 @@ class Sphere:
 
 @dataclasses.dataclass(frozen=True)
 class LayerNorm:
-    r"""Each row shifted to mean zero and scaled to variance one, with nothing trained.
+    r"""Shift each row to mean zero and scale it to variance one, with nothing trained.
 
     .. math:: z = (h - \bar h) / \sqrt{\mathrm{Var}(h) + \epsilon}
 
@@ -102,7 +102,7 @@ class LayerNorm:
 
 @dataclasses.dataclass(frozen=True)
 class BatchNorm:
-    r"""Each unit shifted and scaled to mean zero and variance one over the batch, then by trained gain and bias.
+    r"""Shift and scale each unit to mean zero and variance one over the batch, then by a trained gain and bias.
 
     .. math:: z = \gamma\,(u - E\,u) / \sqrt{\mathrm{Var}(u) + \epsilon} + \beta
 
@@ -145,7 +145,7 @@ class BatchNorm:
 
 @dataclasses.dataclass(frozen=True)
 class WeightNorm:
-    r"""Each unit's weights as a trained length times a trained direction, :math:`w = g\,v/\lVert v\rVert`.
+    r"""Train each unit's weights as a length times a direction, :math:`w = g\,v/\lVert v\rVert`.
 
     At initialisation g is the length of v, so that the function and its kernel are those of the plain network:
     the derivatives of w by g and v together have :math:`JJ^\top = I` there. They part as training changes the length
@@ -176,7 +176,7 @@ NORMALIZATIONS: dict[str, Normalization] = {
 
 
 def resolve(normalization: Normalization | str | None) -> Normalization | None:
-    """Return the normalization of that name, or the one given."""
+    """Return a normalization from its name; others are returned as they are."""
     if not isinstance(normalization, str):
         return normalization
     _checks.check_choice(normalization, NORMALIZATIONS, "normalization")

@@ -19,7 +19,7 @@ from ntk_inr.networks.normalization import Sphere
 Mode = Literal["hard", "sphere", "soft"]
 Soft = Literal["shrinkage", "gated", "straight_through"]
 Schedule = Callable[[Any], Any]
-"""From the number of steps taken to a value, such as optax's schedules."""
+"""A function from the number of training steps to a value, such as optax's schedules."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ class TopK:
         return callable(self.k) or callable(self.temperature)
 
     def settled(self) -> tuple[int, float | None]:
-        """Return k and the temperature as numbers.
+        """Return k and the temperature, which must both be numbers.
 
         Raises:
             ValueError: one of them follows a schedule.

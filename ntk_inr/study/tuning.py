@@ -79,10 +79,8 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """The variant and its settings, as a reader writes them."""
-        return " ".join(
-            [self.variant, *[f"{name.rpartition('.')[2]}={_short(v)}" for name, v in self.settings.items()]]
-        )
+        """The variant and its settings in short, as :func:`ntk_inr.variant` takes them."""
+        return written(self.variant, {name.rpartition(".")[2]: _short(v) for name, v in self.settings.items()})
 
 
 def stderr(values: Sequence[Any]) -> float:

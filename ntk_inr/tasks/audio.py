@@ -23,7 +23,7 @@ _WINDOW = 256
 
 @dataclasses.dataclass(frozen=True)
 class AudioTask(PointwiseTask):
-    """A sound in one channel.
+    """A recording in one channel, to be fitted as a function of time.
 
     The network fits the waveform scaled to a peak of 1; reconstructions are in the sound's own scale.
 
@@ -59,7 +59,7 @@ class AudioTask(PointwiseTask):
 
     @property
     def seconds(self) -> float:
-        """How long it lasts."""
+        """Duration of the sound."""
         return len(self.samples) / self.rate
 
     @property

@@ -75,7 +75,7 @@ class EikonalLoss:
 
 
 def _norm(v: Array) -> Array:
-    """Return the length of each row; its derivative at 0 is 0 rather than NaN."""
+    """Return the lengths (n,) of rows (n, d), whose derivative at 0 is 0 rather than NaN."""
     square = (v**2).sum(axis=1)
     positive = square > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)

@@ -1,4 +1,4 @@
-"""Files in and out: clear refusals, and nothing overwritten unasked."""
+"""Read files, or say clearly what is wrong with them; write files, and overwrite none unasked."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ntk_inr import _checks
 
 
 def bundled_name(source: Any, bundled: Iterable[str]) -> str | None:
-    """Return the name of what is bundled that a source means: it, unless a file (not a folder) has that name."""
+    """Return ``source`` where it names something bundled and no file (a folder may) has that name; else None."""
     name = os.fsdecode(source) if isinstance(source, str | bytes | os.PathLike) else ""
     return name if name in bundled and (Path(name).is_dir() or not Path(name).exists()) else None
 
 
 def existing_file(source: str | Path, what: str, bundled: Sequence[str] = ()) -> Path:
-    """Return the path of a file that is there, is a file and is not empty, or say what is wrong."""
+    """Return the path of a file; raise where it does not exist, is a folder, or is empty."""
     if not isinstance(source, str | bytes | os.PathLike):
         raise TypeError(f"the {what} is {type(source).__name__}; expected the path of a file.")
     path = Path(os.fsdecode(source))
@@ -54,7 +54,7 @@ def load_npy(path: Path, *, memory_map: bool = False) -> np.ndarray:
 
 
 def finite_floats(array: np.ndarray, name: str) -> np.ndarray:
-    """Return real numbers as float64, or say what is wrong with them."""
+    """Return an array in float64; raise where it holds no real numbers, or none that are finite."""
     if not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating) or array.dtype == bool):
         raise TypeError(f"{name} has dtype {array.dtype}; expected integers or floating point values.")
     if array.size == 0:
@@ -65,7 +65,7 @@ def finite_floats(array: np.ndarray, name: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def new_file(path: str | Path, suffixes: Sequence[str], *, overwrite: bool) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` to write to, and move it there once it is whole."""
+    """Yield a temporary path beside ``path``; the file written there is moved to ``path`` once it is whole."""
     path = Path(path)
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"can't save as {path.name!r}; expected a name that ends in {', '.join(suffixes)}.")

@@ -19,7 +19,7 @@ from ntk_inr.tasks.pictures import Panel, PictureTask, picture_rows
 
 @dataclasses.dataclass(frozen=True)
 class ImageTask(PictureTask, SampledTask):
-    """An image, and which of its pixels are trained on.
+    """Fit an image as a function of pixel coordinates, on all of its pixels or on a share of them.
 
     Attributes:
         name: what to call it in a report.
@@ -55,7 +55,7 @@ class ImageTask(PictureTask, SampledTask):
         return reconstruct_image(predict, self.image.shape)
 
     def scores(self, reconstruction: np.ndarray) -> dict[str, float]:
-        """Return what a clipped reconstruction scores.
+        """Return the scores of a reconstruction in [0, 1].
 
         Args:
             reconstruction: (height, width, c) in [0, 1].
@@ -128,7 +128,7 @@ def image_task(
 
 
 def training_rows(n: int, holdout: float, seed: int, name: str = "holdout") -> np.ndarray:
-    """Return (n,) True where a row is trained on, a share of ``holdout`` of them drawn at random not."""
+    """Return a mask (n,) that is True for the rows to train on; a random share ``holdout`` of them is False."""
     if not 0 <= holdout < 1:
         raise ValueError(f"{name} is {holdout}; expected a share in [0, 1), such as 0.5 for half of the rows.")
     train = np.ones(n, bool)

@@ -48,7 +48,7 @@ def load_image(source: Any) -> tuple[str, np.ndarray]:
 
 
 def is_picture(source: Any) -> bool:
-    """Return whether a source is an image of Pillow, which nobody has before Pillow is imported."""
+    """Return whether a source is an image of Pillow; Pillow itself is not imported for that."""
     pil = sys.modules.get("PIL.Image")
     return pil is not None and isinstance(source, pil.Image)
 
@@ -75,7 +75,7 @@ def has_eight_bits(source: Any) -> bool:
 
 
 def load_frame(path: Path, frame: int) -> np.ndarray:
-    """Return one frame of an image file that may have several, as :func:`stored_values`."""
+    """Return the stored values of one frame of an image file that may have several; see :func:`stored_values`."""
     with reading(path, "an image"), require("PIL.Image").open(path) as opened:
         opened.seek(frame)
         return stored_values(opened)

@@ -20,7 +20,7 @@ from ntk_inr.tasks.pictures import Panel, PictureTask, picture_rows
 
 @dataclasses.dataclass(frozen=True)
 class ImageGradientTask(PictureTask, IndirectTask):
-    """A grey image of which only the gradients are shown, and its mean, which they leave open.
+    """Fit a grey image to its gradients alone; they leave its mean open, which is put right afterwards.
 
     Attributes:
         name: what to call it in a report.
@@ -46,7 +46,7 @@ class ImageGradientTask(PictureTask, IndirectTask):
 
     @property
     def y(self) -> np.ndarray:
-        """Change of value a pixel, down and to the right (n, 2), by central differences."""
+        """The image's changes from pixel to pixel, downwards and to the right, (n, 2), by central differences."""
         return np.stack(np.gradient(self.image[:, :, 0]), axis=-1).reshape(-1, 2)
 
     @property
@@ -55,7 +55,7 @@ class ImageGradientTask(PictureTask, IndirectTask):
         return fingerprint("gradients", self.image)
 
     def measure(self, apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-        """Return ``(params, x) -> (n, 2)``: derivatives of the network, a pixel."""
+        """Return ``(params, x) -> (n, 2)``: the network's derivatives by row and column, in change a pixel."""
         both = value_and_gradient(apply)
         pixel = 2 / np.array([self.image.shape[:2]], np.float32)
 

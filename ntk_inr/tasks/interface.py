@@ -1,4 +1,4 @@
-"""What every task has, so that training, kernels and studies need to know only this."""
+"""The interface of every task, which is all that training, kernels and studies know of one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Loss = str | Callable[[Any, Any], Any]
 
 @runtime_checkable
 class Task(Protocol):
-    """A signal to fit, what of it is measured, and how a reconstruction is judged.
+    """Describe a signal to fit: what of it is measured, and how a reconstruction is judged.
 
     With ``apply, params = ni.init(net, key, task.x)`` every task works as::
 
@@ -96,7 +96,7 @@ class Task(Protocol):
 
 
 class PointwiseTask:
-    """What tasks share whose values are the network's own at given points."""
+    """Share what tasks have in common whose values are the network's own at the coordinates."""
 
     metric: ClassVar[str] = "psnr"
     large: ClassVar[int] = 2**16
@@ -165,7 +165,7 @@ class PointwiseTask:
 
 
 class SampledTask(PointwiseTask):
-    """What tasks share that hold out some of the values of a grid."""
+    """Share what tasks have in common that train on some of the values of a grid and hold out the others."""
 
     coordinates: Any
     values: Any
@@ -188,7 +188,7 @@ class SampledTask(PointwiseTask):
 
 
 class IndirectTask(PointwiseTask):
-    """What tasks share that measure something else of a field than its values: integrals, or derivatives."""
+    """Share what tasks have in common that measure integrals or derivatives of a field, not its values."""
 
     @property
     def data_range(self) -> float:
@@ -216,7 +216,7 @@ class IndirectTask(PointwiseTask):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Measurement:
-    """What a task measures, equal for one task, so that models that differ in arrays alone share a compilation."""
+    """Call ``task.measure``; equal for the same task, so that models that differ in arrays share a compilation."""
 
     task: IndirectTask
 
@@ -231,7 +231,7 @@ class _Measurement:
 
 
 def fingerprint(*parts: Any) -> str:
-    """Return 16 hexadecimal digits that tell arrays (shape, type, content) and settings apart."""
+    """Return a digest of arrays (shape, dtype, content) and settings in 16 hexadecimal digits."""
     sha = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):

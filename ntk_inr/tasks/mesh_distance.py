@@ -45,7 +45,7 @@ class MeshDistance:
 
     @functools.cached_property
     def _classes(self) -> list[tuple[np.ndarray, Any, float]]:
-        """Triangles of similar size: their indices, a tree of their centroids, the largest distance to a corner."""
+        """Groups of triangles of similar size: indices, a tree of centroids, and the largest distance to a corner."""
         import scipy.spatial
 
         corners = self.vertices[self.faces]
@@ -79,7 +79,7 @@ class MeshDistance:
     def _improve(
         self, points: np.ndarray, rows: np.ndarray, near: np.ndarray, best: np.ndarray, sign: np.ndarray
     ) -> None:
-        """Compare some points with k triangles each, near (n, k), and keep what is nearer than before."""
+        """Compare n points with k triangles each, ``near`` (n, k), and keep the distances that became smaller."""
         p = points[rows][:, None]
         closest, feature = _closest(p, *np.moveaxis(self.vertices[self.faces[near]], 2, 0))
         distance = np.linalg.norm(p - closest, axis=2)
@@ -93,7 +93,7 @@ class MeshDistance:
 
 
 def _closest(p: np.ndarray, a: np.ndarray, b: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the point of each triangle nearest to p, and where: corners 0 to 2, edges ab 3, ac 4, bc 5, face 6.
+    """Return the nearest point to p of each triangle, and its part: corners 0 to 2, edges ab 3, ac 4, bc 5, face 6.
 
     Source: C. Ericson, "Real-Time Collision Detection" (2005), section 5.1.5.
     """

@@ -26,7 +26,7 @@ _COMPARED_AT = 24
 
 @dataclasses.dataclass(frozen=True)
 class Solid:
-    """A shape in [-1, 1]^3.
+    """A solid shape in [-1, 1]^3, by its mesh, its field, or both.
 
     Attributes:
         name: what to call it.
@@ -58,7 +58,7 @@ class Solid:
         return points, normals
 
     def inside(self, resolution: int) -> np.ndarray:
-        """Return (r, r, r) True where a cell centre of [-1, 1]^3 lies inside."""
+        """Return a mask (r, r, r) that is True for the cell centres of [-1, 1]^3 inside the solid."""
         if self.analytic and self.field is not None:
             points = grid_coordinates((resolution,) * 3).astype(np.float64)
             return (self.field(points) < 0).reshape((resolution,) * 3)
@@ -94,7 +94,7 @@ def load_solid(source: Any) -> Solid:
 
 
 def _triangles(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return vertices (v, 3) and triangles (f, 3) as a file has them, polygons cut."""
+    """Return vertices (v, 3) and triangles (f, 3) of a file, whose polygons are cut into triangles."""
     if path.suffix.lower() in READERS:
         vertices, polygons = read_polygons(path)
         return vertices, triangulate(vertices, polygons)

@@ -1,4 +1,4 @@
-"""How well a reconstruction matches: images, sound, shapes, fields."""
+"""Scores of reconstructions: of images, sound, shapes and fields."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ HELD_OUT = {"heldout_": "held-out", "missing_": "missing pixels'"}
 
 
 def metric_of(name: str) -> Metric:
-    """Return what is known of a score by its name in ``task.scores``.
+    """Return title, unit and direction of a score by its name in ``task.scores``.
 
     Example:
         >>> metric_of("heldout_psnr").title, metric_of("chamfer").better, metric_of("my_own").better
@@ -65,7 +65,7 @@ def metric_of(name: str) -> Metric:
 
 
 def counted_psnr(values: Any, *, eight_bit: bool) -> np.ndarray:
-    """Return PSNR as it counts: of 8-bit data nothing lies above :data:`EXACT_DB`.
+    """Return PSNR in dB, of 8-bit data at most :data:`EXACT_DB`, where they count as exact.
 
     Example:
         >>> counted_psnr([30.0, 141.0], eight_bit=True).tolist()
@@ -76,7 +76,7 @@ def counted_psnr(values: Any, *, eight_bit: bool) -> np.ndarray:
 
 
 def decibels(value: float, *, eight_bit: bool) -> str:
-    """Return PSNR in words.
+    """Return PSNR as text, with its unit.
 
     Example:
         >>> decibels(34.24, eight_bit=True), decibels(141.0, eight_bit=True), decibels(141.0, eight_bit=False)
@@ -86,7 +86,7 @@ def decibels(value: float, *, eight_bit: bool) -> str:
 
 
 def score_lines(scores: dict[str, float], *, metric: str, eight_bit: bool) -> list[tuple[str, str]]:
-    """Return scores as a label and a number each, that of ``metric`` first.
+    """Return pairs of label and number as text, one a score, that of ``metric`` first.
 
     Example:
         >>> score_lines({"ssim": 0.9, "psnr": 141.0}, metric="psnr", eight_bit=True)

@@ -25,7 +25,7 @@ Equation = Literal["poisson-gradients", "poisson", "helmholtz"]
 
 @dataclasses.dataclass(frozen=True)
 class EquationTask(IndirectTask):
-    r"""The equation :math:`\Delta u + k^2 u = q` in the square, with u given on its sides.
+    r"""Solve :math:`\Delta u + k^2 u = q` in the square, where u is known on the sides.
 
     The solution is :math:`u = \sin(a_1\pi x_1)\sin(a_2\pi x_2)`, so that
     :math:`q = (k^2 - (a_1^2+a_2^2)\pi^2)\,u`. A row of x with a coordinate of exactly -1 or 1 is on the boundary.
@@ -60,7 +60,7 @@ class EquationTask(IndirectTask):
 
     @property
     def y(self) -> np.ndarray:
-        """(n, 1): q over the size of :attr:`factor` inside, the weighted u on the boundary."""
+        """The observations (n, 1): q over the size of :attr:`factor` inside, the weighted u on the boundary."""
         u = self.solution(self.x.astype(np.float64))
         return np.where(_boundary(self.x), self.boundary_weight * u, np.sign(self.factor) * u).astype(np.float32)
 

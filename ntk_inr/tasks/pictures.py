@@ -1,4 +1,4 @@
-"""Rows of images with one look for every task's figure, and images as files."""
+"""Draw the rows of images of every task's figure, and write images to files."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Panel:
 
 
 class PictureTask:
-    """What tasks share whose reconstructions are images (h, w, c) in [0, 1]."""
+    """Share what tasks have in common whose reconstructions are images (h, w, c) in [0, 1]."""
 
     image: Any
     eight_bit: bool
     scores: Callable[..., dict[str, float]]
 
     def comparison(self, reconstruction: np.ndarray | None, word: str = "reconstruction") -> list[Panel]:
-        """Return a reconstruction under its PSNR, and its error; nothing where there is no reconstruction."""
+        """Return the panels of a reconstruction, titled with its PSNR, and of its error; none where there is none."""
         if reconstruction is None:
             return []
         psnr = decibels(self.scores(reconstruction)["psnr"], eight_bit=self.eight_bit)
@@ -99,5 +99,5 @@ def in_two_lines(title: str) -> str:
 
 
 def error_panel(estimate: np.ndarray, target: np.ndarray) -> Panel:
-    """Return the absolute error, mean over channels."""
+    """Return a panel of the absolute error (h, w) of images (h, w, c), averaged over channels."""
     return Panel("|error|", np.abs(estimate - target).mean(axis=2), "error")

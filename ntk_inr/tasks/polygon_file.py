@@ -77,7 +77,7 @@ _PLY_ORDERS: dict[str, Literal["=", "<", ">"]] = {"ascii": "=", "binary_little_e
 
 
 class _Property(NamedTuple):
-    """A number of each row of an element, or a list of them, which its length goes before."""
+    """A property of an element: a number in each row, or a list of numbers after its length."""
 
     name: str
     dtype: np.dtype

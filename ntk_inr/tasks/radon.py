@@ -63,7 +63,7 @@ def line_integrals(apply: Callable[[Any, Any], Any], samples: int) -> Callable[[
 
 
 def interpolate(image: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Return a square image (size, size) at points (..., 2) as (row, column) in [-1, 1], bilinear, 0 outside."""
+    """Return the values (...) of a square image (size, size) at points (..., 2) in [-1, 1], bilinear, 0 outside."""
     import scipy.ndimage
 
     places = ((np.moveaxis(points, -1, 0) + 1) * len(image) - 1) / 2
@@ -80,7 +80,7 @@ def radon(image: np.ndarray, x: np.ndarray, samples: int) -> np.ndarray:
 # Not skimage.transform.iradon, which gives the same to 2e-6 for odd sizes and equally spaced angles: images of even
 # sizes it turns about a pixel instead of their middle, which costs 9 dB here, and to it all angles weigh the same.
 def filtered_back_projection(sinogram: np.ndarray, angles: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Return what the ramp filter and back projection make of a sinogram.
+    """Reconstruct an image from a sinogram by the ramp filter and back projection.
 
     Args:
         sinogram: (angles, offsets), offsets at the centres of equal pieces of [-1, 1].

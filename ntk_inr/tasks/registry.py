@@ -107,7 +107,7 @@ def load_task(kind: str, source: str | Path, /, **settings: Any) -> Task:
 
 
 def kind_of(source: str | Path) -> str:
-    """Return the kind of task that a source is taken for: by what is bundled, then by suffix, else an image."""
+    """Return the kind of task for a source that names none: by the bundled name, by the suffix, else "image"."""
     suffix = Path(source).suffix.lower()
     for kind, entry in TASKS.items():
         if suffix in entry.suffixes or bundled_name(source, entry.bundled):

@@ -26,7 +26,7 @@ _BASELINES = {
 
 @dataclasses.dataclass(frozen=True)
 class RestorationTask(PictureTask, PointwiseTask):
-    """An image of which less is seen than shall be restored; scores are against the clean one.
+    """Restore an image from a smaller, noisy or incomplete one; scores are against the clean image.
 
     Attributes:
         name: what to call it in a report.
@@ -58,7 +58,7 @@ class RestorationTask(PictureTask, PointwiseTask):
 
     @property
     def baselines(self) -> dict[str, Any]:
-        """The simple restoration, by what it is."""
+        """The simple restoration, under the name of its method."""
         return {_BASELINES[self.kind]: self.baseline}
 
     def reconstruct(self, predict: Callable[[Any], Any]) -> np.ndarray:
@@ -93,7 +93,7 @@ class RestorationTask(PictureTask, PointwiseTask):
 def super_resolution_task(
     source: Any, *, factor: int = 4, size: int | None = 128, grey: bool = False
 ) -> RestorationTask:
-    """Train on an image reduced by ``factor``, judge at full resolution.
+    """Make a task of enlarging an image: train on it reduced by ``factor``, and judge at full resolution.
 
     A pixel of the small image is the mean of a block of ``factor`` by ``factor`` pixels and lies at its
     centre. Rows and columns that fill no block are cut off at the bottom and on the right.
@@ -137,7 +137,7 @@ def denoising_task(
     source: Any, *, noise: Literal["gaussian", "poisson"] = "gaussian", sigma: float = 0.1,
     photons: float = 30.0, size: int | None = 128, grey: bool = False, seed: int = 0,
 ) -> RestorationTask:  # fmt: skip
-    r"""Train on a noisy image, judge against the clean one.
+    r"""Make a task of denoising an image: train on it with noise added, and judge against the clean one.
 
     "gaussian" adds :math:`\sigma` times a standard normal number to each value; "poisson" counts photons:
     :math:`y\sim\mathrm{Poisson}(P v)/P`. Neither is clipped, so that both are right on average.
@@ -184,7 +184,7 @@ def inpainting_task(
     source: Any, *, missing: Any = 0.8, size: int | None = 128, grey: bool = False,
     seed: int = 0,
 ) -> RestorationTask:  # fmt: skip
-    """Train on the pixels that are seen, judge on all of them.
+    """Make a task of filling in an image: train on the pixels that are seen, and judge on all of them.
 
     Args:
         source: as for :func:`image_task`.

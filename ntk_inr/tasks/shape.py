@@ -29,7 +29,7 @@ _SHOWN_FACES = 20_000
 
 @dataclasses.dataclass(frozen=True)
 class ShapeTask(IndirectTask):
-    """A solid in [-1, 1]^3, and points around it at which something of it is known.
+    """Fit a solid in [-1, 1]^3 as a field: its signed distance, its occupancy, or a solution of the eikonal equation.
 
     Attributes:
         name: what to call it in a report.

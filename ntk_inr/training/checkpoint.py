@@ -22,7 +22,7 @@ from ntk_inr._version import __version__
 
 
 class Saved(NamedTuple):
-    """What a checkpoint holds: the leaves of the state, columns of the history, and a dictionary for JSON."""
+    """The content of one checkpoint: leaves of the state, columns of the history, and a dictionary that is JSON."""
 
     leaves: list[np.ndarray | None]
     history: dict[str, np.ndarray]
@@ -66,12 +66,12 @@ class Store:
         return ocp.CheckpointManager(self.folder, options=options)
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Close orbax's manager, after which nothing is written any more."""
         if "_manager" in vars(self):
             self._manager.close()
 
     def find(self, resume: bool, overwrite: bool) -> Saved | None:
-        """Return the newest good checkpoint to go on from, None for a fresh start; none is changed yet.
+        """Return the newest checkpoint that is whole and of this run, or None for a fresh start; change none yet.
 
         Raises:
             FileExistsError: the folder has checkpoints that may neither be resumed nor overwritten.
@@ -100,7 +100,7 @@ class Store:
         return None
 
     def clear(self, saved: Saved | None) -> None:
-        """Clear the way for a run that goes on from what :meth:`find` returned."""
+        """Set damaged checkpoints aside, and delete all of them where :meth:`find` returned None for a fresh start."""
         for step in self._damaged:  # which the run comes by again
             self._at(step).rename(self.folder / f"damaged_{step}_{os.getpid()}")
         self._manager.reload()
@@ -166,7 +166,7 @@ class Store:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep orbax from logging pages about an error that it raises too."""
+    """Silence orbax's log within the block, where it would print pages about an error that it raises too."""
     logger = logging.getLogger("absl")
     before, logger.disabled = logger.disabled, True
     try:
@@ -176,7 +176,7 @@ def _quiet() -> Iterator[None]:
 
 
 def restore(saved: Saved, fresh: Any) -> Any:
-    """Return ``fresh``, a state at step 0, with the leaves of a checkpoint in place of its own."""
+    """Return a state with the leaves of a checkpoint, structured and placed as ``fresh``, a state at step 0."""
     leaves, structure = jax.tree.flatten(fresh)
     return jax.tree.unflatten(structure, [_on_device(own, new) for own, new in zip(leaves, saved.leaves, strict=True)])
 
@@ -219,14 +219,14 @@ def program_digest(function: Any, *arguments: Any) -> str:
 
 
 def _text_digest(text: str) -> str:
-    """Return a digest of what JAX prints, without what is another in each process."""
+    """Return a digest of text that JAX prints, without addresses and the order of sets: each process has others."""
     text = re.sub(r"0x[0-9a-f]+", "", text)  # addresses of functions
     text = re.sub(r"\{([^{}:]*)\}", lambda match: ", ".join(sorted(match[1].split(", "))), text)  # the order of sets
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _constants(closed: Any) -> list[Any]:
-    """Return the arrays that a traced program and those within it have closed over."""
+    """Return the arrays that a traced program, and the programs nested in it, have closed over."""
     arrays = [value for value in closed.consts if hasattr(value, "dtype")]
     for equation in closed.jaxpr.eqns:
         for value in jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda node: hasattr(node, "jaxpr")):

@@ -1,4 +1,4 @@
-"""What a training curve tells: PSNR, and when it first reaches a target."""
+"""Figures read off a training curve: PSNR, and the index at which it first reaches a target."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C, a scheduler's time limit, a 
 
 
 class Interrupts:
-    """Within the block, the first signal sets ``received``; a second one acts as it did before the block.
+    """Catch the first signal within the block in ``received``; a second one acts as it did before the block.
 
     Python takes signals in its main thread only: in another one nothing is changed and nothing received. A signal
     that the process ignores, as under ``nohup``, stays ignored.

@@ -23,7 +23,7 @@ from ntk_inr.training.steps import State, evaluate
 
 
 def train(apply: Any, params: Any, x: Any, y: Any, options: Options, *, seeds: int | None) -> list[FitResult]:
-    """Check, then alternate between fused steps, reports, records and checkpoints."""
+    """Train as ``options`` say and return one result a seed: fused steps, reports and checkpoints between them."""
     run = prepare(apply, params, x, y, options, seeds)
     with Interrupts(options.checkpoint is not None) as interrupts, Saver(run) as saver:
         state, done, seconds, rows = saver.begin()
@@ -55,7 +55,7 @@ def train(apply: Any, params: Any, x: Any, y: Any, options: Options, *, seeds: i
 
 
 def report(run: Run, state: State, done: int, seconds: float) -> dict[str, np.ndarray]:
-    """Return one row of the history; each column has an entry a seed."""
+    """Return one row of the history at step ``done``: columns by name, each with one entry a seed."""
     options, seeds, model = run.options, run.seeds, run.model(state)
     row = _scores(run, model, state.params, run.x, run.y)
     if options.validation is not None:
@@ -74,7 +74,7 @@ def report(run: Run, state: State, done: int, seconds: float) -> dict[str, np.nd
 
 
 def report_steps(steps: int) -> list[int]:
-    """Return step 0, logarithmically spaced steps, and the last."""
+    """Return the steps to report at: 0, some 40 logarithmically spaced ones, and the last."""
     return np.unique(np.append(0, np.round(np.geomspace(1, steps, 40)))).astype(int).tolist()
 
 

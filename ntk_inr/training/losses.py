@@ -1,4 +1,4 @@
-"""Losses by name, and what the loop needs to know of each: is it on values, and when has it blown up."""
+"""Losses by name; each says whether it compares values, and from which size on a run has diverged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NAMED: dict[str, Callable[[Array, Array, float], Array]] = {
 
 @dataclasses.dataclass(frozen=True)
 class ExampleLoss:
-    """A loss of each example; equal for equal settings, so that jit compiles once.
+    """Map predictions (n, c') and values (n, c) to one loss an example; equal for equal settings, so jit compiles once.
 
     Attributes:
         name: "mse", "l1", "huber", "bce" or "callable".
@@ -54,7 +54,7 @@ class ExampleLoss:
         return self.name in ("mse", "l1", "huber")
 
     def limit(self, first: Array, data_range: float) -> Array:
-        """Return what a loss may not exceed, in a run that begins with ``first``.
+        """Return the loss above which a run that begins with the loss ``first`` counts as diverged.
 
         The scale of a user's loss is unknown, and a run may rightly begin near its zero: only a loss that
         is not finite counts then.

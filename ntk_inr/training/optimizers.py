@@ -137,7 +137,7 @@ def _build(
 
 
 def _rate(peak: float, schedule: str, steps: int | None, warmup: int) -> Any:
-    """Return a number, or the schedule as a function of the step."""
+    """Return the learning rate as a number, or as a function of the step where it follows a schedule or a warm-up."""
     if schedule == "constant":
         return optax.linear_schedule(0.0, peak, warmup) if warmup else peak
     assert steps is not None
@@ -151,7 +151,7 @@ def _rate(peak: float, schedule: str, steps: int | None, warmup: int) -> Any:
 
 
 def line_search(opt_state: Any) -> Any:
-    """Return the state of the line search that an optimizer ends with, where it does.
+    """Return the state of the line search that is the last part of an optimizer, or None.
 
     What comes after a line search changes its step, so that the value and gradient that it found are of another place.
     """
@@ -161,6 +161,6 @@ def line_search(opt_state: Any) -> Any:
 
 
 def evaluates_again(opt_state: Any) -> bool:
-    """Return whether the optimizer evaluates the loss by itself, so that it must be the same function every step."""
+    """Return whether an optimizer evaluates the loss by itself, which must then be the same function at every step."""
     leaves = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, (*_SEARCHES, optax.ScaleByLBFGSState)))
     return any(isinstance(leaf, (*_SEARCHES, optax.ScaleByLBFGSState)) for leaf in leaves)

@@ -1,4 +1,4 @@
-"""The keyword arguments of ``fit``, and what is checked of them before anything runs."""
+"""The keyword arguments of ``fit``, and their checks before anything runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAMPLING = ("shuffle", "importance")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The keyword arguments of ``fit``, checked as far as they can be by themselves."""
+    """Hold the keyword arguments of ``fit``; each is checked as far as it can be without the data."""
 
     optimizer: Any = None
     steps: int = 1000
@@ -67,12 +67,12 @@ class Options:
 
     @property
     def example_loss(self) -> ExampleLoss:
-        """The loss, as what the loop calls."""
+        """The loss as a function of predictions and values, which the loop calls."""
         return as_loss(self.loss, self.data_range)
 
 
 def check_batches(options: Options, n: int) -> Array:
-    """Return the random key of the batches, or say why ``n`` rows can't be cut into them."""
+    """Return the random key that orders the batches; raise where ``n`` rows can't be cut into batches."""
     size, key = options.batch_size, options.key
     if size is None:
         return jax.random.key(0)
@@ -85,7 +85,7 @@ def check_batches(options: Options, n: int) -> Array:
 
 
 def check_whole_batch(options: Options, opt_state: Any, rows: int, has_state: bool) -> None:
-    """Raise where the optimizer or the model needs other batches than were asked for."""
+    """Raise where the optimizer needs the full batch, or the model equal microbatches, and the options have others."""
     size = options.microbatch
     parts = size is not None and size < rows
     if evaluates_again(opt_state) and (options.batch_size is not None or parts):
@@ -102,7 +102,7 @@ def check_whole_batch(options: Options, opt_state: Any, rows: int, has_state: bo
 
 
 def check_mesh(mesh: Mesh | None, rows: int, microbatch: int | None) -> Mesh | None:
-    """Return ``mesh`` with Auto axes, or say why its devices can't share the rows of a step."""
+    """Return ``mesh`` with Auto axes; raise where its devices can't share the rows of a step equally."""
     if mesh is None:
         return None
     if not isinstance(mesh, Mesh):
@@ -119,5 +119,5 @@ def check_mesh(mesh: Mesh | None, rows: int, microbatch: int | None) -> Mesh | N
 
 
 def subset(n: int, points: int) -> np.ndarray:
-    """Return ``points`` (at most n) evenly spaced rows of n."""
+    """Return the indices of ``points`` evenly spaced rows of n, of all rows where there are fewer."""
     return np.linspace(0, n - 1, min(points, n)).astype(int)

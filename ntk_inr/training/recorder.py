@@ -25,7 +25,7 @@ from ntk_inr.training.options import subset
 
 
 class Recorder:
-    r"""Records the kernel of a fixed subset of the data at chosen steps: ``ni.fit(..., recorder=recorder)``.
+    r"""Record the kernel of a fixed subset of the data at chosen steps: ``ni.fit(..., recorder=recorder)``.
 
     With K_t the kernel at step t, r_t the gradient of the loss at the outputs (f - y for "mse") and u_k the
     eigenvector of the k-th largest eigenvalue, it records the moments of K_t, its largest eigenvalues, the shares
@@ -80,7 +80,7 @@ class Recorder:
 
     @property
     def history(self) -> dict[str, np.ndarray]:
-        """Columns, an entry a record: "step", "ntk_mean", "eigenvalues" (records, top), "drift" and so on."""
+        """The records as columns by name, one entry each: "step", "ntk_mean", "eigenvalues" (records, top), "drift"."""
         rows = [line for line in self._lines if line["event"] == "kernel"]
         names = [name for name in rows[0] if name != "event"] if rows else []
         columns = {name: np.array([row[name] for row in rows]) for name in names}
@@ -89,14 +89,14 @@ class Recorder:
 
     @property
     def settings(self) -> list[Any]:
-        """What a resumed run must not change."""
+        """The settings that a resumed run must have in common with its checkpoint: points, every, top."""
         return [self.points, self.every, self.top]
 
     def begin(
         self, apply: Any, params: Any, x: Array, y: Array, loss: ExampleLoss, steps: int,
         lines: list[dict[str, Any]] | None,
     ) -> None:  # fmt: skip
-        """Take the first kernel, and what an earlier part of the run recorded; refuse files of others."""
+        """Compute the kernel at the start and take over ``lines``, an earlier part; refuse files of other runs."""
         self._steps, self._loss = steps, loss
         self._new = lines is None and not self.overwrite
         rows = subset(len(x), self.points)
@@ -118,7 +118,7 @@ class Recorder:
         self._lines = list(lines)
 
     def open(self, done: int) -> None:
-        """Open the files, cut back to what is known at step ``done``."""
+        """Open the files for writing, cut back to what was recorded up to step ``done``."""
         if self.jsonl is not None:
             self.jsonl.parent.mkdir(parents=True, exist_ok=True)
             if self._new:
@@ -132,14 +132,14 @@ class Recorder:
             self._writer = tensorboard.SummaryWriter(str(self.tensorboard), purge_step=done + 1 if done else None)
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files that :meth:`open` opened."""
         for opened in (self._file, self._writer):
             if opened is not None:
                 opened.close()
         self._file = self._writer = None
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return what was recorded so far, as the file has it."""
+        """Return the records so far, one dictionary for each line of the file."""
         return list(self._lines)
 
     def next(self, done: int) -> int:
@@ -201,7 +201,7 @@ def _shares(apply: Any, params: Any, x: Array, y: Array, vectors: Array, *, loss
 
 
 def _complete_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file but one that was cut off in the middle."""
+    """Return the records of a file, without a last line that was cut off in the middle."""
     lines = []
     for text in path.read_text().splitlines(keepends=True):
         if not text.endswith("\n"):

@@ -1,4 +1,4 @@
-"""A run of training before it starts: what it is given, checked and put where it will run."""
+"""A run of training, prepared: model, data and options, checked and on the devices that will use them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ntk_inr.training.steps import Program, State, advance, begin, evaluate
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run is given, checked and on its devices."""
+    """Hold what a run needs from its first step on: model, data, keys and options, checked and on their devices."""
 
     apply: Partial
     x: Array
@@ -37,21 +37,21 @@ class Run:
 
     @property
     def count(self) -> int:
-        """Number of seeds, 1 where there is no axis of them."""
+        """Number of networks that train together: the seeds, or 1."""
         return self.seeds or 1
 
     def model(self, state: State) -> Partial:
-        """Return the model as it is called after training up to ``state``."""
+        """Return ``apply`` with the batch statistics and schedules that training has left in ``state``."""
         return self.apply if state.model is None else state.model
 
     def advance(self, state: State, start: int, stop: int) -> State:
-        """Take the steps from ``start`` to ``stop``; ``state`` is used up."""
+        """Return the state at step ``stop`` from that at ``start``, whose buffers are reused."""
         args = (self.apply, state, self.keys, self.limit, self.x, self.y, start, stop)
         return jax.block_until_ready(advance(*args, program=self.program))
 
 
 def prepare(apply: Any, params: Any, x: Any, y: Any, options: Options, seeds: int | None) -> Run:
-    """Check all that ``fit`` is given and put it where it will run."""
+    """Check model, data and options of ``fit`` against one another, and return them as a :class:`Run`."""
     if seeds and options.recorder is not None:
         raise ValueError("recorder= follows one network; record one seed with fit, or pass ntk_points= to fit_seeds.")
     apply = _checks.as_partial(apply)
@@ -90,5 +90,5 @@ def prepare(apply: Any, params: Any, x: Any, y: Any, options: Options, seeds: in
 
 
 def _widened(data: Array, dtype: Any) -> Array:
-    """Return data in the parameters' dtype, but never rounded to a narrower one."""
+    """Return data in the parameters' dtype, or in their own where that is wider."""
     return data.astype(jnp.promote_types(data.dtype, dtype))

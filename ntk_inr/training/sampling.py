@@ -1,4 +1,4 @@
-"""Which rows a step sees: all, a shuffled share, or those with large losses more often."""
+"""Draw the rows of a step: a shuffled share of them, or those with large losses more often."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _UNIFORM = 0.5
 
 
 def shuffle(key: Array, epoch: Any, n: int) -> Array:
-    """Return the order (n,) of the rows in an epoch; the same wherever a run is taken up again."""
+    """Return the order (n,) of the rows in an epoch, the same whenever it is asked for."""
     return jax.random.permutation(jax.random.fold_in(key, epoch), n)
 
 

@@ -1,4 +1,4 @@
-"""What is kept of a run while it goes: checkpoints and records, and when the fused steps stop for them."""
+"""Write checkpoints and records while a run goes, and say when the fused steps stop for them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CALL_SECONDS = 0.25
 
 
 class Saver:
-    """Saves and records as the options of a run ask for; does nothing where they don't."""
+    """Save checkpoints and record kernels of a run where its options ask for them; else every method does nothing."""
 
     def __init__(self, run: Run) -> None:
         self._run, self._options, self._recorder = run, run.options, run.options.recorder
@@ -66,7 +66,7 @@ class Saver:
         return state, done, seconds, rows
 
     def next(self, done: int, stop: int) -> int:
-        """Return where to pause after ``done``, at ``stop`` at the latest."""
+        """Return the step up to which the next fused call goes from ``done``, at most ``stop``."""
         if self._recorder is not None:
             stop = min(stop, self._recorder.next(done))
         if self._store is None:
@@ -77,7 +77,7 @@ class Saver:
         return min(stop, done + self._length)
 
     def timed(self, steps: int, took: float) -> None:
-        """Learn from a fused call of ``steps`` that took so many seconds how long the next may be."""
+        """Set the length of the next fused call from one of ``steps`` steps that took ``took`` seconds."""
         self._length = max(1, min(4 * steps, int(_CALL_SECONDS * steps / took)))
 
     def after(self, state: State, done: int, seconds: float, rows: list[Row]) -> None:
@@ -110,7 +110,7 @@ class Saver:
 
 
 def _identity(run: Run) -> dict[str, Any]:
-    """Return what makes the run what it is, by names that a message can use."""
+    """Return digests and settings that identify the run, by the names that a message calls them."""
     options, start = run.options, run.start
     step = functools.partial(advance, program=run.program)
     return {

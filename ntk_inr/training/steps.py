@@ -23,7 +23,7 @@ from ntk_inr.training.optimizers import line_search
 
 
 class State(NamedTuple):
-    """All that changes in a run; with several seeds each leaf has a leading axis of them.
+    """Hold all that changes in a run; with several seeds each leaf has a leading axis of them.
 
     ``losses`` are known up to ``steps``, the steps taken, and 0 after. ``model`` is the ``apply`` of models whose
     statistics or schedules change in training, else None; ``last`` holds the last known losses (n,) of all rows where
@@ -49,7 +49,7 @@ class Evaluation(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What is fixed when a run compiles."""
+    """Hold the settings that are fixed when a run compiles."""
 
     optimizer: optax.GradientTransformation
     loss: ExampleLoss
@@ -60,25 +60,25 @@ class Program:
     seeds: bool
 
     def shared(self, *arrays: Array) -> tuple[Array, ...]:
-        """Spread the rows of a batch over the devices of the mesh, where they can share them equally."""
+        """Return arrays (rows, ...) spread over the devices of the mesh, where these can share the rows equally."""
         if self.mesh is None or len(arrays[0]) % self.mesh.size:
             return arrays
         rows = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
         return tuple(lax.with_sharding_constraint(array, rows) for array in arrays)
 
     def losses(self, prediction: Array, y: Array) -> Array:
-        """Return the losses (n,) of a prediction, in a dtype that sums over many rows can be taken in."""
+        """Return the losses (n,) of a prediction (n, c), in a dtype wide enough for sums over many rows."""
         return self.loss(_wide(prediction), _wide(y))
 
     def replicated(self, tree: Any) -> Any:
-        """Put ``tree`` whole on every device of the mesh."""
+        """Return a pytree that is whole on every device of the mesh."""
         if self.mesh is None:
             return tree
         return lax.with_sharding_constraint(tree, NamedSharding(self.mesh, PartitionSpec()))
 
 
 def _wide(tree: Any) -> Any:
-    """Return a pytree in a dtype that sums can be taken in, and that the optimizers' constants don't vanish in."""
+    """Return a pytree in a dtype wide enough for sums, and for the small constants of the optimizers."""
     return jax.tree.map(lambda leaf: leaf.astype(accumulation_dtype(leaf)), tree)
 
 
@@ -170,7 +170,7 @@ def advance(
 
 
 class _Gradient(NamedTuple):
-    """What the optimizer has of the rows of a step.
+    """Hold what an optimizer takes from the rows of a step.
 
     ``model`` is the one after the step, ``each`` the losses (m,) of the rows, and ``whole`` the loss as a function of
     the parameters, None where the rows come in parts.
@@ -257,7 +257,7 @@ def _last_searched(search: Any, state: State, fresh: Callable[[], _Gradient]) ->
 
 
 def _chunks(array: Array, size: int, fill: Array | None = None) -> Array:
-    """Cut into chunks of ``size`` rows, the last one filled up with ``fill`` (zeros)."""
+    """Return an array (n, ...) as (chunks, size, ...), the last chunk filled up from ``fill``, zeros by default."""
     missing = -len(array) % size
     if missing:
         fill = jnp.zeros((size, *array.shape[1:]), array.dtype) if fill is None else fill
