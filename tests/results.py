@@ -48,6 +48,11 @@ def plan():
 
 
 @functools.cache
+def checklist():
+    return ni.check(network, PARAMS, X)
+
+
+@functools.cache
 def budget():
     return ni.variance_budget(network, PARAMS, X, matrices=True)
 
@@ -94,6 +99,7 @@ RESULTS = {
     "BudgetChange": lambda: budget().compare(ni.variance_budget(network, PARAMS | {"in": 2 * PARAMS["in"]}, X)),
     "Candidate": candidate,
     "Cell": lambda: Cell(1.0, np.nan, "1.0 ± 0.1", best=True),
+    "Checklist": checklist,
     "Condition": lambda: ni.condition_number(DENSE),
     "Correction": lambda: report().corrections[0],
     "Correlation": lambda: Correlation("cv", "steps_to_target", 0.9, "cv and steps +0.90 (7 variants)"),
@@ -112,6 +118,7 @@ RESULTS = {
     "Prediction": lambda: ni.predict_training(DENSE, np.ones((3, 1)), learning_rate=0.1, steps=4),
     "SampledMoments": lambda: SampledMoments(1.0, 4.0, 2.0, 100, 0.1, 0.2, submatrices=8, size=12),
     "SpectralDensity": lambda: ni.spectral_density(DENSE, key=KEY, probes=2),
+    "Stage": lambda: checklist().stages[0],
     "StochasticMoments": lambda: ni.stochastic_moments(DENSE, key=KEY, probes=2, method="probes"),
     "Study": study,
     "Summary": lambda: summarize(study()),
