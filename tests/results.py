@@ -3,6 +3,8 @@
 A class under ``@result`` that is missing here fails ``tests/test_results.py``. A new one is one line.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,8 +34,22 @@ def fit_result():
     return FitResult(params, apply, "finished", 2, history, np.ones(2), True, 1.0, "mse", True)
 
 
+def network(params, x):
+    return jnp.sin(x @ params["in"]) @ params["out"]
+
+
+PARAMS = {"in": np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32), "out": np.ones((8, 1), np.float32)}
+X = np.random.default_rng(1).uniform(-1, 1, (6, 2)).astype(np.float32)
+
+
+@functools.cache
 def plan():
-    return ni.explain(lambda p, x: jnp.sin(x @ p[0]) @ p[1], [jnp.ones((2, 8)), jnp.ones((8, 1))], jnp.ones((4, 2)))
+    return ni.explain(network, PARAMS, X)
+
+
+@functools.cache
+def checklist():
+    return ni.check(network, PARAMS, X)
 
 
 def variant_result(name="relu"):
@@ -62,16 +78,40 @@ def candidate(scale=2.0):
     return Candidate("rff", Record({"encoding.scale": scale}), score=[20.0, 21.0], heldout_psnr=[20.0, np.nan])
 
 
+@functools.cache
+def budget(name="pe", depth=20):
+    x = np.random.default_rng(0).uniform(-1, 1, (8, 2)).astype(np.float32)
+    net = ni.variant(name, features=4, depth=depth)
+    return ni.variance_budget(*ni.init(net, KEY, x), x, matrices=True)
+
+
+@functools.cache
+def report():
+    x = np.random.default_rng(0).uniform(-1, 1, (8, 2)).astype(np.float32)
+    return ni.check_assumptions(*ni.init(ni.variant("pe", features=8, depth=4), KEY, x), x, key=KEY, size=6)
+
+
+@functools.cache
+def two_layers():
+    return ni.two_layer_moments(np.eye(4, dtype=np.float32) + 0.5, width=32, sparsity=ni.TopK(8))
+
+
 RESULTS = {
     "Alignment": lambda: ni.alignment(DENSE, np.ones((3, 1))),
+    "AssumptionsReport": report,
+    "BudgetChange": lambda: budget("pe").compare(budget("siren")),
     "Candidate": candidate,
     "Cell": lambda: Cell(1.0, np.nan, "1.0 ± 0.1", best=True),
+    "Checklist": checklist,
     "Condition": lambda: ni.condition_number(DENSE),
+    "Correction": lambda: report().corrections[0],
     "Correlation": lambda: Correlation("cv", "steps_to_target", 0.9, "cv and steps +0.90 (7 variants)"),
     "Eigenpairs": lambda: ni.top_eigenpairs(DENSE, 1, key=KEY),
     "Eigensystem": lambda: ni.spectra.eigensystem(DENSE),
+    "Finding": lambda: report().findings[0],
     "FitResult": fit_result,
     "Fitted": lambda: Fitted(fit_result(), {"psnr": 20.0}, np.ones((4, 4, 1)), Record(figure="run/figure.png")),
+    "GramMatrices": lambda: budget(depth=1).matrices,
     "InfiniteKernel": lambda: InfiniteKernel(jnp.eye(3), jnp.eye(3)),
     "LeafPlan": lambda: plan().leaves[0],
     "MethodCost": lambda: plan().costs[0],
@@ -81,10 +121,14 @@ RESULTS = {
     "Prediction": lambda: ni.predict_training(DENSE, np.ones((3, 1)), learning_rate=0.1, steps=4),
     "SampledMoments": lambda: SampledMoments(1.0, 4.0, 2.0, 100, 0.1, 0.2, submatrices=8, size=12),
     "SpectralDensity": lambda: ni.spectral_density(DENSE, key=KEY, probes=2),
+    "Stage": lambda: checklist().stages[0],
     "StochasticMoments": lambda: ni.stochastic_moments(DENSE, key=KEY, probes=2, method="probes"),
     "Study": study,
     "Summary": lambda: summarize(study()),
     "Surface": lambda: Surface(np.ones((2, 2, 2)), np.zeros((0, 3)), np.zeros((0, 3), int)),
     "Tuning": tuning,
+    "TwoLayerFactors": lambda: two_layers().factors,
+    "TwoLayerMoments": two_layers,
+    "VarianceBudget": budget,
     "VariantResult": variant_result,
 }

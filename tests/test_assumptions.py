@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import ntk_inr as ni
+from ntk_inr.kernels import memory
 from ntk_inr.variance import assumptions
 from ntk_inr.variance.assumptions import check_assumptions
 from tests import kernel_models
@@ -81,7 +82,7 @@ def test_raw_pixel_coordinates_break_equal_norms_and_weak_correlation():
         assert not find(report, name, "layer_1").holds
     assert not find(report, "constant diagonal of F", "layer_0").holds
     assert not find(report, "constant diagonal of K").holds
-    assert "stay alike from one coordinate to another" in str(report)
+    assert "stay alike from one coordinate to another" in report.table()
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_heavy_tailed_weights_are_not_sub_gaussian(heavy):
     assert (tails.holds, gram.holds) == (not heavy, not heavy)
     if heavy:
         assert tails.error_percent < -10
-        assert "units of B have kurtosis" in str(report)
+        assert "units of B have kurtosis" in report.table()
 
 
 def test_the_variance_that_finite_width_adds_is_that_of_2_3():
@@ -236,6 +237,12 @@ def test_a_subset_estimates_the_whole_and_says_so(encoded):
     assert part.variance == again.variance != other.variance
     assert whole.variance_stderr == 0 < part.variance_stderr
     assert abs(part.variance - whole.variance) < 4 * part.variance_stderr
+
+
+def test_more_coordinates_than_memory_holds_ask_for_a_subset(monkeypatch, encoded):
+    monkeypatch.setattr(memory, "available_on_host", lambda: 500_000)
+    with pytest.raises(ValueError, match=r"144 coordinates need .* pass key="):
+        check_assumptions(*encoded[0], pixels(12))
 
 
 def test_tolerance_moves_thresholds(encoded):

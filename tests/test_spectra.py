@@ -101,6 +101,10 @@ def test_eigensystem_reconstructs_the_kernel_in_both_libraries(kernel):
         assert np.all(np.diff(values) <= 0)
         np.testing.assert_allclose((vectors * values[None, :]) @ vectors.T, kernel, atol=rtol * kernel.max() * 10)
         np.testing.assert_allclose(ni.eigenvalues(given), values, atol=rtol * 100)
+        for figure in (ni.eigenvalues, ni.condition_number, ni.max_learning_rate, ni.spectra.rounding_floor):
+            forms = [jax.tree.leaves(figure(form)) for form in (given, values, system)]
+            np.testing.assert_allclose(forms[0], forms[1], rtol=100 * rtol)
+            np.testing.assert_array_equal(forms[1], forms[2])
 
 
 def test_condition_number_says_when_rounding_hides_it():
