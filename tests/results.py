@@ -52,21 +52,6 @@ def checklist():
     return ni.check(network, PARAMS, X)
 
 
-@functools.cache
-def budget():
-    return ni.variance_budget(network, PARAMS, X, matrices=True)
-
-
-@functools.cache
-def report():
-    return ni.check_assumptions(network, PARAMS, X)
-
-
-@functools.cache
-def two_layer():
-    return ni.two_layer_moments(X, width=16)
-
-
 def variant_result(name="relu"):
     seeds = [Record(cv=3.0 + seed, adam_status="finished", score_psnr=20.0, condition_resolved=True) for seed in (0, 1)]
     figures = ["ntk_mean", "ntk_variance", "effective_rank", "condition_number"]
@@ -93,10 +78,28 @@ def candidate(scale=2.0):
     return Candidate("rff", Record({"encoding.scale": scale}), score=[20.0, 21.0], heldout_psnr=[20.0, np.nan])
 
 
+@functools.cache
+def budget(name="pe", depth=20):
+    x = np.random.default_rng(0).uniform(-1, 1, (8, 2)).astype(np.float32)
+    net = ni.variant(name, features=4, depth=depth)
+    return ni.variance_budget(*ni.init(net, KEY, x), x, matrices=True)
+
+
+@functools.cache
+def report():
+    x = np.random.default_rng(0).uniform(-1, 1, (8, 2)).astype(np.float32)
+    return ni.check_assumptions(*ni.init(ni.variant("pe", features=8, depth=4), KEY, x), x, key=KEY, size=6)
+
+
+@functools.cache
+def two_layers():
+    return ni.two_layer_moments(np.eye(4, dtype=np.float32) + 0.5, width=32, sparsity=ni.TopK(8))
+
+
 RESULTS = {
     "Alignment": lambda: ni.alignment(DENSE, np.ones((3, 1))),
     "AssumptionsReport": report,
-    "BudgetChange": lambda: budget().compare(ni.variance_budget(network, PARAMS | {"in": 2 * PARAMS["in"]}, X)),
+    "BudgetChange": lambda: budget("pe").compare(budget("siren")),
     "Candidate": candidate,
     "Cell": lambda: Cell(1.0, np.nan, "1.0 ± 0.1", best=True),
     "Checklist": checklist,
@@ -108,7 +111,7 @@ RESULTS = {
     "Finding": lambda: report().findings[0],
     "FitResult": fit_result,
     "Fitted": lambda: Fitted(fit_result(), {"psnr": 20.0}, np.ones((4, 4, 1)), Record(figure="run/figure.png")),
-    "GramMatrices": lambda: budget().matrices,
+    "GramMatrices": lambda: budget(depth=1).matrices,
     "InfiniteKernel": lambda: InfiniteKernel(jnp.eye(3), jnp.eye(3)),
     "LeafPlan": lambda: plan().leaves[0],
     "MethodCost": lambda: plan().costs[0],
@@ -124,8 +127,8 @@ RESULTS = {
     "Summary": lambda: summarize(study()),
     "Surface": lambda: Surface(np.ones((2, 2, 2)), np.zeros((0, 3)), np.zeros((0, 3), int)),
     "Tuning": tuning,
-    "TwoLayerFactors": lambda: two_layer().factors,
-    "TwoLayerMoments": two_layer,
+    "TwoLayerFactors": lambda: two_layers().factors,
+    "TwoLayerMoments": two_layers,
     "VarianceBudget": budget,
     "VariantResult": variant_result,
 }

@@ -144,9 +144,9 @@ def test_figures_survive_jit_and_grad(kernel):
         assert np.isfinite(at_equal).all()
     # A kernel that the compiled function closes over is looked at while it is traced.
     np.testing.assert_allclose(jax.jit(lambda: ni.moments(given).cv)(), ni.moments(kernel).cv, rtol=1e-5)
-    uneven = given.at[3, 0].add(30.0)
+    skewed = given.at[3, 0].add(30.0)
     with pytest.raises(ValueError, match="K is not symmetric"):
-        jax.jit(lambda: ni.moments(uneven).cv)()
+        jax.jit(lambda: ni.moments(skewed).cv)()
     several = jax.vmap(ni.moments)(jnp.stack([given, 2 * given]))
     assert (several.cv.shape, several.n) == ((2,), 40)
 

@@ -65,17 +65,17 @@ class Threshold:
 
     @property
     def energy(self) -> float:
-        r"""E[s g²] = q M2."""
+        r"""The mean of s g², which is q M2."""
         return self.fraction + self.t * self.density
 
     @property
     def fourth_moment(self) -> float:
-        r"""E[s g⁴] = q M4, of (7.10)."""
+        r"""The mean of s g⁴, which is q M4 of (7.10)."""
         return 3 * self.fraction + (self.t**3 + 3 * self.t) * self.density
 
     @property
     def energy_bias(self) -> float:
-        r"""By how much, over m, k fixed moves the mean of :math:`\frac1m\sum s g^2`: :math:`-tq(1-q)/\phi(t)`.
+        r"""The bias of the mean of :math:`\frac1m\sum s g^2` by a fixed k, times m: :math:`-tq(1-q)/\phi(t)`.
 
         The mean is :math:`E\,\Lambda(B)` with :math:`\Lambda' = t(q)^2` and B ~ Beta(k, m - k).
         """
@@ -93,7 +93,7 @@ class Threshold:
         return self.moments(c).second
 
     def moments(self, c: Float[Array, "*pairs"]) -> GatedPairs:
-        """Return all moments of pairs of these correlations."""
+        """Return all moments of pairs of these correlations, elementwise."""
         t, q, s, p = self.t, self.fraction, pairs.root((1 - c) * (1 + c)), self.overlap(c)
         tiny = jnp.finfo(c.dtype).tiny
         edge = t * s / jnp.maximum(1 + c, tiny)

@@ -1,4 +1,4 @@
-"""What the closed forms know of the coordinates: Gram matrices, and how far a random encoding spreads them (T4)."""
+"""Gram matrices of the coordinates, and their spread over a random encoding (T4)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ntk_inr.networks.two_layer import TwoLayerNetwork
 
 
 class Pairs(NamedTuple):
-    """The Gram matrix of the encoded coordinates and its diagonal; ``same`` marks pairs of angle exactly 0."""
+    """The Gram matrix of the encoded coordinates, its diagonal, and where both of a pair are one coordinate."""
 
     gram: Float[Array, "n n"]
     squares: Float[Array, " n"]
@@ -28,7 +28,7 @@ class Pairs(NamedTuple):
 
 
 class Preactivations(NamedTuple):
-    """Standard deviations and correlations of u, and the Gram matrix of its gradient in w and b, (3.1)."""
+    """Standard deviations and correlations of u, and the Gram matrix and squares of its gradient in w and b, (3.1)."""
 
     std: Float[Array, " n"]
     c: Float[Array, "n n"]
@@ -44,9 +44,9 @@ class Modulator(NamedTuple):
 
 
 def encoded(x: Array, encoding: Any, sphere: Sphere | None, key: Any) -> tuple[Pairs, Array | None]:
-    """Return the pairs that enter the first layer and the standard deviations of their Gram matrix, or None.
+    """Return the pairs that enter the first layer, and the standard deviations (n, n) of their Gram matrix.
 
-    Averages over the frequencies of a :class:`GaussianFourier` where there is no key, by (4.2).
+    Those are over the frequencies of a :class:`GaussianFourier` without a key, (4.2), and None for anything else.
     """
     same = jnp.eye(x.shape[0], dtype=bool)
     if isinstance(encoding, GaussianFourier) and key is None:
@@ -84,7 +84,7 @@ def gram(h: Float[Array, "n d"]) -> Float[Array, "n n"]:
 
 
 def preactivations(net: TwoLayerNetwork, pairs: Pairs) -> Preactivations:
-    """Return the law of u for these pairs."""
+    """Return the law of the pre-activations u for these pairs of inputs."""
     bias = 0.0 if net.bias_std is None else net.bias_std**2
     squares = net.weight_std**2 * pairs.squares + bias
     c = arccosine.correlation(net.weight_std**2 * pairs.gram + bias, squares, squares)
@@ -120,10 +120,10 @@ def averaged(function: Callable[[Pairs], Any], pairs: Pairs, spread: Array | Non
         return values
     # Entries without spread sit at correlation 1, where the derivatives of arccos are infinite.
     fixed = spread == 0
-    moved = pairs._replace(gram=jnp.where(fixed, 0, pairs.gram), same=jnp.zeros_like(pairs.same))
+    drawn = pairs._replace(gram=jnp.where(fixed, 0, pairs.gram), same=jnp.zeros_like(pairs.same))
 
     def along(step: Array) -> Any:
-        return function(moved._replace(gram=moved.gram + step * spread))
+        return function(drawn._replace(gram=drawn.gram + step * spread))
 
     def slope(step: Array) -> Any:
         return jax.jvp(along, (step,), (jnp.ones_like(step),))[1]

@@ -1,4 +1,4 @@
-"""The unit that a two-layer network's kernel is computed in, so that its square stays in the range of floats."""
+"""Powers of two that a two-layer network's kernel is divided by, so that its square stays in the range of floats."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ class Scales(NamedTuple):
         return (self.readout * self.inputs) ** 2
 
     def divide(self, net: TwoLayerNetwork, pre: Preactivations) -> tuple[TwoLayerNetwork, Preactivations]:
-        """Return what has this network's kernel divided by its unit, the readout's own kernel by ``inputs**2`` only."""
+        """Return a network and pre-activations whose kernel is this network's over ``kernel``.
+
+        The part of the kernel that comes from training the readout is divided by ``inputs**2`` only.
+        """
         bias = None if net.output_bias is None else net.output_bias / (self.readout * self.inputs)
         pre = pre._replace(
             std=pre.std / self.inputs,
@@ -39,7 +42,7 @@ class Scales(NamedTuple):
 
 
 def scales(net: TwoLayerNetwork, gate: Threshold | SoftGates, pre: Preactivations) -> Scales:
-    """Return the scales of a network."""
+    """Return the scales of a network at these pre-activations."""
     rows = row_gain(net, gate, pre)
     inputs = unit_of(rows * jnp.maximum(pre.std, jnp.sqrt(pre.gradient_squares)))
     readouts = [net.scale, float("readout" in net.trained)]

@@ -17,7 +17,7 @@ from ntk_inr.networks.two_layer import TwoLayerNetwork
 
 
 def hidden_sphere(net: TwoLayerNetwork) -> Sphere | None:
-    """Return the normalization of the hidden layer, TopK-SP's too."""
+    """Return the sphere that the hidden layer is projected to, by normalization or by TopK-SP; None without one."""
     if net.sparsity is not None and net.sparsity.mode == "sphere":
         return Sphere(placement="hidden_post", radius=net.sparsity.radius)
     on_hidden = net.normalization is not None and net.normalization.placement != "input"
@@ -30,7 +30,7 @@ def _inverse_square(sphere: Sphere, gate: Threshold | SoftGates, std: Array) -> 
 
 
 def row_gain(net: TwoLayerNetwork, gate: Threshold | SoftGates, pre: Preactivations) -> Float[Array, " n"]:
-    """Return what hidden normalization multiplies each row by in the limit, 1 without one."""
+    """Return the factor (n,) of each example by hidden normalization in the limit, 1 without one."""
     sphere = hidden_sphere(net)
     if sphere is None:
         return jnp.ones_like(pre.std)
@@ -39,17 +39,17 @@ def row_gain(net: TwoLayerNetwork, gate: Threshold | SoftGates, pre: Preactivati
 
 
 def gated_std(net: TwoLayerNetwork, pre: Preactivations) -> Float[Array, " n"]:
-    """Return the standard deviation of what enters the gates: of u, or of u normalised."""
+    """Return the standard deviations (n,) of what enters the gates, which is u or the normalised u."""
     sphere = hidden_sphere(net)
     before = sphere is not None and sphere.placement == "hidden_pre"
     return pre.std * row_gain(net, RELU, pre) if before else pre.std
 
 
 class _Energies(NamedTuple):
-    """How the squared norm y of one example, over its mean, moves with one unit, times m."""
+    """First-order moments, times m, of the squared norm y of an example over its mean, and of the overlap X with it."""
 
-    bias: Float[Array, " n"]  # of its mean
-    variance: Float[Array, " n"]
+    bias: Float[Array, " n"]  # of the mean of y
+    variance: Float[Array, " n"]  # of y
     covariance: Float[Array, "n n"]  # of y_i with y_j
     mixed: Float[Array, "n n"]  # of X_ij with y_i
     diagonal: Float[Array, "n n"]  # of X_ii with y_j

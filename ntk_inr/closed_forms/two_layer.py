@@ -89,6 +89,7 @@ def two_layer_moments(
     width: int | None = None,
     limit: bool = False,
     key: Any = None,
+    # What follows are the settings of two_layer_network, spelled out for readers of the signature.
     encoding: nn.Module | None = None,
     normalization: Sphere | None = None,
     modulation: FourierModulation | Iterable[FourierModulation] | None = None,
@@ -199,13 +200,13 @@ def _moments_of(net: TwoLayerNetwork, x: Array, key: Any, *, limit: bool) -> Two
 
 
 def _numbers(net: TwoLayerNetwork) -> dict[str, Any]:
-    """Return what may change without another compilation; widths, where k doesn't count units."""
+    """Return the numbers that may change without another compilation; the width is one unless TopK keeps k of it."""
     numbers = {name: getattr(net, name) for name in ("scale", "weight_std", "bias_std", "output_bias")}
     return numbers if net.sparsity is not None else numbers | {"width": net.width}
 
 
 def _outline(net: TwoLayerNetwork) -> TwoLayerNetwork:
-    """Return the network less its numbers and its encoding: what a compiled program is for."""
+    """Return the network with blanks for its numbers and no encoding, the key of a compiled program."""
     blank: dict[str, Any] = dict.fromkeys(_numbers(net), 1)
     modulation = tuple(modulator.clone(omega=1.0) for modulator in net.modulation)
     return net.clone(**blank, encoding=None, modulation=modulation)

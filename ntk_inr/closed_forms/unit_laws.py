@@ -25,9 +25,14 @@ class KernelLaw(NamedTuple):
 
 
 class _Term(NamedTuple):
-    """A summand of one unit's kernel: coefficient and its diagonal, power of c, gates or activations, modulators.
+    """A summand of one unit's kernel.
 
-    ``derived`` is the modulator that enters by its derivative, or None.
+    Attributes:
+        coefficient: (n, n), or a number.
+        squares: diagonal of the coefficient, (n,).
+        readouts: power of the readout c.
+        unit: whether the pair of gates enters, or that of activations.
+        derived: index of the modulator that enters by its derivative; None where none does.
     """
 
     coefficient: Array | float
@@ -107,14 +112,14 @@ def _terms(
 
 
 def _unit_mean(unit: str, pre: Preactivations) -> tuple[Array, Array]:
-    """Return the mean of 1_i 1_j or sigma_i sigma_j, and its diagonal."""
+    """Return the mean (n, n) of 1_i 1_j ("gate") or sigma_i sigma_j ("activation"), and its diagonal (n,)."""
     if unit == "gate":
         return arccosine.gates(pre.c), jnp.full_like(pre.std, 0.5)
     return outer(pre.std, pre.std) * arccosine.rectified(pre.c), pre.std**2 / 2
 
 
 def _unit_products(a: str, b: str, pre: Preactivations) -> tuple[Array, Array]:
-    """Return the mean of the product of two such pairs (i, j), and that of a's at (i, i) with b's at (j, j)."""
+    """Return the mean of the product of pairs a and b at (i, j), and of a at (i, i) with b at (j, j), both (n, n)."""
     c, stds, squares = pre.c, outer(pre.std, pre.std), pre.std**2
     if a == b == "gate":
         return (arccosine.gates(c),) * 2

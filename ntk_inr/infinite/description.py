@@ -1,4 +1,4 @@
-"""What an infinite-width kernel has to know of a :class:`ntk_inr.CoordinateMLP`: its parts, laws and features."""
+"""The parts, laws and features of a :class:`ntk_inr.CoordinateMLP` that its infinite-width kernel depends on."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Layer:
         gain: m times the weights' variance.
         bias: variance of the biases that count as normal.
         uniform: half-width of the biases that count as uniform; None for none.
-        gradient: what the weights' and biases' own gradients weigh.
+        gradient: weights of the weights' and of the biases' own gradients in the kernel.
     """
 
     weights: Literal["normal", "uniform"]
@@ -54,7 +54,7 @@ class Layer:
 
     @property
     def half_width(self) -> Any:
-        """Of the weights where they are uniform."""
+        """The half-width of the weights' law, where it is uniform."""
         return (3 * self.gain / self.fan_in) ** 0.5
 
 
@@ -117,7 +117,7 @@ class Description:
         ]
 
     def counting(self, hyper: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
-        """Return what the terms of a wavelet's Fourier series are counted for where ``hyper`` replaces settings.
+        """Return the settings that size a wavelet's Fourier series where ``hyper`` replaces some.
 
         Of a traced value, whose size is not known, it is half or double of the network's own.
         """
@@ -222,7 +222,7 @@ class Description:
         return encoding.apply({CONSTANTS: self.fixed or {}} if needed else {}, x)
 
     def points(self, parts: Mapping[str, Any], x: Array) -> Points:
-        """Return coordinates, and what of them enters the first layer."""
+        """Return the coordinates with what enters the first layer, normalised where that is asked for."""
         h = self.features(parts, x)
         normalization = parts["normalization"]
         if h is not None and normalization is not None and normalization.placement == "input":

@@ -16,7 +16,7 @@ from ntk_inr.infinite.pairs import Pair, Side
 
 
 class Means(NamedTuple):
-    """What an activation makes of a pair.
+    """The means of an activation's products, and of its slopes' products, over pairs of pre-activations.
 
     Attributes:
         value: mean of phi(u) phi(v), (n1, n2).
@@ -29,7 +29,7 @@ class Means(NamedTuple):
 
 @runtime_checkable
 class Dual(Protocol):
-    """What a kernel needs of an activation."""
+    """An activation, as a kernel takes it: means over normal and uniform pre-activations."""
 
     def moments(self, pair: Pair) -> Means:
         """Return the means of phi(u) phi(v) and phi'(u) phi'(v)."""

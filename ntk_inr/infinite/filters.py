@@ -23,7 +23,7 @@ from ntk_inr.networks.initializers import BIAS_UNIFORM
 
 # Gauss-Legendre for the windows' centres: exact to rounding for windows wider than a tenth of the domain.
 _CENTRES = 64
-# Share of the windows' law of sharpness that is left out.
+# Probability of the sharpest windows, which are left out.
 _TAIL = 1e-9
 
 Forward = Callable[[Array, Array | None, Mapping[str, Array]], tuple[Array, ...]]

@@ -40,10 +40,10 @@ class State:
     Attributes:
         k: mean product of a unit's values, (n1, n2); before an activation, of their normal part.
         theta: neural tangent kernel of a unit, (n1, n2).
-        left: mean squares at the n1, (n1,).
-        right: mean squares at the n2, (n2,).
-        left_mean: means at the n1, (n1,).
-        right_mean: means at the n2, (n2,).
+        left: mean square of a unit's values at each of the n1, (n1,).
+        right: likewise at the n2, (n2,).
+        left_mean: mean of a unit's values at each of the n1, (n1,).
+        right_mean: likewise at the n2, (n2,).
         uniform: (n1, f) and (n2, f), coefficients of independent U(-1, 1) variables in what is added to the normal
             part of pre-activations; None where nothing is.
         same: both sides are one list of coordinates.
@@ -64,7 +64,7 @@ class State:
 def state_of(k: Array, left: Array, right: Array, *, same: bool) -> State:
     """Return the state of units of mean 0 in which nothing is trained."""
     zeros = jnp.zeros_like(left), jnp.zeros_like(right)
-    # One rounding for both: the diagonal is what its sides are, to the bit.
+    # Taken from k, so that its diagonal and its sides are equal to the bit.
     left, right = (jnp.diagonal(k),) * 2 if same else (left, right)
     return State(k, jnp.zeros_like(k), left, right, *zeros, same=same)
 
@@ -122,7 +122,7 @@ def dense_uniform(
     gradient: tuple[Any, Any] | None = None,
     uniform: Any = None,
 ) -> State:
-    """Return the state after an affine map of few features by uniform weights, which normal ones don't stand for.
+    """Return the state after an affine map of few features by uniform weights, whose sum is not nearly normal.
 
     Args:
         h1: features (n1, f).

@@ -77,7 +77,7 @@ def orthant(h: Array, k: Array, c: Array, nodes: int) -> Array:
         return total + 2 * v * weight * jnp.exp(-_exponent(half, h, k)), None
 
     rule = tuple(jnp.asarray(values, c.dtype) for values in pairs.legendre(nodes))
-    total, _ = lax.scan(add, jnp.zeros_like(span), rule, unroll=4)
+    total, _ = lax.scan(add, jnp.zeros_like(span), rule, unroll=2)
     opposite = jnp.maximum(ndtr(-h) - ndtr(k), 0)
     return jnp.where(rare, opposite, ndtr(-h) * ndtr(-k)) + span / _TURN * total
 

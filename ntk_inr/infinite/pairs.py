@@ -18,7 +18,7 @@ from ntk_inr.networks import trig
 _ARC_NODES = 24
 _PANEL_NODES = 32
 _TINY = 1e-12
-# By the number of uniform variables: nodes for each. Gauss-Legendre on functions as sharp as WIRE's needs these.
+# Nodes for each of so many uniform variables: Gauss-Legendre needs these for functions as sharp as WIRE's.
 _TENSOR_NODES = {2: 64, 3: 48}
 LARGEST_TENSOR = max(_TENSOR_NODES)
 
@@ -83,14 +83,14 @@ class Pair:
 
     @property
     def variances(self) -> tuple[Array, Array]:
-        """Of the normal parts, to be broadcast."""
+        """The variances of the normal parts, (n1, 1) and (1, n2)."""
         assert self.left.k is not None
         assert self.right.k is not None
         return self.spread(self.left.k, self.right.k)
 
     @property
     def determinant(self) -> Array:
-        """k11 k22 - k12 ** 2."""
+        """The determinant k11 k22 - k12**2 of the normal parts' covariance, (n1, n2)."""
         k11, k22 = self.variances
         return k11 * k22 - self.k12 * self.k12
 

@@ -85,7 +85,7 @@ def _plain(activation: Any, order: int) -> Dual:
 
 
 def _check_elementwise(activation: Callable[[Array], Array]) -> None:
-    """Raise where changing, or moving, one entry of the argument does more than that to the result."""
+    """Raise if an entry of the result depends on other entries of the argument, or on its place."""
     u = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
     moved = u.copy()
     moved[1, 2] += 1.5
@@ -111,7 +111,7 @@ def _check_elementwise(activation: Callable[[Array], Array]) -> None:
 
 
 def _linear_sides(activation: Callable[[Array], Array]) -> tuple[float, float] | None:
-    """Return the values at 1 and -1 of what is linear on each side of 0, None for anything else."""
+    """Return the values at 1 and -1 of a function that is linear on each side of 0, None for any other."""
     size = np.array([1e-3, 0.25, 1.0, 3.0, 50.0])
     up, down = (np.asarray(activation(jnp.asarray(sign * size))) / size for sign in (1, -1))
     if np.allclose(up, up[2], rtol=1e-6, atol=1e-7) and np.allclose(down, down[2], rtol=1e-6, atol=1e-7):

@@ -1,4 +1,4 @@
-"""The same kernels by neural-tangents' ``stax``, a second opinion from other hands."""
+"""The infinite-width kernels by neural-tangents' ``stax``, to compare with."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def tiled(tile: Tile, left: Any, right: Any) -> tuple[Array, ...]:
 
 
 def _blocks(points: Any) -> tuple[int, Any]:
-    """Return how many points there are, and they in equal blocks, the last filled up with its last point."""
+    """Return the number of points, and the points in equal blocks, the last one filled up with the last point."""
     n = len(jax.tree.leaves(points)[0])
     count = -(-n // _SIDE)
     side = -(-n // count)
@@ -79,7 +79,7 @@ def _laid(grid: Array) -> Array:
 
 
 def _symmetric(matrix: Array) -> Array:
-    """Return the matrix whose entries (i, j) and (j, i) are both the upper one, read.
+    """Return the symmetric matrix with the upper half of ``matrix`` on both sides of the diagonal.
 
     The mean of the two would not do: the compiler may compute each where it is used, and round them apart.
     """

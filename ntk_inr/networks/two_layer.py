@@ -1,4 +1,4 @@
-"""The two-layer network that the closed forms T2 to T7 describe, unit for unit."""
+"""The two-layer network that the closed forms T2 to T7 describe."""
 
 from __future__ import annotations
 

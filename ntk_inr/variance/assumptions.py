@@ -57,7 +57,7 @@ class _Part(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """The variance of one layer, or their sum over layers, as more and more of it is taken into account."""
+    """The variance of one layer, or the sum over layers, from the crudest proxy to the exact value."""
 
     independent: float  # the proxy at the level of independent units
     proxy: float

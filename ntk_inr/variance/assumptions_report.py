@@ -1,13 +1,15 @@
-"""What the check of assumptions says: findings in words, and the report as text."""
+"""Findings about the proxy's assumptions, and the report of them as text."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from ntk_inr._results import result, static, text_table
+from ntk_inr.variance.budget_report import clipped, largest
 
 KERNEL = "kernel"
 """The layer of findings about the sum of layers."""
@@ -39,10 +41,10 @@ _SENTENCES = {
         "the variance is {measured:.3g} times what the layers make apart: their kernels are large at the same pairs"
     ),
 }
-"""What is said of each assumption, with a finding's fields and figures in it."""
+"""The sentence of each assumption, to be filled with a finding's fields and figures."""
 _UNITS = {"F": "inputs of this layer", "B": "sensitivities to this layer", "H": "gradients of this parameter"}
 # Findings that ``print`` shows.
-_ROWS = 10
+_ROWS = 8
 
 
 @result
@@ -135,21 +137,26 @@ class AssumptionsReport:
 
     def table(self) -> str:
         """Return all findings, in words those that matter, and the way from proxy to measured variance, as text."""
-        return self._text(len(self.findings), in_words=True)
+        matter = [f for f in self.failed if abs(f.error_percent) > 100 * self.tolerance]
+        sentences = [f"{finding.layer}: {finding.sentence}." for finding in matter] + [""] * bool(matter)
+        layers = [finding.layer for finding in self.findings]
+        return "\n".join([self._head, "", _findings_table(self.findings, layers), "", *sentences, self._steps()])
 
     def __str__(self) -> str:
-        return self._text(_ROWS, in_words=False)
+        weights = [abs(finding.error_percent) * finding.share for finding in self.findings]
+        kept, rest = largest(weights, _ROWS)
+        layers = clipped(tuple(finding.layer for finding in self.findings))
+        table = _findings_table([self.findings[place] for place in kept], [layers[place] for place in kept])
+        more = [f"… {rest} of less weight; .table() has all, and sentences"] * bool(rest)
+        return "\n".join([self._head, "", table, *more, "", self._steps()])
 
-    def _text(self, most: int, in_words: bool) -> str:
-        """Return the report with the ``most`` findings that weigh most, ``in_words`` too those that matter."""
-        weights = [-abs(finding.error_percent) * finding.share for finding in self.findings]
-        kept = [self.findings[place] for place in sorted(np.argsort(weights, kind="stable")[:most])]
+    @property
+    def _head(self) -> str:
         subset = "all there are" if self.size == self.n else f"a uniform subset of {self.n}"
-        matter = [f for f in kept if in_words and not f.holds and abs(f.error_percent) > 100 * self.tolerance]
-        rest = len(self.findings) - len(kept)
-        lines = [f"measured on {self.size} coordinates, {subset}", "", _findings_table(kept)]
-        lines += [f"… {rest} more of less weight; .table() has all"] * bool(rest) + [""]
-        lines += [f"{finding.layer}: {finding.sentence}." for finding in matter] + [""] * bool(matter)
+        return f"measured on {self.size} coordinates, {subset}"
+
+    def _steps(self) -> str:
+        """Return the way from the proxy to the measured variance as text."""
         error = f"± {self.variance_stderr:.2g}, " if self.size < self.n else ""
         steps = [
             ("proxy at independent level", self.independent, "tau as if units varied independently"),
@@ -157,23 +164,22 @@ class AssumptionsReport:
             *(("  without " + s.name, s.variance, f"x {math.exp(s.log_ratio):.3f}") for s in self.corrections),
             ("measured", self.variance, f"{error}{self.off_diagonal:.1%} of it off the diagonal"),
         ]
-        rows = [(name, f"{value:.4g}", remark) for name, value, remark in steps]
-        return "\n".join([*lines, text_table(rows, right=[1], header=0)])
+        return text_table([(name, f"{value:.4g}", remark) for name, value, remark in steps], right=[1], header=0)
 
 
-def _findings_table(findings: list[Finding]) -> str:
+def _findings_table(findings: Sequence[Finding], layers: Sequence[str]) -> str:
     header = ("assumption", "layer", "of v", "measured", "threshold", "holds", "error")
     rows = [
         (
             finding.assumption,
-            finding.layer,
+            layer,
             f"{finding.share:.0%}",
             f"{finding.measured:.3g}",
             f"{finding.threshold:.3g}",
             "yes" if finding.holds else "NO",
             f"{finding.error_percent:+.1f}%",
         )
-        for finding in findings
+        for finding, layer in zip(findings, layers, strict=True)
     ]
     return text_table([header, *rows], right=range(2, len(header)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,12 @@ from ntk_inr.kernels.request import Request
 from ntk_inr.spectra.submatrices import draw, estimate, standard_errors, sums_of, unseen
 from ntk_inr.variance import budget_report, sums
 from ntk_inr.variance.budget_change import BudgetChange, attributed
-from ntk_inr.variance.sums import Sums
+from ntk_inr.variance.sums import Figures, Sums
 
 _SIZE = 2048
 _SUBMATRICES = 8
 # Terms that ``print`` shows.
-_ROWS = 20
+_ROWS = 18
 
 
 @result
@@ -214,7 +214,7 @@ def variance_budget(
         apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``; examples must not mix.
         params: pytree of floating point arrays.
         x: coordinates (n, d), at least 2.
-        matrices: keep F, B, tau_F and tau_B of each term, 4 L n^2 numbers.
+        matrices: keep F, B, tau_F and tau_B of each term, 4 L n^2 figures.
         key: a JAX random key, to draw submatrices; None takes the whole kernel.
         size: coordinates in each submatrix; None is 2048, or what fits, and the whole kernel up to n = 2048.
         submatrices: how many are drawn, at least 2; None is 8, or what fits.
@@ -287,34 +287,20 @@ def _plan(n: int, key: Any, size: int | None, submatrices: int | None, matrices:
     return submatrices or max(2, min(_SUBMATRICES, n // size)), size
 
 
-class _Numbers(NamedTuple):
-    """The figures that one or several submatrices give, named as in :class:`VarianceBudget`."""
-
-    off_diagonal: np.ndarray
-    diagonal: np.ndarray
-    means: np.ndarray
-    forward_scale: np.ndarray
-    backward_scale: np.ndarray
-    forward_tau: np.ndarray
-    backward_tau: np.ndarray
-    tau: np.ndarray
-    overlap: np.ndarray
-
-    def summary(self) -> dict[str, Any]:
-        """Return the figures that have standard errors, by the names of these."""
-        matrix, mean = self.off_diagonal + self.diagonal, self.means.sum()
-        variance = matrix.sum()
-        cv = _ratio(np.sqrt(variance), mean)
-        return {
-            "mean_stderr": mean,
-            "variance_stderr": variance,
-            "cv_stderr": cv,
-            "matrix_stderr": matrix,
-            "shares_stderr": _ratio(matrix.sum(1), variance),
-        }
+def _summary(figures: Figures) -> dict[str, Any]:
+    """Return the figures that have standard errors, by the names of these."""
+    matrix, mean = figures.off_diagonal + figures.diagonal, figures.means.sum()
+    variance = matrix.sum()
+    return {
+        "mean_stderr": mean,
+        "variance_stderr": variance,
+        "cv_stderr": _ratio(np.sqrt(variance), mean),
+        "matrix_stderr": matrix,
+        "shares_stderr": _ratio(matrix.sum(1), variance),
+    }
 
 
-def _estimate(n: int, parts: list[Sums]) -> _Numbers:
+def _estimate(n: int, parts: list[Sums]) -> Figures:
     """Return unbiased estimates for n coordinates (9.4) from submatrices, exact where one has all coordinates."""
     size = len(parts[0].diagonals)
     pairs = len(parts) * size * (size - 1)
@@ -323,7 +309,7 @@ def _estimate(n: int, parts: list[Sums]) -> _Numbers:
     forward_tau, backward_tau, tau = np.sum([part.similarities for part in parts], axis=0) / pairs
     weights = np.sum([(d * (d.sum(0) - d)).sum(0) for d in (part.diagonals[:, 2] for part in parts)], axis=0)
     forward_scale, backward_scale, _ = np.mean([part.diagonals.mean(0) for part in parts], axis=0)
-    return _Numbers(
+    return Figures(
         off_diagonal=spread.off_diagonal,
         diagonal=spread.diagonal,
         means=spread.means,
@@ -337,15 +323,15 @@ def _estimate(n: int, parts: list[Sums]) -> _Numbers:
 
 
 def _budget(names: tuple[str, ...], n: int, parts: list[Sums], matrices: GramMatrices | None) -> VarianceBudget:
-    numbers = _estimate(n, parts)
+    figures = _estimate(n, parts)
     count, size = len(parts), len(parts[0].diagonals)
-    errors = standard_errors(lambda kept: _estimate(n, list(itertools.compress(parts, kept))).summary(), count)
+    errors = standard_errors(lambda kept: _summary(_estimate(n, list(itertools.compress(parts, kept)))), count)
     errors["mean_stderr"] = errors["mean_stderr"] * unseen(n, count * size)
     return VarianceBudget(
         names=names,
-        factored=~np.isnan(numbers.forward_scale),
+        factored=~np.isnan(figures.forward_scale),
         n=n,
-        **numbers._asdict(),
+        **figures._asdict(),
         **errors,
         submatrices=count,
         size=size,

@@ -8,8 +8,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from ntk_inr import _checks
-from ntk_inr._results import result, static, text_table
-from ntk_inr.variance.budget_report import cell, largest
+from ntk_inr._results import result, static
+from ntk_inr.variance.budget_report import aligned, cell, clipped, largest
+from ntk_inr.variance.sums import Figures
 
 FACTORS = (
     "coordinates",
@@ -29,8 +30,8 @@ _COLUMN = {name: position for position, name in enumerate(FACTORS)}
 _DECIBELS = 10 / math.log(10)
 # Contributions that cancel to this, of their own size, have changed nothing.
 _NOTHING = 1e-12
-# Terms that ``print`` shows.
-_ROWS = 20
+# Terms and columns that ``print`` shows.
+_ROWS, _COLUMNS = 16, 5
 
 Figure = Literal["cv", "variance", "mean"]
 
@@ -80,7 +81,7 @@ class BudgetChange:
         """Contributions (R, K) to ``ln(cv'**2 / cv**2)``."""
         return self.variance - 2 * self.mean
 
-    def percent(self, of: Figure = "cv") -> np.ndarray:
+    def percent(self, of: Figure = "cv") -> Any:
         """Return contributions (R, K) in percent of the whole change; NaN where nothing changed.
 
         Args:
@@ -103,31 +104,33 @@ class BudgetChange:
         Raises:
             ValueError: unknown ``of``.
         """
-        return self._table(of, None)
+        return self._table(of, None, None)
 
     def __str__(self) -> str:
-        return self._table("cv", _ROWS)
+        return self._table("cv", _ROWS, _COLUMNS)
 
-    def _table(self, of: Figure, most: int | None) -> str:
-        decibels, percent = self._contributions(of) * _DECIBELS, self.percent(of)
-        columns = [k for k in range(len(self.factors)) if decibels[:, k].any()]
-        kept, rest = largest(np.abs(decibels).sum(1), most)
+    def _table(self, of: Figure, most: int | None, columns: int | None) -> str:
+        """Return the table of the ``most`` terms and of so many ``columns`` that weigh most, the others in "rest"."""
+        decibels, percent = np.asarray(self._contributions(of) * _DECIBELS), np.asarray(self.percent(of))
+        weights = np.abs(decibels)
+        shown, _ = largest(weights.sum(0), columns)
+        shown = [k for k in shown if weights[:, k].any()]
+        others = [k for k in range(len(self.factors)) if k not in shown and weights[:, k].any()]
+        kept, left = largest(weights.sum(1), most)
+        names = self.names if most is None else clipped(self.names)
 
         def row(name: str, decibels: np.ndarray, percent: np.ndarray) -> list[str]:
-            figures = [f"{value:+z.2f}" for value in [*decibels[columns], decibels.sum()]]
-            return [name, *figures, cell(percent.sum(), "z.1f")]
+            figures = [*decibels[shown], *[decibels[others].sum()] * bool(others), decibels.sum()]
+            return [name, *(f"{value:+z.2f}" for value in figures), cell(percent.sum(), "z.1f")]
 
-        rows = [row(self.names[term], decibels[term], percent[term]) for term in kept]
+        rows = [row(names[term], decibels[term], percent[term]) for term in kept]
         rows.append(row("all", decibels.sum(0), percent.sum(0)))
-        heads = ["term", *(self.factors[k] for k in columns), "all", "%"]
-        # The last word of a head stands in a second line.
-        above, below = ([head.rpartition(" ")[part] for head in heads] for part in (0, 2))
+        heads = ["term", *(self.factors[k] for k in shown), *["rest"] * bool(others), "all", "%"]
         changes = [f"{name} {self.before[name]:.4g} -> {self.after[name]:.4g}" for name in get_args(Figure)]
         what = {"cv": "cv squared", "variance": "the variance", "mean": "the mean"}[of]
-        lines = ["; ".join(changes), f"contributions to the change of {what}, in dB:"]
-        lines.append(text_table([above, below, *rows], right=range(1, len(heads)), header=2))
-        if rest:
-            lines.append(f"… {rest} more; .table() has all")
+        lines = ["; ".join(changes), f"contributions to the change of {what}, in dB:", aligned(heads, rows)]
+        if left:
+            lines.append(f"… {left} more; .table() has all")
         return "\n".join(lines)
 
     def _contributions(self, of: str) -> np.ndarray:
@@ -153,14 +156,15 @@ def attributed(first: Any, second: Any) -> BudgetChange:
     with np.errstate(invalid="ignore"):
         pairs, diagonal, means = (new - old for old, new in logarithms)
     totals = first.variance, second.variance
-    contributions, weight = _of_matrix(before.off_diagonal, after.off_diagonal, totals, on, pairs, "other layers")
-    more, further = _of_matrix(before.diagonal, after.diagonal, totals, on, diagonal, "diagonal")
-    figures = [{name: getattr(budget, name) for name in get_args(Figure)} for budget in (first, second)]
+    old, new = before.figures, after.figures
+    contributions, weight = _of_matrix(old.off_diagonal, new.off_diagonal, totals, on, pairs, "other layers")
+    more, further = _of_matrix(old.diagonal, new.diagonal, totals, on, diagonal, "diagonal")
+    ends = [{name: getattr(budget, name) for name in get_args(Figure)} for budget in (first, second)]
     return BudgetChange(
         variance=(contributions + more) / (weight + further),
-        mean=_of_mean(before.means / first.mean, after.means / second.mean, on, means),
-        before=figures[0],
-        after=figures[1],
+        mean=_of_mean(old.means / first.mean, new.means / second.mean, on, means),
+        before=ends[0],
+        after=ends[1],
         names=tuple(first.names[i] if i is not None else second.names[j] for i, j in zip(here, there, strict=True)),
         factors=FACTORS,
     )
@@ -188,31 +192,24 @@ class _Rows(NamedTuple):
 
     n: int
     present: np.ndarray
-    off_diagonal: np.ndarray
-    diagonal: np.ndarray
-    means: np.ndarray
-    forward_scale: np.ndarray
-    backward_scale: np.ndarray
-    forward_tau: np.ndarray
-    backward_tau: np.ndarray
-    overlap: np.ndarray
+    figures: Figures
 
     @property
     def on(self) -> np.ndarray:
         """Which terms are there and not zero."""
-        return self.present & (self.means > 0) & (np.diagonal(self.off_diagonal) > 0)
+        return self.present & (self.figures.means > 0) & (np.diagonal(self.figures.off_diagonal) > 0)
 
     @property
     def factored(self) -> np.ndarray:
         """Which terms are a product of F and B, both with a similarity to take the logarithm of."""
-        return (self.forward_tau > 0) & (self.backward_tau > 0)
+        return (self.figures.forward_tau > 0) & (self.figures.backward_tau > 0)
 
     def logarithms(self, factored: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the logarithms (R, K) of the factors of each term's entry off the diagonal, on it, and of its mean."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            forward, backward = np.log(self.forward_scale), np.log(self.backward_scale)
-            overlap, mean = np.log(self.overlap), np.log(self.means)
-            similar, sensitive = np.log(self.forward_tau), np.log(self.backward_tau)
+            forward, backward = np.log(self.figures.forward_scale), np.log(self.figures.backward_scale)
+            overlap, mean = np.log(self.figures.overlap), np.log(self.figures.means)
+            similar, sensitive = np.log(self.figures.forward_tau), np.log(self.figures.backward_tau)
             scales = np.zeros((len(factored), len(FACTORS)))
             for name, where, values in (
                 ("forward scale", factored, forward),
@@ -230,8 +227,8 @@ class _Rows(NamedTuple):
             ):
                 pairs[:, _COLUMN[name]] = np.where(where, values, 0)
             # What is left makes the product of the factors the entry itself.
-            pairs[:, _COLUMN["unequal norms"]] = np.log(np.diagonal(self.off_diagonal)) - pairs.sum(1)
-            diagonal[:, _COLUMN["diagonal"]] = np.log(np.diagonal(self.diagonal)) - diagonal.sum(1)
+            pairs[:, _COLUMN["unequal norms"]] = np.log(np.diagonal(self.figures.off_diagonal)) - pairs.sum(1)
+            diagonal[:, _COLUMN["diagonal"]] = np.log(np.diagonal(self.figures.diagonal)) - diagonal.sum(1)
             scales[:, _COLUMN["unequal norms"]] = mean - scales.sum(1)
         return pairs, diagonal, scales
 
@@ -241,8 +238,8 @@ def _rows_of(budget: Any, positions: list[Any]) -> _Rows:
     index = np.array([position or 0 for position in positions])
     both = present[:, None] & present[None]
     matrices = [np.where(both, matrix[np.ix_(index, index)], 0) for matrix in (budget.off_diagonal, budget.diagonal)]
-    rows = [np.where(present, getattr(budget, name)[index], 0) for name in _Rows._fields[4:]]
-    return _Rows(budget.n, present, *matrices, *rows)
+    rows = [np.where(present, getattr(budget, name)[index], 0) for name in Figures._fields[2:]]
+    return _Rows(budget.n, present, Figures(*matrices, *rows))
 
 
 def _of_matrix(

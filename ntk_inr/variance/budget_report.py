@@ -8,19 +8,22 @@ from typing import Any
 import numpy as np
 
 from ntk_inr import style
-from ntk_inr._results import text_table
+from ntk_inr._results import Scalar, text_table
 
 # Above this many terms the numbers in the cells of the figure would run into each other.
 _MOST_CELLS = 12
 # Characters of a name beside an axis.
 _LONGEST = 24
+# Characters of a name in a table that is printed.
+_PRINTED = 16
 
 
 def table(budget: Any, most: int | None = None) -> str:
-    """Return a :class:`VarianceBudget` as text, a row a term, of ``most`` terms those with the largest shares."""
+    """Return a :class:`VarianceBudget` as text, a row a term; of ``most`` terms, those with the largest shares."""
     sampled = budget.submatrices > 1
-    header = ["term", "mean %", "variance %", *["±"] * sampled, "own %", "shared %", "diagonal %"]
-    header += ["R_F^2", "R_B^2", "tau_F", "tau_B", "Omega"]
+    heads = ["term", "mean %", "variance %", *["±"] * sampled, "own %", "shared %", "diagonal %"]
+    heads += ["R_F^2", "R_B^2", "tau_F", "tau_B", "Omega"]
+    names = budget.names if most is None else clipped(budget.names)
     kept, rest = largest(np.abs(budget.shares), most)
 
     def figure(name: str) -> str:
@@ -29,12 +32,23 @@ def table(budget: Any, most: int | None = None) -> str:
 
     of = f", from {budget.submatrices} submatrices of {budget.size}" if sampled else ""
     lines = [f"{'; '.join(map(figure, ('variance', 'cv', 'mean')))}; n = {budget.n}{of}"]
-    lines.append(text_table([header, *(_cells(budget, row) for row in kept)], right=range(1, len(header))))
+    lines.append(aligned(heads, [[names[row], *_cells(budget, row)] for row in kept]))
     if rest:
         lines.append(f"… {rest} more; .table() has all")
     if not budget.factored.all():
         lines.append("–: the term is not one product of F and B")
     return "\n".join(lines)
+
+
+def aligned(heads: list[str], rows: list[list[str]]) -> str:
+    """Return a table with names on the left and numbers on the right; heads have their last word in a second line."""
+    above, below = ([head.rpartition(" ")[part] for head in heads] for part in (0, 2))
+    return text_table([above, below, *rows], right=range(1, len(heads)), header=2)
+
+
+def clipped(names: tuple[str, ...], most: int = _PRINTED) -> list[str]:
+    """Return the short names of terms, cut on the left to ``most`` characters."""
+    return [name if len(name) <= most else f"…{name[1 - most :]}" for name in _short(names)]
 
 
 def largest(sizes: Any, most: int | None) -> tuple[list[int], int]:
@@ -45,7 +59,7 @@ def largest(sizes: Any, most: int | None) -> tuple[list[int], int]:
 
 
 def _cells(budget: Any, row: int) -> list[str]:
-    """Return the row of one term."""
+    """Return the numbers of one term's row."""
     total, mean = (value or np.nan for value in (budget.variance, budget.mean))
     own, entries = budget.matrix[row, row], budget.matrix[row].sum()
     percent = [budget.means[row] / mean, entries / total, own / total, (entries - own) / total]
@@ -53,10 +67,10 @@ def _cells(budget: Any, row: int) -> list[str]:
     if budget.submatrices > 1:
         cells.insert(2, cell(100 * budget.shares_stderr[row], ".2g"))
     figures = (budget.forward_scale, budget.backward_scale, budget.forward_tau, budget.backward_tau, budget.overlap)
-    return [budget.names[row], *cells, *(cell(values[row], ".3g") for values in figures)]
+    return [*cells, *(cell(values[row], ".3g") for values in figures)]
 
 
-def cell(value: Any, spec: str) -> str:
+def cell(value: Scalar, spec: str) -> str:
     """Return a number as text, and a dash where there is none."""
     return "–" if np.isnan(value) else format(value, spec)
 
@@ -65,7 +79,7 @@ def plot(budget: Any, path: str | os.PathLike[str] | None) -> Any:
     """Return the figure of a :class:`VarianceBudget`, and save it to ``path`` if there is one."""
     plt = style.pyplot()
     names = _short(budget.names)
-    labels = [name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}" for name in names]
+    labels = clipped(budget.names, _LONGEST)
     with style.figure_style():
         figure = plt.figure(figsize=(10.5, 2.2 + 0.36 * max(len(labels), 3)))
         left, right = figure.subplots(1, 2, width_ratios=[1.3, 1], sharey=True)

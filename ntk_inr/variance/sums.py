@@ -47,6 +47,20 @@ class Sums(NamedTuple):
     diagonals: np.ndarray
 
 
+class Figures(NamedTuple):
+    """The figures of a budget, named as in :class:`~ntk_inr.variance.VarianceBudget`; matrices come first."""
+
+    off_diagonal: np.ndarray
+    diagonal: np.ndarray
+    means: np.ndarray
+    forward_scale: np.ndarray
+    backward_scale: np.ndarray
+    forward_tau: np.ndarray
+    backward_tau: np.ndarray
+    tau: np.ndarray
+    overlap: np.ndarray
+
+
 class _Chunk(NamedTuple):
     """The terms' factors at a block of coordinates, and the diagonals of F, B and H (3, L, block)."""
 
@@ -55,7 +69,7 @@ class _Chunk(NamedTuple):
 
 
 def plan(model: Model) -> tuple[Trace, Terms]:
-    """Return how the kernel is taken apart: the trace, and its terms, named by the paths of their parameters."""
+    """Return the model's trace and the terms of its kernel, named by the paths of their parameters."""
     trace = trace_of(model, "terms")
     return trace, _terms(trace, model.params)
 
@@ -110,7 +124,7 @@ def _term_names(trace: Trace, params: Any, order: tuple[int, ...]) -> tuple[str,
 
 
 def _carried(trace: Trace, leaves: list[str], leaf: int) -> str:
-    """Return the names of the biases that a leaf's product carries, short where they stand beside it."""
+    """Return the names of the biases in a leaf's term, short for those of the same layer."""
     parent = leaves[leaf].rpartition("/")[0] + "/"
     carried = [name for name, how in zip(leaves, trace.sites.handling, strict=True) if how.carrier == leaf]
     return ", ".join(name.removeprefix(parent) for name in carried) or "bias"
