@@ -280,6 +280,7 @@ class NotRegistered:
 
 EYE = jnp.eye(3)
 KEY = jax.random.key(0)
+BETWEEN = ni.NTKOperator(lambda p, x: x @ p, jnp.ones((3, 1)), EYE, EYE + 0.1)
 
 
 @pytest.mark.parametrize(
@@ -291,6 +292,7 @@ KEY = jax.random.key(0)
         (lambda: ni.stochastic_moments(EYE, key=KEY, method="deflate"), ValueError, "Did you mean 'deflated'?"),
         (lambda: ni.stochastic_moments(np.ones((3, 4)), key=KEY), ValueError, "expected a square kernel"),
         (lambda: ni.stochastic_moments(Operator(EYE[:2]), key=KEY), ValueError, "expected a square operator"),
+        (lambda: ni.top_eigenpairs(BETWEEN, 1, key=KEY), ValueError, r"\(3, 3\), between x1 and x2; expected a square"),
         (lambda: ni.stochastic_moments(NotRegistered(), key=KEY), TypeError, "registered as a JAX pytree"),
         (lambda: ni.top_eigenpairs(EYE, 4, key=KEY), ValueError, "k is 4; the operator has only 3 eigenpairs"),
         (lambda: ni.top_eigenpairs(EYE, 1, key=KEY, iterations=0), ValueError, "iterations is 0"),

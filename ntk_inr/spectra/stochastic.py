@@ -13,6 +13,7 @@ from jax import Array
 from ntk_inr import _checks
 from ntk_inr._dtypes import accumulation_dtype, at_precision, eps, unit_of
 from ntk_inr._results import Scalar, result, static
+from ntk_inr.kernels.operator import NTKOperator
 from ntk_inr.spectra.dense import Moments, from_units
 from ntk_inr.spectra.symmetry import FEW_ROWS, check_symmetric
 
@@ -206,10 +207,11 @@ def as_operator(A: Any, name: str = "A") -> tuple[Any, int]:
             f"{name} is {type(A).__name__}; expected a dense kernel, or an operator with A @ v that is registered as "
             "a JAX pytree, such as ni.NTKOperator(apply, params, x)."
         )
-    if len(A.shape) != 2 or A.shape[0] != A.shape[1]:
+    between = isinstance(A, NTKOperator) and A.model.x2 is not None
+    if len(A.shape) != 2 or A.shape[0] != A.shape[1] or between:
         raise ValueError(
-            f"{name} has shape {tuple(A.shape)}; expected a square operator (n, n), as ni.NTKOperator is "
-            'without x2, for outputs "trace" or "full".'
+            f"{name} has shape {tuple(A.shape)}{', between x1 and x2' * between}; expected a square operator (n, n), "
+            'as ni.NTKOperator is without x2, for outputs "trace" or "full".'
         )
     return A, A.shape[0]
 

@@ -103,10 +103,10 @@ def as_loss(loss: str | Callable[[Any, Any], Any], data_range: float = 1.0) -> E
     return ExampleLoss("callable", function=loss)
 
 
-def check_loss(loss: ExampleLoss, outputs: int, x: Array, y: Array, name: str = "y") -> None:
-    """Raise where ``loss`` can't compare predictions of ``outputs`` columns with ``y``, called ``name``."""
+def check_loss(loss: ExampleLoss, c: int, x: Array, y: Array, name: str = "y") -> None:
+    """Raise where ``loss`` can't compare predictions of ``c`` columns with ``y``, called ``name``."""
     if loss.function is not None:
-        losses = jax.eval_shape(loss.function, jax.ShapeDtypeStruct((len(x), outputs), x.dtype), y)
+        losses = jax.eval_shape(loss.function, jax.ShapeDtypeStruct((len(x), c), x.dtype), y)
         if getattr(losses, "shape", None) != (len(x),):
             got = f"shape {losses.shape}" if hasattr(losses, "shape") else type(losses).__name__
             raise ValueError(
@@ -114,9 +114,9 @@ def check_loss(loss: ExampleLoss, outputs: int, x: Array, y: Array, name: str = 
                 "Average over the outputs, not over the examples: .mean(axis=1)."
             )
         return
-    if outputs != y.shape[1]:
+    if c != y.shape[1]:
         raise ValueError(
-            f"apply gives {outputs} outputs but {name} has {y.shape[1]} columns; build the network with "
+            f"apply gives {c} outputs but {name} has {y.shape[1]} columns; build the network with "
             f"out={y.shape[1]}, or give as many columns as it has outputs."
         )
     if loss.name == "bce" and bool(((y < 0) | (y > 1)).any()):

@@ -62,15 +62,15 @@ def prepare(apply: Any, params: Any, x: Any, y: Any, options: Options, seeds: in
     loss, one = options.example_loss, (apply, params)
     if seeds:
         one = jax.tree.map(lambda leaf: leaf[0], one)
-    outputs = check_apply(*one, x)
-    check_loss(loss, outputs, x, y)
+    c = check_apply(*one, x)
+    check_loss(loss, c, x, y)
     key = checks.check_batches(options, len(x))
     rows = options.batch_size or len(x)
     mesh = checks.check_mesh(options.mesh, rows, options.microbatch)
     if options.validation is not None:
         x_valid = _widened(_checks.as_coordinates(options.validation[0], "validation x"), dtype)
         y_valid = _widened(_checks.as_values(options.validation[1], len(x_valid), "validation y"), dtype)
-        check_loss(loss, outputs, x_valid, y_valid, "validation y")
+        check_loss(loss, c, x_valid, y_valid, "validation y")
         options = dataclasses.replace(options, validation=(x_valid, y_valid))
 
     optimizer = options.optimizer or named("adam", learning_rate=1e-3)
