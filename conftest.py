@@ -23,6 +23,7 @@ jax.config.update("jax_traceback_in_locations_limit", 0)
 CORE = (
     "test_random_programs.py",
     "test_ntk.py",
+    "test_ntk_inputs.py",
     "test_operator.py",
     "test_budget.py",
     "test_image.py",

@@ -33,7 +33,7 @@ def attach(
 
     def getattribute(name: str) -> Any:
         if name not in places:
-            raise AttributeError(_advice(package, name, places, modules, renamed or {}), name=name)
+            raise AttributeError(_advice(package, name, renamed or {}), name=name)
         if name in modules:
             return importlib.import_module(f"{package}.{name}")
         value = getattr(importlib.import_module(places[name]), name)
@@ -43,16 +43,22 @@ def attach(
     return getattribute, lambda: sorted(places), sorted(places.keys() - set(modules))
 
 
-def _advice(package: str, name: str, places: Mapping[str, str], modules: list[str], renamed: Mapping[str, str]) -> str:
+def _advice(package: str, name: str, renamed: Mapping[str, str]) -> str:
     """Return what to write instead of a name that a package does not have."""
     message = f"module {package!r} has no attribute {name!r}"
-    if name.startswith("__"):
+    if name.startswith("_"):  # Python asks for what is about to be imported, too
         return message
+    known = {**_shortest_ways(package.partition(".")[0]), **renamed}
+    if name in known:
+        return f"{message}; it is {known[name]}."
+    near = difflib.get_close_matches(name, known, n=1)
     short = package.replace("ntk_inr", "ni", 1)
-    if name in renamed:
-        return f"{message}; it is {renamed[name]} now."
-    for module in modules:
-        if name in names_of(f"{package}.{module}"):
-            return f"{message}; it is {short}.{module}.{name}."
-    near = difflib.get_close_matches(name, places, n=1)
-    return f"{message}. Did you mean {short}.{near[0]}?" if near else f"{message}; dir({short}) lists what it has."
+    return f"{message}. Did you mean {known[near[0]]}?" if near else f"{message}; dir({short}) lists what it has."
+
+
+def _shortest_ways(root: str) -> dict[str, str]:
+    """Return every public name with what to write for it."""
+    flat = names_of(root)
+    modules = [name for name, module in flat.items() if module == root]
+    inner = {name: f"ni.{module}.{name}" for module in modules for name in names_of(f"{root}.{module}")}
+    return inner | {name: f"ni.{name}" for name in flat}

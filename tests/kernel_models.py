@@ -383,3 +383,8 @@ def reduced(full, outputs):
     if outputs == "trace":
         return np.einsum("ijcc->ij", full) / full.shape[2]
     return np.einsum("ijcc->ijc", full) if outputs == "diagonal" else full
+
+
+def drawn(shapes):
+    """Return parameters of these shapes."""
+    return plain(len, shapes)(None, None)[1]

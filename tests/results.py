@@ -34,8 +34,22 @@ def fit_result():
     return FitResult(params, apply, "finished", 2, history, np.ones(2), True, 1.0, "mse", True)
 
 
+def network(params, x):
+    return jnp.sin(x @ params["in"]) @ params["out"]
+
+
+PARAMS = {"in": np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32), "out": np.ones((8, 1), np.float32)}
+X = np.random.default_rng(1).uniform(-1, 1, (6, 2)).astype(np.float32)
+
+
+@functools.cache
 def plan():
-    return ni.explain(lambda p, x: jnp.sin(x @ p[0]) @ p[1], [jnp.ones((2, 8)), jnp.ones((8, 1))], jnp.ones((4, 2)))
+    return ni.explain(network, PARAMS, X)
+
+
+@functools.cache
+def checklist():
+    return ni.check(network, PARAMS, X)
 
 
 def variant_result(name="relu"):
@@ -88,6 +102,7 @@ RESULTS = {
     "BudgetChange": lambda: budget("pe").compare(budget("siren")),
     "Candidate": candidate,
     "Cell": lambda: Cell(1.0, np.nan, "1.0 ± 0.1", best=True),
+    "Checklist": checklist,
     "Condition": lambda: ni.condition_number(DENSE),
     "Correction": lambda: report().corrections[0],
     "Correlation": lambda: Correlation("cv", "steps_to_target", 0.9, "cv and steps +0.90 (7 variants)"),
@@ -106,6 +121,7 @@ RESULTS = {
     "Prediction": lambda: ni.predict_training(DENSE, np.ones((3, 1)), learning_rate=0.1, steps=4),
     "SampledMoments": lambda: SampledMoments(1.0, 4.0, 2.0, 100, 0.1, 0.2, submatrices=8, size=12),
     "SpectralDensity": lambda: ni.spectral_density(DENSE, key=KEY, probes=2),
+    "Stage": lambda: checklist().stages[0],
     "StochasticMoments": lambda: ni.stochastic_moments(DENSE, key=KEY, probes=2, method="probes"),
     "Study": study,
     "Summary": lambda: summarize(study()),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import ntk_inr as ni
+from ntk_inr.kernels import memory
 from ntk_inr.variance import assumptions
 from ntk_inr.variance.assumptions import check_assumptions
 from tests import kernel_models
@@ -236,6 +237,12 @@ def test_a_subset_estimates_the_whole_and_says_so(encoded):
     assert part.variance == again.variance != other.variance
     assert whole.variance_stderr == 0 < part.variance_stderr
     assert abs(part.variance - whole.variance) < 4 * part.variance_stderr
+
+
+def test_more_coordinates_than_memory_holds_ask_for_a_subset(monkeypatch, encoded):
+    monkeypatch.setattr(memory, "available_on_host", lambda: 500_000)
+    with pytest.raises(ValueError, match=r"144 coordinates need .* pass key="):
+        check_assumptions(*encoded[0], pixels(12))
 
 
 def test_tolerance_moves_thresholds(encoded):

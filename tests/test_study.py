@@ -18,7 +18,7 @@ from ntk_inr.study.derivatives import check_derivatives
 from ntk_inr.study.description import additions, describe
 from ntk_inr.study.figures import convergence_figure, save_figure
 from ntk_inr.study.programs import free_programs_if_full
-from ntk_inr.study.record import RESULTS, Study, VariantResult
+from ntk_inr.study.record import RESULTS, Study, VariantResult, _arrays_path
 from ntk_inr.study.report import write_csv
 from ntk_inr.tasks.metrics import EXACT
 
@@ -533,3 +533,10 @@ def test_voxels_held_out_are_what_a_volume_is_ranked_by():
     task = ni.volume_task("orbits", rows=300)
     study = ni.compare(task, ["relu"], **{**SMALL, "seeds": 1}, kernel_points=32)
     assert ni.summarize(study).goal.key == "score_heldout_psnr"
+
+
+def test_arrays_lie_under_names_that_every_system_takes(tmp_path):
+    assert _arrays_path(tmp_path, "siren:omega=10").name == "siren_omega=10.npz"
+    (tmp_path / "arrays").mkdir()
+    (tmp_path / "arrays" / "a:b.npz").touch()  # of version 0.1
+    assert _arrays_path(tmp_path, "a:b").name == "a:b.npz"

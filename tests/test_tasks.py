@@ -1,5 +1,6 @@
 """What holds for every task."""
 
+import functools
 import pickle
 
 import jax
@@ -10,11 +11,11 @@ import PIL.Image
 import pytest
 
 import ntk_inr as ni
-from ntk_inr.tasks import shape
+from ntk_inr.tasks import registry, shape
 from ntk_inr.tasks.audio import audio_task
 from ntk_inr.tasks.grid import grid_coordinates, in_batches
 from ntk_inr.tasks.image import image_task
-from ntk_inr.tasks.interface import Task, fingerprint
+from ntk_inr.tasks.interface import IndirectTask, Task, fingerprint
 from ntk_inr.tasks.pde import pde_task
 from ntk_inr.tasks.registry import kind_of, load_task
 from ntk_inr.tasks.restored import denoising_task, inpainting_task, super_resolution_task
@@ -42,11 +43,16 @@ TASKS = {
 }
 
 
+@functools.cache
+def built(name):
+    return TASKS[name]()
+
+
 @pytest.fixture(params=list(TASKS))
 def task(request, monkeypatch):
     monkeypatch.setattr(shape, "_COMPARED_POINTS", 500)
     monkeypatch.setattr(shape, "_SHOWN_CELLS", 12)
-    return TASKS[request.param]()
+    return built(request.param)
 
 
 def linear(task):
@@ -54,6 +60,14 @@ def linear(task):
     d = task.x.shape[1]
     params = 0.3 * jax.random.normal(jax.random.key(0), (d, task.channels))
     return (lambda params, x: jnp.asarray(x) @ params), params
+
+
+def test_the_tasks_have_every_kind_and_class():
+    """So that a new one stands in TASKS, and every law is tested on it."""
+    tasks = [built(name) for name in TASKS]
+    assert {task.kind for task in tasks} == set(registry.TASKS)
+    public = {getattr(ni.tasks, name) for name in ni.tasks.__all__ if name.endswith("Task")} - {Task, IndirectTask}
+    assert {type(task) for task in tasks} == public
 
 
 def test_every_task_has_the_interface(task):

@@ -61,7 +61,8 @@ def eigenvalues(K: Any) -> Any:
     not the kernel's own: tell :func:`rounding_floor` and :func:`condition_number` the ``dtype`` it was computed in.
 
     Args:
-        K: symmetric kernel (n, n); only its lower triangle is read.
+        K: symmetric kernel (n, n), of which only the lower triangle is read. Its eigenvalues (n,) are returned as they
+            are, and those of its :class:`Eigensystem`.
 
     Returns:
         Eigenvalues (n,), in the library (JAX or NumPy) and dtype of K (float32 for half precision, a float for
@@ -77,6 +78,10 @@ def eigenvalues(K: Any) -> Any:
     """
     import scipy.linalg
 
+    if isinstance(K, Eigensystem):
+        return K.values
+    if getattr(K, "ndim", 2) == 1:
+        return _checks.as_floating(K, "K")
     K = _symmetric(K)
     if isinstance(K, np.ndarray):
         return scipy.linalg.eigh(K, eigvals_only=True, driver="evd", check_finite=False)[::-1]
@@ -91,7 +96,7 @@ def eigensystem(K: Any) -> Eigensystem:
     :func:`predict_training` take the result in place of K and then decompose nothing.
 
     Args:
-        K: symmetric kernel (n, n), in JAX or NumPy, as in :func:`eigenvalues`.
+        K: symmetric kernel (n, n), in JAX or NumPy, as in :func:`eigenvalues`; an :class:`Eigensystem` is returned.
 
     Returns:
         :class:`Eigensystem`, largest eigenvalue first.
@@ -107,6 +112,8 @@ def eigensystem(K: Any) -> Eigensystem:
     """
     import scipy.linalg
 
+    if isinstance(K, Eigensystem):
+        return K
     K = _symmetric(K)
     if isinstance(K, np.ndarray):
         values, vectors = scipy.linalg.eigh(K, driver="evd", check_finite=False)
@@ -146,7 +153,7 @@ def rounding_floor(K: Any, *, dtype: Any = None) -> Any:
         >>> float(ni.spectra.rounding_floor(np.asarray(K, float), dtype=K.dtype)) == float(ni.spectra.rounding_floor(K))
         True
     """
-    values, relative = _spectrum_and_floor(K, dtype)
+    values, relative = _eigenvalues_and_floor(K, dtype)
     return relative * values.max()
 
 
@@ -172,7 +179,7 @@ def condition_number(K: Any, *, dtype: Any = None) -> Condition:
         >>> float(condition.value), bool(condition.resolved)
         (4.0, True)
     """
-    values, floor = _spectrum_and_floor(K, dtype)
+    values, floor = _eigenvalues_and_floor(K, dtype)
     xp = np if isinstance(values, np.ndarray) else jnp
     values = values / unit_of(values)  # the floor of small ones may be below their dtype's range
     largest, smallest = values.max(), values.min()
@@ -208,7 +215,7 @@ def max_learning_rate(K: Any, *, c: int = 1) -> Any:
     """
     if not isinstance(K, Eigensystem) and getattr(K, "ndim", 1) == 2 and not is_symmetric(_checks.as_kernel(K)):
         return 2 * len(K) * c / leading_pace(K)
-    values = spectrum(K)
+    values = eigenvalues(K)
     with np.errstate(divide="ignore"):  # a kernel of zeros leaves every step stable
         return 2 * values.shape[0] * c / values.max()
 
@@ -236,7 +243,7 @@ def alignment(K: Any, y: Any) -> Alignment:
         >>> [round(float(e), 2) for e in a.energy]
         [0.1, 0.9]
     """
-    system = as_eigensystem(K)
+    system = eigensystem(K)
     y = _checks.as_values(y, system.values.shape[0])
     y = np.asarray(y) if isinstance(system.vectors, np.ndarray) else y
     is_zero = (y == 0).all()
@@ -244,11 +251,6 @@ def alignment(K: Any, y: Any) -> Alignment:
         raise ValueError("y is zero everywhere, so it has no energy to share; expected a target that varies.")
     energy = energy_shares(system.vectors, y)
     return Alignment(system.values, energy / energy.sum())
-
-
-def as_eigensystem(K: Any) -> Eigensystem:
-    """Return ``K`` if it is decomposed already, else its eigensystem."""
-    return K if isinstance(K, Eigensystem) else eigensystem(K)
 
 
 def energy_shares(vectors: Any, target: Any) -> Any:
@@ -259,16 +261,9 @@ def energy_shares(vectors: Any, target: Any) -> Any:
     return ((vectors.T @ target) ** 2).sum(axis=1) / (total + (total == 0))
 
 
-def spectrum(K: Any) -> Any:
-    """Return eigenvalues (n,) from a kernel (n, n), its eigenvalues, or its eigensystem."""
-    if isinstance(K, Eigensystem):
-        return K.values
-    return _checks.as_floating(K, "K") if getattr(K, "ndim", 2) == 1 else eigenvalues(K)
-
-
-def _spectrum_and_floor(K: Any, dtype: Any) -> tuple[Any, float]:
+def _eigenvalues_and_floor(K: Any, dtype: Any) -> tuple[Any, float]:
     """Return the eigenvalues (n,) and eps n, with eps of ``dtype``, else of K as it was handed in."""
-    values = spectrum(K)
+    values = eigenvalues(K)
     if dtype is None:
         own = getattr(K, "dtype", values.dtype)
         dtype = own if jnp.issubdtype(own, jnp.floating) else values.dtype

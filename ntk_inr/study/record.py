@@ -356,7 +356,9 @@ def _of_today(content: dict[str, Any]) -> None:
 
 
 def _arrays_path(folder: Path, name: str) -> Path:
-    return folder / "arrays" / f"{name.replace('/', '_')}.npz"
+    path = folder / "arrays" / f"{name.replace('/', '_')}.npz"
+    # Windows takes a colon for something else; version 0.1 wrote it.
+    return path if path.exists() else path.with_name(path.name.replace(":", "_"))
 
 
 def _plain(value: Any) -> Any:

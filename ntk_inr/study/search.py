@@ -125,7 +125,6 @@ def tune(
     share = _HELD_OUT if objective == "heldout" else 0.0
     size = _checked_sample(task, sample, share)
     networks = networks_of(variants, features=features, depth=depth, out=task.channels)
-    warnings = check_derivatives(task, networks)
     spaces = spaces_of(networks, space, points)
     settings = {
         "objective": objective, "steps": steps, "target_psnr": target_psnr, "features": features, "depth": depth,
@@ -133,11 +132,7 @@ def tune(
         "infinite": infinite, "seed": seed, "adam_factor": ADAM_FACTOR, "adam_reach": ADAM_REACH,
         "networks": {name: describe(net) for name, net in networks.items()},
     }  # fmt: skip
-    tuning = Tuning(
-        Record(describe_task(task)), Record(settings), Record(environment()), [], warnings=tuple(warnings),
-        training=Record(training_settings(task, optimizer, learning_rate)),
-        numbers=Record({name: numbers_of(net) for name, net in networks.items()}),
-    )  # fmt: skip
+    tuning = _without_candidates(task, networks, settings)
     with record.results_folder(out, overwrite=overwrite, resume=resume) as folder:
         if folder is not None and resume and (folder / record.RESULTS).exists():
             tuning = dataclasses.replace(tuning, candidates=_resumed(folder, tuning, spaces))
@@ -149,6 +144,16 @@ def tune(
         if folder is not None:
             write(folder, tuning)
     return tuning
+
+
+def _without_candidates(task: Task, networks: Mapping[str, nn.Module], settings: dict[str, Any]) -> Tuning:
+    """Return a search before its first candidate."""
+    training = training_settings(task, settings["optimizer"], settings["learning_rate"])
+    return Tuning(
+        Record(describe_task(task)), Record(settings), Record(environment()), [],
+        warnings=tuple(check_derivatives(task, networks)), training=Record(training),
+        numbers=Record({name: numbers_of(net) for name, net in networks.items()}),
+    )  # fmt: skip
 
 
 def _check_words_and_counts(

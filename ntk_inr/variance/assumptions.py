@@ -16,7 +16,7 @@ from jax import Array
 from ntk_inr import _checks
 from ntk_inr._dtypes import at_precision
 from ntk_inr._typing import Apply, Params
-from ntk_inr.kernels import structured
+from ntk_inr.kernels import memory, structured
 from ntk_inr.kernels.model import Model
 from ntk_inr.kernels.request import Request
 from ntk_inr.kernels.structured import Factor
@@ -27,6 +27,8 @@ from ntk_inr.variance.assumptions_report import AssumptionsReport, Correction, F
 
 # Coordinates that are drawn where nothing else is asked for, and the groups that they fall into for standard errors.
 _SIZE, _GROUPS = 1024, 8
+# What is held at a time of the matrices (n, n) in float64, at least.
+_MATRICES = 6
 
 _kernel_of = jax.jit(structured.tile, static_argnums=2)
 
@@ -143,6 +145,7 @@ def check_assumptions(
         raise ValueError("x holds one coordinate, and similarities are those of pairs; pass at least 2.")
     if key is not None and n > (size or _SIZE):
         points = points[draw(key, n, size or _SIZE, 1, otherwise="leave out key")[0]]
+    _check_room(len(points))
 
     K = np.zeros((len(points), len(points)))
     layers = []
@@ -166,6 +169,15 @@ def check_assumptions(
         n=n,
         size=len(points),
     )
+
+
+def _check_room(rows: int) -> None:
+    needed, left = _MATRICES * 8 * rows**2, memory.available_on_host()
+    if needed > left:
+        raise ValueError(
+            f"matrices of {rows} coordinates need {memory.describe(needed)}, and {memory.describe(left)} are left; "
+            "pass key=jax.random.key(0) to measure on a random subset, of size= coordinates."
+        )
 
 
 def _layers(model: Model, points: np.ndarray) -> list[tuple[str, list[_Part]]]:

@@ -133,9 +133,9 @@ class BudgetChange:
             lines.append(f"… {left} more; .table() has all")
         return "\n".join(lines)
 
-    def _contributions(self, of: str) -> Any:
+    def _contributions(self, of: str) -> np.ndarray:
         _checks.check_choice(of, get_args(Figure), "of")
-        return {"cv": self.cv, "variance": self.variance, "mean": self.mean}[of]
+        return np.asarray({"cv": self.cv, "variance": self.variance, "mean": self.mean}[of])
 
 
 def attributed(first: Any, second: Any) -> BudgetChange:
