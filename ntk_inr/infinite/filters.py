@@ -33,12 +33,17 @@ def kernel(net: FilterNetwork) -> tuple[list[str], Forward]:
     """Return the settings that may be replaced, and the function of (x1, x2, settings) to covariance and kernel.
 
     Raises:
-        ValueError: filters of a class of the user's own, whose kernel is not known here.
+        ValueError: filters of a class of the user's own, whose kernel is not known here, or several readouts.
     """
     if not isinstance(net, FourierNet | GaborNet | BACON):
         raise ValueError(
             f"{type(net).__name__} has filters whose kernel is not known here, only those of FourierNet, GaborNet and "
             "BACON; take ni.ntk of a wide network."
+        )
+    if isinstance(net, BACON) and len(net.readouts) > 1:
+        raise ValueError(
+            f"scales={net.scales!r} reads out several layers, each with a kernel of its own; take them one by one: "
+            f"scales=({net.readouts[0]},) and so on."
         )
     names = [] if isinstance(net, BACON) else ["scale"]
 
