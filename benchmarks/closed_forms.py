@@ -96,9 +96,9 @@ def entering(points: np.ndarray, kind: str, settings: dict[str, Any]) -> jax.Arr
 def _drawn(net: Any, x: jax.Array, keys: jax.Array) -> dict[str, jax.Array]:
     def one(key: jax.Array) -> dict[str, jax.Array]:
         kernel = ni.ntk(*ni.init(net, key, x), x)
-        found = ni.moments(kernel)
+        spectrum = ni.moments(kernel)
         without = jnp.fill_diagonal(kernel, 0.0, inplace=False)
-        return {"mean": found.mean, "variance": found.variance, "off_diagonal": ni.moments(without).variance}
+        return {"mean": spectrum.mean, "variance": spectrum.variance, "off_diagonal": ni.moments(without).variance}
 
     return jax.lax.map(one, keys)
 
@@ -122,7 +122,7 @@ def predicted(x: jax.Array, width: int, settings: dict[str, Any], **options: Any
 def row(kind: str, points: np.ndarray, width: int, name: str, settings: dict[str, Any], seeds: int) -> dict[str, Any]:
     """Return one line of the table."""
     x = entering(points, kind, settings)
-    form, found = predicted(x, width, settings), measured(x, width, settings, seeds)
+    form, drawn = predicted(x, width, settings), measured(x, width, settings, seeds)
     line: dict[str, Any] = {
         "component": name,
         "inputs": kind,
@@ -134,7 +134,7 @@ def row(kind: str, points: np.ndarray, width: int, name: str, settings: dict[str
         "proxy_ratio": None if form.proxy_ratio is None else float(form.proxy_ratio),
     }
     for moment in ("mean", "variance"):
-        closed, (value, error) = float(getattr(form, moment)), found[moment]
+        closed, (value, error) = float(getattr(form, moment)), drawn[moment]
         line[moment] = {
             "closed_form": closed,
             "monte_carlo": value,
@@ -197,7 +197,7 @@ _CHANGE = ["| change | inputs | variance times | cv |", "|---|---|---|---|"]
 def slopes(points: dict[str, np.ndarray], width: int, seeds: int) -> list[dict[str, Any]]:
     """Return d log v_off / d log k of TopK and TopK-SP over k/m from 1/32 to 1/4, by closed form and Monte Carlo."""
     shares = (32, 16, 8, 4)
-    found = []
+    rows = []
     for kind, xs in points.items():
         for mode in ("hard", "sphere"):
             theory, real, errors = [], [], []
@@ -211,7 +211,7 @@ def slopes(points: dict[str, np.ndarray], width: int, seeds: int) -> list[dict[s
                 errors.append(error / value)
             ks = np.log([1 / share for share in shares])
             weights = (ks - ks.mean()) / ((ks - ks.mean()) ** 2).sum()
-            found.append(
+            rows.append(
                 {
                     "mode": {"hard": "TopK", "sphere": "TopK-SP"}[mode],
                     "inputs": kind,
@@ -220,18 +220,18 @@ def slopes(points: dict[str, np.ndarray], width: int, seeds: int) -> list[dict[s
                     "standard_error": float(np.sqrt((weights**2) @ np.square(errors))),
                 }
             )
-    return found
+    return rows
 
 
 def gains(points: dict[str, np.ndarray], width: int) -> list[dict[str, Any]]:
     """Return what hidden normalization does to variance and cv at several weight scales, (5.10)."""
-    found = []
+    rows = []
     for kind, xs in points.items():
         for std in (0.5, 1.0, 2.0):
             x = entering(xs, kind, {})
             plain = predicted(x, width, {"weight_std": std}, limit=True)
             sphere = predicted(x, width, {"weight_std": std, "normalization": ni.Sphere()}, limit=True)
-            found.append(
+            rows.append(
                 {
                     "inputs": kind,
                     "weight_std": std,
@@ -240,19 +240,19 @@ def gains(points: dict[str, np.ndarray], width: int) -> list[dict[str, Any]]:
                     "cv": [float(plain.cv), float(sphere.cv)],
                 }
             )
-    return found
+    return rows
 
 
 def encodings(points: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """Return the mean similarity tau_x with and without encodings, and for how many pairs it rises."""
-    found = []
+    rows = []
     for kind, xs in points.items():
         plain = predicted(entering(xs, kind, {}), 1, {}, limit=True)
         for name, encoding in (("NeRF", NERF), ("Fourier features", FOURIER)):
             form = predicted(entering(xs, kind, {"encoding": encoding}), 1, {"encoding": encoding}, limit=True)
             off = ~np.eye(len(xs), dtype=bool)
             rises = np.asarray(form.factors.tau_x)[off] > np.asarray(plain.factors.tau_x)[off]
-            found.append(
+            rows.append(
                 {
                     "inputs": kind,
                     "encoding": name,
@@ -261,7 +261,7 @@ def encodings(points: dict[str, np.ndarray]) -> list[dict[str, Any]]:
                     "cv": [float(plain.cv), float(form.cv)],
                 }
             )
-    return found
+    return rows
 
 
 def claims(results: dict[str, Any]) -> list[Claim]:
@@ -280,7 +280,7 @@ def claims(results: dict[str, Any]) -> list[Claim]:
 def claims_page(results: dict[str, Any]) -> str:
     """Return each claim of the paper with its numbers, as Markdown."""
     rows = results["table"]
-    said = [
+    lines = [
         "# The paper's claims, measured",
         "",
         f"Two-layer networks, {results['settings']['n']} points, {results['settings']['seeds']} seeds, "
@@ -288,31 +288,32 @@ def claims_page(results: dict[str, Any]) -> str:
         "",
     ]
     for claim, body in _judged(results):
-        said += [f"## {claim.statement}: *{claim.verdict}*", "", claim.why, "", *body, ""]
-    return "\n".join(said)
+        lines += [f"## {claim.statement}: *{claim.verdict}*", "", claim.why, "", *body, ""]
+    return "\n".join(lines)
 
 
 def _agrees(row: dict[str, Any]) -> bool:
     return bool(row["variance"]["agrees"] and row["mean"]["agrees"])
 
 
-def _judged(results: dict[str, Any]) -> list[tuple[Claim, tuple[str, ...]]]:
+Judged = tuple[Claim, tuple[str, ...]]
+"""A claim, and the lines of its tables."""
+
+
+def _judged(results: dict[str, Any]) -> list[Judged]:
     """Return the paper's claims, each with its tables; the sentences are checked against the numbers here."""
-    rows, kinds = results["table"], list(results["settings"]["inputs"])
-    widest, least = max(r["width"] for r in rows), min(r["width"] for r in rows)
-    judged: list[tuple[Claim, tuple[str, ...]]] = []
+    return [claim(results) for claim in (_encoding_claim, _sphere_claim, _modulation_claim, _topk_claim)]
 
-    def verdict(title: str, holds: bool | None, number: str, sentence: str, *body: str) -> None:
-        words: dict[bool | None, Verdict] = {True: "holds", False: "does not hold", None: "holds when"}
-        judged.append((Claim(title, words[holds], number, sentence), body))
 
-    def change(component: str) -> str:
-        """Return by what a component multiplies the variance, least and most over the inputs."""
-        ratios = [_of(rows, component, kind, widest)[0] / _of(rows, "baseline", kind, widest)[0] for kind in kinds]
-        return f"{min(ratios):.3g} to {max(ratios):.3g}"
+def _verdict(title: str, holds: bool | None, number: str, sentence: str, *body: str) -> Judged:
+    words: dict[bool | None, Verdict] = {True: "holds", False: "does not hold", None: "holds when"}
+    return Claim(title, words[holds], number, sentence), body
 
+
+def _encoding_claim(results: dict[str, Any]) -> Judged:
+    """Return the claim about positional encodings."""
     falls = [e for e in results["encodings"] if e["mean_tau_x"][1] < e["mean_tau_x"][0]]
-    verdict(
+    return _verdict(
         "Positional encoding reshapes input similarity",
         len(falls) == len(results["encodings"]),
         f"mean similarity falls on {len(falls)} of {len(results['encodings'])} pairs of encoding and inputs, for "
@@ -327,8 +328,14 @@ def _judged(results: dict[str, Any]) -> list[tuple[Claim, tuple[str, ...]]]:
             for e in results["encodings"]
         ),
     )
+
+
+def _sphere_claim(results: dict[str, Any]) -> Judged:
+    """Return the claim about spherical normalization."""
+    rows, kinds = results["table"], list(results["settings"]["inputs"])
+    widest = max(r["width"] for r in rows)
     rescales = all((g["variance_times"] < 1) == (g["gain"] > 1) for g in results["gains"] if g["inputs"] == "sphere")
-    verdict(
+    return _verdict(
         "Spherical normalization reduces the variance through layerwise scaling",
         None if rescales else False,
         "variance times "
@@ -354,6 +361,18 @@ def _judged(results: dict[str, Any]) -> list[tuple[Claim, tuple[str, ...]]]:
             for line in _against(rows, component, "baseline", widest, kinds)
         ),
     )  # fmt: skip
+
+
+def _modulation_claim(results: dict[str, Any]) -> Judged:
+    """Return the claim about Hadamard modulation."""
+    rows, kinds = results["table"], list(results["settings"]["inputs"])
+    widest, least = max(r["width"] for r in rows), min(r["width"] for r in rows)
+
+    def change(component: str) -> str:
+        """Return by what a component multiplies the variance, least and most over the inputs."""
+        ratios = [_of(rows, component, kind, widest)[0] / _of(rows, "baseline", kind, widest)[0] for kind in kinds]
+        return f"{min(ratios):.3g} to {max(ratios):.3g}"
+
     fixed = all(
         _of(rows, name, kind, widest)[0] < _of(rows, "baseline", kind, widest)[0]
         for kind in kinds
@@ -362,7 +381,7 @@ def _judged(results: dict[str, Any]) -> list[tuple[Claim, tuple[str, ...]]]:
     trained = any(
         _of(rows, "Hadamard, trained", kind, widest)[0] > _of(rows, "baseline", kind, widest)[0] for kind in kinds
     )
-    verdict(
+    return _verdict(
         "Hadamard modulation multiplies the variance by factors strictly below one",
         None if fixed and trained else fixed,
         f"variance times {change('Hadamard')} fixed, {change('Hadamard, three')} three of them, "
@@ -385,8 +404,14 @@ def _judged(results: dict[str, Any]) -> list[tuple[Claim, tuple[str, ...]]]:
             for line in _against(rows, component, "baseline", least, kinds)
         ),
     )
+
+
+def _topk_claim(results: dict[str, Any]) -> Judged:
+    """Return the claim about TopK-SP."""
+    rows, kinds = results["table"], list(results["settings"]["inputs"])
+    widest = max(r["width"] for r in rows)
     quadratic = [s for s in results["slopes"] if s["mode"] == "TopK-SP"]
-    verdict(
+    return _verdict(
         "TopK-SP suppresses the variance approximately quadratically",
         None if any(s["monte_carlo"] < 1.75 for s in quadratic) else True,
         "exponent of k "
@@ -409,7 +434,6 @@ def _judged(results: dict[str, Any]) -> list[tuple[Claim, tuple[str, ...]]]:
             for line in _against(rows, component, base, widest, kinds)
         ),
     )
-    return judged
 
 
 def plot_agreement(rows: list[dict[str, Any]]) -> Any:
@@ -442,7 +466,7 @@ def plot_agreement(rows: list[dict[str, Any]]) -> Any:
 
 def majorisation(side: int) -> list[dict[str, Any]]:
     """Return spectra with and without a fixed modulator on the last layer, and on all, for two depths (6.4)."""
-    found = []
+    cases = []
     x = np.asarray(ni.image_task(np.zeros((side, side)), size=None).x, np.float64)
     with jax.enable_x64(True):
         x = jnp.asarray(x)
@@ -460,7 +484,7 @@ def majorisation(side: int) -> list[dict[str, Any]]:
             sums = {name: np.cumsum(each) for name, each in values.items()}
             bound = sums["no modulator"]
             slack = {name: float(((bound - each) / bound[-1]).min()) for name, each in sums.items()}
-            found.append(
+            cases.append(
                 {
                     "depth": depth,
                     "eigenvalues": {name: each.tolist() for name, each in values.items()},
@@ -468,16 +492,16 @@ def majorisation(side: int) -> list[dict[str, Any]]:
                     "cv": {name: float(each.std() / each.mean()) for name, each in values.items()},
                 }
             )
-    return found
+    return cases
 
 
-def plot_majorisation(found: list[dict[str, Any]]) -> Any:
+def plot_majorisation(cases: list[dict[str, Any]]) -> Any:
     """Draw spectra and their partial sums."""
     plt = pyplot()
     styles = {"no modulator": (MEASURED, "-"), "last layer": (FAST, "--"), "every layer": (PREDICTED, ":")}
     with figure_style():
         figure, axes = plt.subplots(1, 4, figsize=(15, 3.6))
-        for (left, right), one in zip((axes[:2], axes[2:]), found, strict=True):
+        for (left, right), one in zip((axes[:2], axes[2:]), cases, strict=True):
             for name, values in one["eigenvalues"].items():
                 color, line = styles[name]
                 order = np.arange(1, len(values) + 1)
