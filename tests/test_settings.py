@@ -1,5 +1,6 @@
 """Settings by name: found, replaced, traced."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 import ntk_inr as ni
 from ntk_inr.networks.catalogue import written
-from ntk_inr.networks.settings import setting_name, with_settings
+from ntk_inr.networks.settings import setting_name, takes_floats, with_settings
 from tests.conftest import quick
 
 REAL = {"siren": "activation.omega", "rff": "encoding.scale", "gauss": "activation.width", "wire": "omega"}
@@ -37,6 +38,24 @@ def test_names_are_short_where_that_is_clear():
         setting_name(both, "omega")
     with pytest.raises(ValueError, match=r"unknown setting of CoordinateMLP 'scael'.*Did you mean 'scale'"):
         setting_name(rff, "scael")
+
+
+class Waves(nn.Module):
+    """A module of a user's own, which declares no settings."""
+
+    omega: float = 30
+    features: int = 8
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1)(jnp.sin(self.omega * nn.Dense(self.features)(x)))
+
+
+def test_the_numbers_of_an_own_module_are_settings(x):
+    assert ni.settings_of(Waves()) == {"omega": 30, "features": 8}
+    assert (takes_floats(Waves(), "omega"), takes_floats(Waves(), "features")) == (True, False)
+    apply, params = ni.init(Waves(), jax.random.key(0), x, settings={"omega": 12.5})
+    np.testing.assert_allclose(apply(params, x), values_of(Waves(omega=12.5), x), rtol=1e-6)
 
 
 def test_a_name_may_carry_settings():

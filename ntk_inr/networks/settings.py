@@ -130,9 +130,11 @@ def declared_in(part: Any) -> Mapping[str, Mapping[str, Any]]:
     declared = {field.name: field.metadata for field in fields if "setting" in field.metadata}
     if declared:
         return declared
+    # A user's own module, where ``omega: float = 30`` is real though its default is whole.
+    real = {field.name for field in fields if field.type in (float, "float")}
     values = {field.name: getattr(part, field.name, None) for field in fields}
     return {
-        name: {"setting": float if isinstance(value, float | np.floating) else int}
+        name: {"setting": float if isinstance(value, float | np.floating) or name in real else int}
         for name, value in values.items()
         if _is_number(value)
     }
