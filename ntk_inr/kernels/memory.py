@@ -15,6 +15,8 @@ from ntk_inr.kernels.structured import Trace
 # The side of a tile: small enough for a CPU's cache, large enough for an accelerator's cores.
 _SIDE = {"cpu": 256}
 _SIDE_ELSEWHERE = 4096
+# From so many rows on a CPU's tiles have twice that side: fewer calls are then worth another compilation.
+_MANY_ROWS = 2048
 # Tiles that are computed ahead while one is written.
 AHEAD = 4
 
@@ -103,6 +105,12 @@ def entries(c: int, outputs: str) -> int:
     return {"trace": 1, "diagonal": c, "full": c * c}[outputs]
 
 
+def _side(longest: int) -> int:
+    """Return the largest side of a tile, by the device and the kernel's longer side."""
+    side = _SIDE.get(jax.default_backend(), _SIDE_ELSEWHERE)
+    return 2 * side if side < _MANY_ROWS < longest else side
+
+
 def _rounded(rows: int) -> int:
     """Return the next of a few sizes, four an octave: kernels of many sizes then share their compiled programs."""
     step = 1 << max(0, (rows - 1).bit_length() - 3)
@@ -121,7 +129,7 @@ def cut(trace: Trace, n1: int, n2: int, outputs: str, *, stored: int, limit: int
         return stored + 2 * rows * chunk_bytes + rows * rows * tile_bytes
 
     longest = max(n1, n2)
-    rows = block or _SIDE.get(jax.default_backend(), _SIDE_ELSEWHERE)
+    rows = block or _side(longest)
     rows = _rounded(math.ceil(longest / math.ceil(longest / rows))) if block is None else min(longest, rows)
     while fixed(rows) > limit and rows > 1 and block is None:
         rows = math.ceil(rows / 2)
