@@ -143,7 +143,8 @@ def _of(program: Program, equation: Equation, index: Places) -> list[Source] | N
         places = zip(params["padding_config"], index.shape, strict=True)
         return [Source(first, index.part([slice(lo, n - hi, gap + 1) for (lo, hi, gap), n in places]))]
     if kind == "reduce_sum":
-        return [Source(first, index.spread(params["axes"], shape))]
+        axes = [int(axis) for axis in params["axes"]]  # NumPy's integers in JAX 0.9
+        return [Source(first, index.spread(axes, shape))]
     if kind == "concatenate":
         axis, every = params["dimension"], [slice(None)] * len(index.shape)
         ends = [0, *itertools.accumulate(shape_of(atom)[axis] for atom in inputs)]
