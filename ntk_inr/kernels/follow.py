@@ -40,7 +40,7 @@ class Source:
 
 
 def follow(program: Program, atom: Atom, index: Places, stops: Collection[Name] = ()) -> list[Source]:
-    """Return the sources whose sum, each with its entries moved to its places, is ``atom``; zeros are left out."""
+    """Return the parts that ``atom`` is the sum of; each part's entries are added at its ``index``, and zeros left out."""
     ends: list[Source] = []
     pending: dict[Name, list[Source]] = {}
 
