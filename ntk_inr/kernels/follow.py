@@ -40,7 +40,7 @@ class Source:
 
 
 def follow(program: Program, atom: Atom, index: Places, stops: Collection[Name] = ()) -> list[Source]:
-    """Return the parts that ``atom`` is the sum of; each part's entries are added at its ``index``, and zeros left out."""
+    """Return the parts that ``atom`` is the sum of, each to be added at its ``index``; parts of zeros are left out."""
     ends: list[Source] = []
     pending: dict[Name, list[Source]] = {}
 

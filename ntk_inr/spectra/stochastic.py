@@ -58,7 +58,7 @@ class _Forms(NamedTuple):
     """What is kept of products with unit vectors u, on the host in float64.
 
     Attributes:
-        quotients: ``u.B u``, (k,), for B the operator less its centre.
+        quotients: ``u.B u``, (k,), where B is the operator minus the diagonal matrix ``centre``.
         norms: ``norm(B u - (u.B u) u)``, (k,): taken on the device, where the difference doesn't cancel.
     """
 
