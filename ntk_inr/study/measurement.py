@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -80,7 +79,7 @@ class _Measurement:
             drawn = np.random.default_rng(settings["seed"]).permutation(len(self.x))
             self.rows = np.sort(drawn[: settings["kernel_points"]])
         self.points = self.x[self.rows]
-        self.training = Training(task, self.steps, net, settings["seed"])
+        self.shuffles = jax.random.key(settings["seed"])
         self.scalars: list[dict[str, Any]] = []
         self.arrays: dict[str, Any] = {}
 
@@ -142,10 +141,28 @@ class _Measurement:
         return reconstructions[0]
 
     def _trained(self, what: str, optimizer: optax.GradientTransformation, **options: Any) -> list[FitResult]:
-        def progress(done: int, total: int) -> None:
-            self.report(f"{self.name}: {what}", done, total)
+        """Train all seeds together where memory allows, else one after the other; all from the same shuffles."""
 
-        return self.training.run(self.models[1:], self.x, self.y, optimizer=optimizer, progress=progress, **options)
+        def report(done: int, total: int, seed: int = 0, seeds: int = 1) -> None:
+            self.report(f"{self.name}: {what}", seed * total + done, seeds * total)
+
+        options = {
+            "optimizer": optimizer, "steps": self.steps, "loss": self.task.loss, "data_range": self.task.data_range,
+            "key": self.shuffles, **options,
+        }  # fmt: skip
+        if self._fits_together(options.get("batch_size") or len(self.x)):
+            return fit_seeds(*self.models[1:], self.x, self.y, progress=report, **options)
+        runs = []
+        for s, (_, observed, params) in enumerate(self.single):
+            progress = functools.partial(report, seed=s, seeds=self.seeds)
+            runs.append(fit(observed, params, self.x, self.y, progress=progress, **options))
+        return runs
+
+    def _fits_together(self, rows: int) -> bool:
+        """Return whether the training steps of all seeds, of so many rows, fit in half of the memory."""
+        units = getattr(self.net, "features", 256) * getattr(self.net, "depth", 4)
+        stats = jax.local_devices()[0].memory_stats() or {}
+        return self.seeds * rows * units * _FLOATS_PER_UNIT * 4 <= stats.get("bytes_limit", _DEFAULT_MEMORY) // 2
 
 
 def _followed(
@@ -195,40 +212,6 @@ def _kernel_figures(kernel: np.ndarray, values: np.ndarray) -> dict[str, Any]:
         "condition_number": float(condition.value),
         "condition_resolved": bool(condition.resolved),
     }
-
-
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """How the variants of a study are trained: on one task, for as many steps, from the same shuffles."""
-
-    task: Task
-    steps: int
-    net: nn.Module
-    seed: int
-
-    def run(
-        self, models: tuple[Any, Any], x: Array, y: Array, *, progress: Callable[[int, int], None], **options: Any
-    ) -> list[FitResult]:
-        """Train all seeds together where memory allows, else one after the other."""
-        options = {
-            "steps": self.steps, "loss": self.task.loss, "data_range": self.task.data_range,
-            "key": jax.random.key(self.seed), **options,
-        }  # fmt: skip
-        seeds = len(jax.tree.leaves(models[1])[0])
-        units = getattr(self.net, "features", 256) * getattr(self.net, "depth", 4)
-        needed = seeds * (options.get("batch_size") or len(x)) * units * _FLOATS_PER_UNIT * 4
-        stats = jax.local_devices()[0].memory_stats() or {}
-        if needed <= stats.get("bytes_limit", _DEFAULT_MEMORY) // 2:
-            return fit_seeds(*models, x, y, progress=progress, **options)
-        runs = []
-        for s in range(seeds):
-
-            def report(done: int, total: int, s: int = s) -> None:
-                progress(s * total + done, seeds * total)
-
-            apply, params = jax.tree.map(lambda leaf, s=s: leaf[s], models)
-            runs.append(fit(apply, params, x, y, progress=report, **options))
-        return runs
 
 
 def _heatmap(kernel: np.ndarray) -> np.ndarray:
