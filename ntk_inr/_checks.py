@@ -34,6 +34,14 @@ def as_coordinates(x: Any, name: str = "x", finite: bool = True) -> Any:
     return x
 
 
+def as_columns(x2: Any, x1: Any) -> Any:
+    """Return the coordinates (n2, d) of a kernel's columns as those of its rows are, or say what is wrong with them."""
+    x2 = as_coordinates(x2, "x2")
+    if x2.shape[1] != x1.shape[1]:
+        raise ValueError(f"x2 has {x2.shape[1]} coordinates a row but x1 has {x1.shape[1]}; both come from one domain.")
+    return x2
+
+
 def as_values(y: Any, n: int, name: str = "y") -> Array:
     """Return ``y`` as a float array of shape (n, c), or say what is wrong with it."""
     y = _as_real_matrix(y, name, f"(n, c) = ({n}, c), one row a coordinate")

@@ -147,11 +147,7 @@ class NetworkKernel:
         """Return the kernels at coordinates x1 (n1, d) and x2 (n2, d), None for x1."""
         x1 = _checks.as_floating(_checks.as_coordinates(x1, "x1"), "x1")
         if x2 is not None:
-            x2 = _checks.as_coordinates(x2, "x2").astype(x1.dtype)
-            if x2.shape[1] != x1.shape[1]:
-                raise ValueError(
-                    f"x2 has {x2.shape[1]} coordinates a row but x1 has {x1.shape[1]}; both come from one domain."
-                )
+            x2 = _checks.as_columns(x2, x1).astype(x1.dtype)
         names, forward = self._program
         values = {setting_name(self.net, name, names): value for name, value in (hyper or {}).items()}
         values = {name: jnp.asarray(_checks.native(value), x1.dtype) for name, value in values.items()}

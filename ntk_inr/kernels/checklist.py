@@ -76,7 +76,7 @@ class Checklist:
         return next(stage for stage in self.stages if stage.name == name)
 
     def __str__(self) -> str:
-        table = text_table([(stage.verdict, stage.name, stage.what) for stage in self.stages], header=False)
+        table = text_table([(stage.verdict, stage.name, stage.what) for stage in self.stages], header=0)
         lines = []
         for line, stage in zip(table.splitlines(), self.stages, strict=True):
             lines += [line, f"         fix: {stage.fix}"] if stage.fix else [line]

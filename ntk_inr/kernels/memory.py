@@ -12,11 +12,10 @@ import numpy as np
 
 from ntk_inr.kernels.structured import Trace
 
-# The side of a tile: small enough for a CPU's cache, large enough for an accelerator's cores.
-_SIDE = {"cpu": 256}
+# The side of a tile: small enough for a CPU's cache, and larger where many rows make up for another compilation; large
+# enough for an accelerator's cores.
+_SIDE, _SIDE_OF_MANY, _MANY_ROWS = 256, 512, 2048
 _SIDE_ELSEWHERE = 4096
-# From so many rows on a CPU's tiles have twice that side: fewer calls are then worth another compilation.
-_MANY_ROWS = 2048
 # Tiles that are computed ahead while one is written.
 AHEAD = 4
 
@@ -107,8 +106,9 @@ def entries(c: int, outputs: str) -> int:
 
 def _side(longest: int) -> int:
     """Return the largest side of a tile, by the device and the kernel's longer side."""
-    side = _SIDE.get(jax.default_backend(), _SIDE_ELSEWHERE)
-    return 2 * side if side < _MANY_ROWS < longest else side
+    if jax.default_backend() != "cpu":
+        return _SIDE_ELSEWHERE
+    return _SIDE_OF_MANY if longest > _MANY_ROWS else _SIDE
 
 
 def _rounded(rows: int) -> int:

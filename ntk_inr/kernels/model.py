@@ -84,11 +84,7 @@ def check_model(
     params = check_params(params)
     x1 = _checks.as_coordinates(x1, "x1")
     if x2 is not None:
-        x2 = _checks.as_coordinates(x2, "x2")
-        if x2.shape[1] != x1.shape[1]:
-            raise ValueError(
-                f"x2 has {x2.shape[1]} coordinates a row but x1 has {x1.shape[1]}; both come from one domain."
-            )
+        x2 = _checks.as_columns(x2, x1)
     c = check_apply(apply, params, x1)
     dtype = accumulation_dtype(*map(jnp.result_type, jax.tree.leaves(params)))
     traced = _is_traced(apply, params, x1, x2)

@@ -127,7 +127,7 @@ class PointwiseTask:
             "loss": self.loss if isinstance(self.loss, str) else getattr(self.loss, "__name__", "callable"),
             "ranked by": self.metric,
         }
-        return text_table([(name, str(value)) for name, value in rows.items()], header=False)
+        return text_table([(name, str(value)) for name, value in rows.items()], header=0)
 
     @property
     def baselines(self) -> dict[str, Any]:
