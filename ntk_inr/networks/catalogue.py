@@ -10,8 +10,8 @@ from typing import Any
 import flax.linen as nn
 
 from ntk_inr import _checks
-from ntk_inr.networks.activations import Gauss
-from ntk_inr.networks.encodings import GaussianFourier, Identity, NeRFEncoding, OneBlob, TriangleWave
+from ntk_inr.networks.activations import Gauss, Sine
+from ntk_inr.networks.encodings import GaussianFourier, NeRFEncoding, OneBlob, TriangleWave
 from ntk_inr.networks.film import FiLM
 from ntk_inr.networks.filter_networks import BACON, FourierNet, GaborNet
 from ntk_inr.networks.hash_grid import HashGrid
@@ -76,7 +76,7 @@ VARIANTS: dict[str, Variant] = {
     "oneblob": _mlp("one-blob encoding, 32 bins a coordinate, then ReLU", encoding=OneBlob(bins=32)),
     "hash": _mlp("multiresolution hash grid, 8 levels, then ReLU", encoding=HashGrid(levels=8, log2_size=12, base=8)),
     "siren": _mlp("sine activations, omega 30, SIREN initialisation", activation="sine"),
-    "siren+fast": _mlp("siren, first omega 3000, for audio", activation="sine", encoding=Identity(scale=100.0)),
+    "siren+fast": _mlp("siren, first omega 3000, for audio", activation=Sine(first_omega=3000.0)),
     "siren+film": _mlp("siren, modulated by a trained latent code", activation="sine", modulation=FiLM(latent=64)),
     "finer": _mlp("sines of growing frequency, omega 30, first biases up to 1", activation=Finer(bias_spread=1.0)),
     "spder": _mlp("damped sines, omega 30", activation="spder"),
@@ -84,10 +84,14 @@ VARIANTS: dict[str, Variant] = {
     "sinc": _mlp("cardinal sines, omega 30", activation="sinc"),
     "gauss": _mlp("Gaussian bumps, exp(-(30 u)^2)", activation=Gauss(width=1 / (30 * 2**0.5))),
     "quadratic": _mlp("bumps with long tails, 1 / (1 + (10 u)^2)", activation="quadratic"),
-    "gabor": _mlp("real Gabor wavelets, omega 20, scale 10", activation="gabor"),
+    "gabor": _mlp("real Gabor wavelets of one map, omega 20, scale 10", activation="gabor"),
     "tanh": _mlp("tanh network on raw coordinates", activation="tanh"),
     "gelu": _mlp("GELU network on raw coordinates", activation="gelu"),
     "wire": Variant("complex Gabor wavelets, omega 20, scale 10 (WIRE)", Wire),
+    "wire2d": Variant("wire under windows of two dimensions (WIRE-2D)", functools.partial(Wire, wavelet="complex2d")),
+    "wire+real": Variant(
+        "real Gabor wavelets, wave and window of two maps (WIRE's real layer)", functools.partial(Wire, wavelet="real")
+    ),
     "fouriernet": Variant("multiplicative Fourier filters, scale 64", functools.partial(FourierNet, scale=64.0)),
     "gabornet": Variant("multiplicative Gabor filters, scale 64", functools.partial(GaborNet, scale=64.0)),
     "bacon": Variant("band-limited multiplicative filters, 16 cycles a unit", functools.partial(BACON, bandwidth=16.0)),

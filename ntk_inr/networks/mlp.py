@@ -17,7 +17,7 @@ from ntk_inr.networks.fields import whole
 from ntk_inr.networks.film import FiLM
 from ntk_inr.networks.initializers import Law, Scheme
 from ntk_inr.networks.modulation import FourierModulation, GaborModulation, MLPModulation
-from ntk_inr.networks.normalization import BatchNorm, Normalization, WeightNorm
+from ntk_inr.networks.normalization import BatchNorm, LayerNorm, Normalization, WeightNorm
 from ntk_inr.networks.sparsity import TopK
 
 SCHEDULE = "schedule"
@@ -125,6 +125,8 @@ class CoordinateMLP(nn.Module):
                 return h
             if isinstance(norm, BatchNorm):
                 return norm.module(train=train, name=f"batch_norm_{layer}")(h)
+            if isinstance(norm, LayerNorm) and norm.trained:
+                return norm.module(param_dtype=self.param_dtype, name=f"layer_norm_{layer}")(h)
             return norm(h)
 
         def dense(features: int, name: str, **layer: bool) -> Dense:
@@ -145,7 +147,7 @@ class CoordinateMLP(nn.Module):
             u = normalized(dense(self.features, f"hidden_{layer}", first=layer == 0)(h), "hidden_pre", layer)
             if film is not None:
                 u = film.scale[layer][None, :] * u + film.shift[layer][None, :]
-            h = activation(u)
+            h = activations.of_layer(activation, first=layer == 0)(u)
             if self.sparsity is not None:
                 h = self.sparsity(h, step)
             if factors is not None:

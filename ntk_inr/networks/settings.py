@@ -13,7 +13,14 @@ from ntk_inr import _checks
 from ntk_inr.networks import activations, normalization
 
 _RESOLVED = {"activation": activations.resolve, "normalization": normalization.resolve}
-_ALIASES = {"omega_0": "omega", "omega0": "omega", "sigma": "scale", "width": "features", "L": "bands"}
+_ALIASES = {
+    "omega_0": "omega",
+    "omega0": "omega",
+    "first_omega_0": "first_omega",
+    "sigma": "scale",
+    "width": "features",
+    "L": "bands",
+}
 
 
 def settings_of(net: nn.Module) -> dict[str, Any]:
@@ -32,7 +39,7 @@ def settings_of(net: nn.Module) -> dict[str, Any]:
     Example:
         >>> import ntk_inr as ni
         >>> settings_of(ni.variant("siren", features=64))
-        {'features': 64, 'depth': 4, 'activation.omega': 30.0, 'activation.phase': 0.0}
+        {'features': 64, 'depth': 4, 'activation.omega': 30.0, 'activation.phase': 0.0, 'activation.first_omega': None}
     """
     settings = dict(_numbers(net))
     for name, part in parts_of(net).items():
