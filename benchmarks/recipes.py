@@ -136,7 +136,9 @@ def table(rows: dict[tuple[str, float, str], list[float]]) -> list[str]:
         values = [rows.get((name, rate, schedule), []) for schedule in SCHEDULES for rate in RATES]
         if any(np.isfinite(value).all() and value for value in values):
             rate, schedule = best_of(rows, name)
-            lines.append([name, *[f"{np.mean(value):.1f}" if value else "" for value in values], f"{rate:g} {schedule}"])
+            lines.append(
+                [name, *[f"{np.mean(value):.1f}" if value else "" for value in values], f"{rate:g} {schedule}"]
+            )
     return markdown(heads, lines)
 
 

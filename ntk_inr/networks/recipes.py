@@ -13,6 +13,7 @@ from ntk_inr.networks.catalogue import VARIANTS, parse
 
 Which = Literal["default", "published", "same"]
 RECIPES: tuple[Which, ...] = ("default", "published", "same")
+_NOTHING = Record()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +48,9 @@ class Recipe:
     warmup: int = 0
     clip: float | None = None
     weight_decay: float | None = None
-    settings: Record = Record()
+    settings: Record = _NOTHING
     batch_size: int | None = None
-    network: Record = Record()
+    network: Record = _NOTHING
     source: str = ""
 
     @property
@@ -66,9 +67,9 @@ class Recipe:
 
 
 _SIREN = "Sitzmann et al. 2020, arXiv 2006.09661, and their code"
-_TANCIK = "Tancik et al. 2020, arXiv 2006.10739, and their code for images"
+_TANCIK = "Tancik et al. 2020, arXiv 2006.10739, appendix, for images"
 _FATHONY = "Fathony et al. 2021 (openreview OmtmcPkkhT) and their code for images"
-_TENTH = {"schedule": "exponential", "end": 0.1}
+_TENTH: dict[str, Any] = {"schedule": "exponential", "end": 0.1}
 _PUBLISHED: dict[str, Recipe] = {
     "relu": Recipe(source=_TANCIK),
     "pe": Recipe(source=_TANCIK),
@@ -80,6 +81,7 @@ _PUBLISHED: dict[str, Recipe] = {
         learning_rate=5e-3, **_TENTH, source="not its authors': the code of Liu et al. 2024, arXiv 2312.02434"
     ),
     "wire": Recipe(learning_rate=5e-3, **_TENTH, source="Saragadam et al. 2023, arXiv 2301.05187, and their code"),
+    "wire2d": Recipe(learning_rate=5e-3, **_TENTH, source="Saragadam et al. 2023, arXiv 2301.05187, and their code"),
     "spder": Recipe(learning_rate=1e-4, source="the code of Shah and Sitawarin 2023, arXiv 2306.15242"),
     "hosc": Recipe(learning_rate=1e-4, source="not its authors': SIREN's rate, as its weights"),
     "fouriernet": Recipe(learning_rate=1e-2, network=Record(scale=256.0), source=_FATHONY),

@@ -123,7 +123,7 @@ def _build(
     if name == "lbfgs" and learning_rate is None:
         base = optax.lbfgs(**own)
         return base if clip is None else optax.chain(optax.clip_by_global_norm(clip), base)
-    rate = _rate(DEFAULT_RATE if learning_rate is None else learning_rate, schedule, end, steps, warmup)
+    rate = rate_of(DEFAULT_RATE if learning_rate is None else learning_rate, schedule, end, steps, warmup)
     if name == "lbfgs":
         own.setdefault("linesearch", None)
     maker = _makers()[name]
@@ -143,12 +143,12 @@ def _check_end(end: float, schedule: str) -> None:
     _checks.check_positive(end, "end", least=0)
     if schedule == "constant" or end > 1 or (schedule == "exponential" and not end):
         raise ValueError(
-            f'end={end:g} got schedule="{schedule}"; expected a share of the rate, up to 1, that a "cosine" or "linear" '
+            f'end={end:g} got schedule="{schedule}"; expected a share up to 1 that a "cosine" or "linear" '
             'schedule falls to, or one above 0 for "exponential".'
         )
 
 
-def _rate(peak: float, schedule: str, end: float | None, steps: int | None, warmup: int) -> Any:
+def rate_of(peak: float, schedule: str, end: float | None, steps: int | None, warmup: int) -> Any:
     """Return the learning rate as a number, or as a function of the step where it follows a schedule or a warm-up."""
     if schedule == "constant":
         return optax.linear_schedule(0.0, peak, warmup) if warmup else peak
