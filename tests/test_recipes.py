@@ -108,7 +108,7 @@ def test_what_can_not_be_trained_is_refused_before_anything_runs(task):
         ({"batch_size": 100}, "batch_size=100 is more than the 27 values"),
         ({"optimizer": "lbfgs", "batch_size": 4}, "trained in batches of 4, but optimizer='lbfgs'"),
         ({"recipe": "best"}, "unknown recipe 'best'; known: default, published, same"),
-        ({"optimizer": "adma"}, "Did you mean 'adam'"),
+        ({"optimizer": "adma"}, "unknown optimizer 'adma'; known: acprop"),
         ({"warmup": 50, "schedule": "cosine"}, "above warmup"),
     ):
         with pytest.raises(ValueError, match=message):
