@@ -99,7 +99,7 @@ def _fit_one(command: Fit, console: Console, task: Task, name: str, out: Path) -
             task, name, features=network.features, depth=network.depth, steps=training.steps,
             optimizer=training.optimizer, learning_rate=training.learning_rate, schedule=training.schedule,
             seed=training.seed, out=out, overwrite=output.overwrite, resume=output.resume,
-            progress=lambda done, total: progress("steps", done, total),
+            progress=lambda done, total, figures: progress("steps", done, total),
         )  # fmt: skip
     if fitted.run.status == "interrupted":
         raise KeyboardInterrupt
