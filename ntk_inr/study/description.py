@@ -41,7 +41,7 @@ def numbers_of(net: nn.Module) -> dict[str, Any]:
     Example:
         >>> import ntk_inr as ni
         >>> numbers_of(ni.variant("siren", features=64, depth=3))
-        {'features': 64, 'depth': 3, 'activation.omega': 30.0, 'activation.phase': 0.0}
+        {'features': 64, 'depth': 3, 'activation.omega': 30.0, 'activation.phase': 0.0, 'activation.first_omega': None}
     """
     return {"features": None, "depth": None, **settings_of(net)}
 
