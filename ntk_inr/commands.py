@@ -220,6 +220,8 @@ def task_settings(command: OnATask, **options: Any) -> dict[str, Any]:
     kind = TASKS.get(kind_of_task(command))
     known = kind.settings if kind else {}
     defaults = {name: known[name] for name in ("size",) if known.get(name) is not None}
+    if kind and not isinstance(command, Fit):
+        defaults |= kind.sample
     if "seed" in known:
         defaults["seed"] = values_of(command)["seed"]
     written = {name: value for name, value in {"size": command.data.size, **options}.items() if value is not None}
