@@ -13,6 +13,7 @@ from jaxtyping import Float
 from ntk_inr import _checks
 from ntk_inr.networks import trig
 from ntk_inr.networks.fields import real, whole
+from ntk_inr.networks.products import of_coordinates
 
 CONSTANTS = "constants"
 """The collection of fixed matrices: initialised with the network, never trained."""
@@ -136,7 +137,7 @@ class GaussianFourier(nn.Module):
             matrix = self.param("frequencies", draw)
         else:
             matrix = self.variable(CONSTANTS, "frequencies", lambda: draw(self.make_rng("params"))).value
-        sine, cosine = trig.sincos(2 * jnp.pi * (x @ matrix.astype(x.dtype)))
+        sine, cosine = trig.sincos(2 * jnp.pi * of_coordinates(x, matrix.astype(x.dtype)))
         return jnp.concatenate([cosine, sine], axis=-1)
 
 

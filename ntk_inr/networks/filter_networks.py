@@ -15,9 +15,10 @@ from ntk_inr import _checks
 from ntk_inr.networks import trig
 from ntk_inr.networks.dense import PARAMETERIZATIONS, Dense
 from ntk_inr.networks.encodings import CONSTANTS
-from ntk_inr.networks.fields import real, whole
+from ntk_inr.networks.fields import real, whole, word
 from ntk_inr.networks.initializers import BIAS_UNIFORM, Law
 from ntk_inr.networks.modulation import squared_distances
+from ntk_inr.networks.products import Precision, check_precision, of_coordinates
 
 
 class FilterNetwork(nn.Module):
@@ -36,9 +37,10 @@ class FilterNetwork(nn.Module):
         trained: train the filters too.
         parameterization: of W and b, "standard" or "ntk"; see :class:`~ntk_inr.networks.Dense`.
         param_dtype: dtype that parameters are drawn in.
+        precision: of the products of hidden layers and of the readout; see :class:`~ntk_inr.CoordinateMLP`.
 
     Raises:
-        ValueError: a size below 1, a scale not above 0, or an unknown parameterization.
+        ValueError: a size below 1, a scale not above 0, or an unknown parameterization or precision.
 
     Source: Fathony et al. 2021, Multiplicative Filter Networks (ICLR, openreview OmtmcPkkhT), and its
     reference code for the laws.
@@ -51,12 +53,14 @@ class FilterNetwork(nn.Module):
     trained: bool = True
     parameterization: Literal["standard", "ntk"] = "standard"
     param_dtype: Any = jnp.float32
+    precision: Precision | None = word(None, Precision)
 
     def __post_init__(self) -> None:
         for name in ("features", "depth", "out"):
             _checks.check_positive(getattr(self, name), name, integer=True)
         _checks.check_positive(self.weight_scale, "weight_scale")
         _checks.check_choice(self.parameterization, PARAMETERIZATIONS, "parameterization")
+        check_precision(self.precision)
         super().__post_init__()
 
     def law(self, *, readout: bool = False) -> Law:
@@ -77,8 +81,16 @@ class FilterNetwork(nn.Module):
 
     def affine(self, features: int, name: str, *, readout: bool = False) -> Dense:
         """Return the affine map of a layer."""
-        law = self.law(readout=readout)
-        return Dense(features, law, BIAS_UNIFORM, self.parameterization, self.param_dtype, name=name)
+        return Dense(
+            features,
+            self.law(readout=readout),
+            BIAS_UNIFORM,
+            parameterization=self.parameterization,
+            param_dtype=self.param_dtype,
+            precision=self.precision,
+            readout=readout,
+            name=name,
+        )
 
     def entry(self, name: str, draw: Any, *, trained: bool) -> Array:
         """Return an array of a filter, from the parameters where ``trained``, else from the "constants" collection."""
@@ -93,7 +105,10 @@ class FilterNetwork(nn.Module):
             return jax.random.uniform(key, (self.features,), self.param_dtype, -jnp.pi, jnp.pi)
 
         omega = self.entry(f"frequency_{layer}", frequency, trained=trained).astype(x.dtype)
-        return trig.sin(x @ omega + self.entry(f"phase_{layer}", phase, trained=self.trained).astype(x.dtype)[None, :])
+        return trig.sin(
+            of_coordinates(x, omega)
+            + self.entry(f"phase_{layer}", phase, trained=self.trained).astype(x.dtype)[None, :]
+        )
 
     def uniform(self, key: Array, x: Array, scale: float) -> Array:
         """Return uniform frequencies (d, features), bounded so that the sum over all layers has the size ``scale``."""

@@ -13,7 +13,7 @@ from jax import Array
 from jaxtyping import Float
 
 from ntk_inr import _checks
-from ntk_inr.networks.fields import real, whole
+from ntk_inr.networks.fields import real, whole, word
 
 Interpolation = Literal["linear", "smoothstep"]
 
@@ -65,7 +65,7 @@ class HashGrid(nn.Module):
     growth: float = real(1.5)
     param_dtype: Any = jnp.float32
     finest: int | None = whole(None)
-    interpolation: Interpolation = "linear"
+    interpolation: Interpolation = word("linear", Interpolation)
 
     def __post_init__(self) -> None:
         for name in ("levels", "features", "base"):

@@ -13,8 +13,9 @@ from jaxtyping import Float
 from ntk_inr import _checks
 from ntk_inr.networks import trig
 from ntk_inr.networks.dense import PARAMETERIZATIONS, Dense
-from ntk_inr.networks.fields import WHOLE, real, whole
+from ntk_inr.networks.fields import WHOLE, real, whole, word
 from ntk_inr.networks.initializers import BIAS_UNIFORM, Law, check_frequencies
+from ntk_inr.networks.products import Precision, check_precision, product
 
 Wavelet = Literal["complex", "complex2d", "real"]
 
@@ -31,11 +32,13 @@ class ComplexDense(nn.Module):
         features: number of complex outputs.
         parameterization: "standard" or "ntk"; see :class:`Dense`.
         param_dtype: dtype that parameters are drawn in.
+        precision: of the products; see :class:`Dense`.
     """
 
     features: int = dataclasses.field(metadata=WHOLE)
     parameterization: Literal["standard", "ntk"] = "standard"
     param_dtype: Any = jnp.float32
+    precision: Precision | None = None
 
     @nn.compact
     def __call__(self, real: Float[Array, "n m"], imaginary: Float[Array, "n m"]) -> tuple[Array, Array]:
@@ -52,7 +55,14 @@ class ComplexDense(nn.Module):
 
         a, b = (drawn(f"kernel_{part}", (fan_in, self.features)) for part in ("real", "imaginary"))
         c, d = (drawn(f"bias_{part}", (self.features,)) for part in ("real", "imaginary"))
-        return real @ a - imaginary @ b + c[None, :], real @ b + imaginary @ a + d[None, :]
+
+        def times(h: Array, matrix: Array) -> Array:
+            return product(h, matrix, self.precision)
+
+        return (
+            times(real, a) - times(imaginary, b) + c[None, :],
+            times(real, b) + times(imaginary, a) + d[None, :],
+        )
 
 
 class Wire(nn.Module):
@@ -78,9 +88,10 @@ class Wire(nn.Module):
         wavelet: "complex", "complex2d" (WIRE-2D) or "real".
         parameterization: "standard" or "ntk"; see :class:`Dense`.
         param_dtype: dtype that parameters are drawn in.
+        precision: of the products of hidden layers and of the readout; see :class:`ntk_inr.CoordinateMLP`.
 
     Raises:
-        ValueError: a size below 1, a scale or frequency not above 0, or an unknown wavelet.
+        ValueError: a size below 1, a scale or frequency not above 0, or an unknown wavelet or precision.
 
     Example:
         >>> import jax, jax.numpy as jnp, ntk_inr as ni
@@ -99,7 +110,8 @@ class Wire(nn.Module):
     parameterization: Literal["standard", "ntk"] = "standard"
     param_dtype: Any = jnp.float32
     first_omega: float | None = real(None)
-    wavelet: Wavelet = "complex"
+    wavelet: Wavelet = word("complex", Wavelet)
+    precision: Precision | None = word(None, Precision)
 
     def __post_init__(self) -> None:
         for name in ("features", "depth", "out"):
@@ -108,6 +120,7 @@ class Wire(nn.Module):
         check_frequencies(self.omega, self.first_omega)
         _checks.check_choice(self.parameterization, PARAMETERIZATIONS, "parameterization")
         _checks.check_choice(self.wavelet, get_args(Wavelet), "wavelet")
+        check_precision(self.precision)
         super().__post_init__()
 
     @property
@@ -122,26 +135,31 @@ class Wire(nn.Module):
         for layer in range(1, self.depth):
             real, imaginary = self._hidden(layer, real, imaginary)
         if imaginary is None:
-            return self._dense(self.out, "readout")(real)
+            return self._readout("readout")(real)
         # Of the readout only what the real part needs.
-        return self._dense(self.out, "readout_real")(real) - self._dense(self.out, "readout_imaginary", None)(imaginary)
+        return self._readout("readout_real")(real) - self._readout("readout_imaginary", None)(imaginary)
 
-    def _dense(self, features: int, name: str, bias_law: Law | None = BIAS_UNIFORM) -> Dense:
-        return Dense(features, BIAS_UNIFORM, bias_law, self.parameterization, self.param_dtype, name=name)
+    def _dense(self, features: int, name: str, bias_law: Law | None = BIAS_UNIFORM, **how: Any) -> Dense:
+        dtypes = {"parameterization": self.parameterization, "param_dtype": self.param_dtype}
+        return Dense(features, BIAS_UNIFORM, bias_law, **dtypes, **how, name=name)
 
-    def _map(self, name: str, real: Array, imaginary: Array | None) -> tuple[Array, Array | None]:
+    def _readout(self, name: str, bias_law: Law | None = BIAS_UNIFORM) -> Dense:
+        return self._dense(self.out, name, bias_law, precision=self.precision, readout=True)
+
+    def _map(self, part: str, layer: int, real: Array, imaginary: Array | None) -> tuple[Array, Array | None]:
         """Return the real and the imaginary part of an affine map of real or of complex numbers."""
+        name, precision = f"{part}_{layer}", self.precision if layer else "highest"
         if imaginary is None:
-            return self._dense(self.units, name)(real), None
-        return ComplexDense(self.units, self.parameterization, self.param_dtype, name=name)(real, imaginary)
+            return self._dense(self.units, name, precision=precision)(real), None
+        return ComplexDense(self.units, self.parameterization, self.param_dtype, precision, name=name)(real, imaginary)
 
     def _hidden(self, layer: int, real: Array, imaginary: Array | None) -> tuple[Array, Array | None]:
         """Return the real and the imaginary part of a layer's wavelets; of real ones None is the latter."""
         omega = self.omega if layer or self.first_omega is None else self.first_omega
-        a, b = self._map(f"hidden_{layer}", real, imaginary)
+        a, b = self._map("hidden", layer, real, imaginary)
         windowed = [a, b]
         if self.wavelet != "complex":
-            second = self._map(f"window_{layer}", real, imaginary)
+            second = self._map("window", layer, real, imaginary)
             windowed = [*second] if self.wavelet == "real" else [a, b, *second]
         exponent = -(self.scale**2) * sum(part * part for part in windowed if part is not None)
         if b is not None:

@@ -84,7 +84,7 @@ def fit_task(
     out: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int, dict[str, float]], None] | None = None,
     **training: Any,
 ) -> Fitted:
     """Train one network on a task and score what it reconstructs.
@@ -104,7 +104,7 @@ def fit_task(
         out: folder to keep everything in; None keeps it in memory.
         overwrite: replace what ``out`` holds.
         resume: go on from what ``out`` holds.
-        progress: called with (steps done, steps).
+        progress: called with (steps done, steps, figures), as by :func:`ntk_inr.fit`.
         **training: how it is trained, ``recipe="published"`` or ``learning_rate=1e-3, schedule="cosine"`` say, as
             :class:`ntk_inr.study.TrainingOptions` lists it; what is not given is as the network's recipe says
             (:func:`ntk_inr.networks.recipe`). What the task holds out is the validation set.
