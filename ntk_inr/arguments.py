@@ -20,7 +20,8 @@ class Data:
     source: tyro.conf.Positional[Annotated[tuple[str, ...], _SOURCE]]
     """A file, or something bundled, which also tells the task, else it is an image; `ntk-inr tasks` lists both."""
     size: int | None = None
-    """Longer side of an image in pixels, after reduction; by default the task's own, 64 for images."""
+    """Longer side of an image in pixels, after reduction; by default the task's own: of images
+    up to 512, and 64 to compare or tune."""
     set: Annotated[tuple[str, ...], _SETTINGS] = ()
     """Settings of the task, such as size=128 holdout=0.5 or angles=90; `ntk-inr tasks` lists them."""
 

@@ -99,7 +99,7 @@ def _fit_one(command: Fit, console: Console, task: Task, name: str, out: Path) -
             task, name, features=network.features, depth=network.depth, steps=training.steps,
             optimizer=training.optimizer, learning_rate=training.learning_rate, schedule=training.schedule,
             seed=training.seed, out=out, overwrite=output.overwrite, resume=output.resume,
-            progress=lambda done, total: progress("steps", done, total),
+            progress=lambda done, total, figures: progress("steps", done, total),
         )  # fmt: skip
     if fitted.run.status == "interrupted":
         raise KeyboardInterrupt
@@ -220,6 +220,8 @@ def task_settings(command: OnATask, **options: Any) -> dict[str, Any]:
     kind = TASKS.get(kind_of_task(command))
     known = kind.settings if kind else {}
     defaults = {name: known[name] for name in ("size",) if known.get(name) is not None}
+    if kind and not isinstance(command, Fit):
+        defaults |= kind.sample
     if "seed" in known:
         defaults["seed"] = values_of(command)["seed"]
     written = {name: value for name, value in {"size": command.data.size, **options}.items() if value is not None}

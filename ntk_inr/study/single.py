@@ -89,7 +89,7 @@ def fit_task(
     out: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int, dict[str, float]], None] | None = None,
 ) -> Fitted:
     """Train one network on a task and score what it reconstructs.
 
@@ -111,7 +111,7 @@ def fit_task(
         out: folder to keep everything in; None keeps it in memory.
         overwrite: replace what ``out`` holds.
         resume: go on from what ``out`` holds.
-        progress: called with (steps done, steps).
+        progress: called with (steps done, steps, figures), as by :func:`ntk_inr.fit`.
 
     Returns:
         :class:`Fitted`. Its run's status is "diverged" or "interrupted" where it is not whole, and "ended above the
