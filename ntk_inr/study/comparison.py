@@ -95,7 +95,7 @@ def compare(
     networks = networks_of(variants, features=features, depth=depth, out=task.channels)
     for name, value in {"steps": steps, "seeds": seeds, "kernel_points": kernel_points}.items():
         _checks.check_positive(value, name, integer=True)
-    check_room(min(kernel_points, len(task.x)), "kernel_points")
+    check_room(min(kernel_points, task.n), "kernel_points")
     _checks.check_positive(learning_rate, "learning_rate")
     _checks.check_positive(seed, "seed", integer=True, least=0)
     named = not isinstance(variants, Mapping | nn.Module)

@@ -32,7 +32,6 @@ class GridPoints:
     def __init__(self, shape: Sequence[int]) -> None:
         self.sides = tuple(int(side) for side in shape)
         self.shape = (math.prod(self.sides), len(self.sides))
-        self._axes = [axis_centres(side).astype(np.float32) for side in self.sides]
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -41,11 +40,12 @@ class GridPoints:
         """Return the centres (..., d) of places, float32; a slice or integers of any shape."""
         if isinstance(places, slice):
             places = np.arange(*places.indices(len(self)))
-        rest, columns = np.asarray(places), []
-        for axis in self._axes[::-1]:
-            rest, place = np.divmod(rest, len(axis))
-            columns.append(axis[place])
-        return np.stack(columns[::-1], axis=-1)
+        rest = np.asarray(places)
+        points = np.empty((*rest.shape, len(self.sides)), np.float32)
+        for axis, side in reversed(list(enumerate(self.sides))):
+            rest, place = np.divmod(rest, side) if axis else (rest, rest)
+            points[..., axis] = (2 * place + 1) / side - 1
+        return points
 
 
 def grid_coordinates(shape: Sequence[int]) -> np.ndarray:
