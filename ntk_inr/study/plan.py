@@ -88,7 +88,7 @@ class Plan:
         own = dataclasses.asdict(self.recipe)
         always = ("optimizer", "learning_rate", "schedule", "source")
         told = {name: own[name] for name in own if name in always or own[name]}
-        return {"recipe": self.which, **told, "batch_size": self.rows or len(task.x), **self.options}
+        return {"recipe": self.which, **told, "batch_size": self.rows or task.n, **self.options}
 
 
 def options_from(keywords: Mapping[str, Any]) -> TrainingOptions:
@@ -181,7 +181,7 @@ def _rows_of(task: Task, own: Recipe, options: TrainingOptions) -> int | None:
     """Return the rows of a step, None for all."""
     from ntk_inr import _checks
 
-    n = len(task.x)
+    n = task.n
     if options.batch_size is not None:
         _checks.check_positive(options.batch_size, "batch_size", integer=True)
         if options.batch_size > n:
