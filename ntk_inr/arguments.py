@@ -20,7 +20,8 @@ class Data:
     source: tyro.conf.Positional[Annotated[tuple[str, ...], _SOURCE]]
     """A file, or something bundled, which also tells the task, else it is an image; `ntk-inr tasks` lists both."""
     size: int | None = None
-    """Longer side of an image in pixels, after reduction; by default the task's own, 64 for images."""
+    """Longer side of an image in pixels, after reduction; by default the task's own: of images
+    up to 512, and 64 to compare or tune."""
     set: Annotated[tuple[str, ...], _SETTINGS] = ()
     """Settings of the task, such as size=128 holdout=0.5 or angles=90; `ntk-inr tasks` lists them."""
 
@@ -230,18 +231,6 @@ class Report:
 
 
 @dataclasses.dataclass
-class Kept:
-    """Which trained network is meant."""
-
-    folder: tyro.conf.Positional[Path]
-    """Folder that `ntk-inr fit` or `ntk-inr compare` wrote."""
-    variant: str | None = None
-    """Which network of a comparison."""
-    seed: int = 0
-    """Which of its seeds, from 0."""
-
-
-@dataclasses.dataclass
 class Render:
     """Write what a trained network gives at another resolution: a finer picture or mesh, a longer sound, one slice.
 
@@ -250,11 +239,16 @@ class Render:
     Example: ntk-inr render runs/photo --variant siren --seed 1 --out large.png
     """
 
-    kept: Kept
+    folder: tyro.conf.Positional[Path]
+    """Folder that `ntk-inr fit` or `ntk-inr compare` wrote."""
+    variant: str | None = None
+    """Which network of a comparison."""
+    seed: int = 0
+    """Which of its seeds, from 0."""
     size: int | None = None
     """Longer side in pixels or voxels, samples of a sound, cells a side of a mesh; by default as trained."""
-    slice: int | None = None
-    """Which slice of a volume, alone."""
+    slice: int | float | str | None = None
+    """One picture of a volume: the number of a frame, which may lie between two (2.5), or row=40 or column=40."""
     out: Path | None = None
     """File to write; by default render.* in the folder."""
     overwrite: bool = False
@@ -268,9 +262,14 @@ class Export:
     Example: ntk-inr export runs/fit-photo photo.stablehlo
     """
 
-    kept: Kept
+    folder: tyro.conf.Positional[Path]
+    """Folder that `ntk-inr fit` or `ntk-inr compare` wrote."""
     file: tyro.conf.Positional[Path]
     """File to write."""
+    variant: str | None = None
+    """Which network of a comparison."""
+    seed: int = 0
+    """Which of its seeds, from 0."""
     platforms: tuple[Literal["cpu", "cuda", "rocm", "tpu"], ...] = ("cpu", "cuda", "tpu")
     """What it shall run on."""
     overwrite: bool = False

@@ -17,7 +17,7 @@ from rich.table import Table
 from ntk_inr import terminal
 from ntk_inr._claims import claimed
 from ntk_inr._text import printable
-from ntk_inr.arguments import Compare, Export, Fit, Kept, OnATask, Render, Report, Tasks, Tune, Variants, values_of
+from ntk_inr.arguments import Compare, Export, Fit, OnATask, Render, Report, Tasks, Tune, Variants, values_of
 from ntk_inr.messages import check_device, in_options, print_error, shown
 from ntk_inr.networks.catalogue import networks_of, variants
 from ntk_inr.study.comparison import compare
@@ -192,11 +192,11 @@ def _(command: Report, console: Console) -> int:
 @carry_out.register(Render)
 def _(command: Render, console: Console) -> int:
     check_device()
-    found, path = _load(command.kept), command.out
+    found, path = _load(command), command.out
     if path is None:
         size = "" if command.size is None else f"-{command.size}"
         cut = "" if command.slice is None else f"-slice{command.slice}"
-        path = command.kept.folder / f"render{size}{cut}{found.suffix if command.slice is None else '.png'}"
+        path = command.folder / f"render{size}{cut}{found.suffix if command.slice is None else '.png'}"
     with terminal.progress(console) as progress:
         path = found.render(
             path, size=command.size, slice=command.slice, overwrite=command.overwrite,
@@ -209,7 +209,7 @@ def _(command: Render, console: Console) -> int:
 @carry_out.register(Export)
 def _(command: Export, console: Console) -> int:
     check_device()
-    path = _load(command.kept).export(command.file, platforms=command.platforms, overwrite=command.overwrite)
+    path = _load(command).export(command.file, platforms=command.platforms, overwrite=command.overwrite)
     console.print(f"exported: {shown(path)}", soft_wrap=True)
     console.print(
         f"Call it: [bold]jax.export.deserialize(bytearray(open({escape(repr(str(path)))}, 'rb').read())).call(x)[/]",
@@ -218,8 +218,8 @@ def _(command: Export, console: Console) -> int:
     return 0
 
 
-def _load(kept: Kept) -> Fitted:
-    return load_fit(kept.folder, variant=kept.variant, seed=kept.seed)
+def _load(command: Render | Export) -> Fitted:
+    return load_fit(command.folder, variant=command.variant, seed=command.seed)
 
 
 def what_is_kept(command: Any) -> str:
@@ -263,6 +263,8 @@ def task_settings(command: OnATask, **options: Any) -> dict[str, Any]:
     kind = TASKS.get(kind_of_task(command))
     known = kind.settings if kind else {}
     defaults = {name: known[name] for name in ("size",) if known.get(name) is not None}
+    if kind and not isinstance(command, Fit):
+        defaults |= kind.sample
     if "seed" in known:
         defaults["seed"] = values_of(command)["seed"]
     written = {name: value for name, value in {"size": command.data.size, **options}.items() if value is not None}

@@ -178,7 +178,7 @@ def test_what_training_changes_beside_the_parameters_is_kept(tmp_path, net):
     keep(tmp_path / "network", fitted)
     found = kept._loaded(tmp_path / "network", None, scores={})
     jax.tree.map(np.testing.assert_array_equal, found.apply.args, run.apply.args)
-    np.testing.assert_array_equal(found(X), run.apply(run.params, X))
+    np.testing.assert_array_equal(found(X), fitted(X))
     assert np.abs(found(X) - np.asarray(apply(run.params, X))).max() > 1e-6
 
 
@@ -399,7 +399,7 @@ def test_commands_render_and_export(unchecked, tmp_path, monkeypatch, capsys):
     small = ["--features", "8", "--depth", "1", "--steps", "2"]
     assert cli.run(["fit", "photo.png", *small, "--record"]) == 0
     printed = capsys.readouterr().out
-    assert "photo.png, 20 rows; 51 parameters for 60 values." in printed
+    assert "photo.png 4 × 5; 51 parameters for 60 values." in printed
     assert "A kernel that is recorded:" in printed
     assert "step 2 of 2" in printed
     assert (tmp_path / "runs/fit-photo/history.jsonl").read_text().count('"kernel"') == 3

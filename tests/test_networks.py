@@ -22,6 +22,8 @@ REFUSED = {
     "pe+modulator": "modulation MLPModulation",
     "siren+film": "modulation FiLM",
     "wire": "net is Wire",
+    "wire2d": "net is Wire",
+    "wire+real": "net is Wire",
     "bacon at two scales": r"scales=\(1, 2\) reads out several layers",
     "residual, balanced, with a head": "head='sigmoid'",
     "distance in space": "initializer='geometric' draws weights of nonzero mean",

@@ -41,7 +41,7 @@ def numbers_of(net: nn.Module) -> dict[str, Any]:
     Example:
         >>> import ntk_inr as ni
         >>> numbers_of(ni.variant("siren", features=64, depth=3))
-        {'features': 64, 'depth': 3, 'activation.omega': 30.0, 'activation.phase': 0.0}
+        {'features': 64, 'depth': 3, 'activation.omega': 30.0, 'activation.phase': 0.0, 'activation.first_omega': None}
     """
     return {"features": None, "depth": None, **settings_of(net)}
 
@@ -98,7 +98,7 @@ def describe_task(task: Task) -> dict[str, Any]:
         "name": task.name,
         "digest": task.digest,
         "shape": None if image is None else list(image.shape),
-        "rows": len(task.x),
+        "rows": task.n,
         "heldout": 0 if task.heldout is None else len(task.heldout[0]),
         "metric": task.metric,
         "data_range": float(task.data_range),
@@ -148,7 +148,7 @@ def training_settings(
         learning_rate = DEFAULT_RATE
     return {
         "optimizer": optimizer, "learning_rate": learning_rate, "schedule": schedule,
-        "batch_size": task.sampling or len(task.x),
+        "batch_size": task.sampling or task.n,
     }  # fmt: skip
 
 

@@ -16,11 +16,11 @@ from ntk_inr import _checks
 from ntk_inr._results import Record, result, static
 from ntk_inr.study.description import eight_bits
 from ntk_inr.study.export import write_program
-from ntk_inr.study.rendering import described, render
-from ntk_inr.tasks.grid import MICROBATCH
+from ntk_inr.tasks.grid import MICROBATCH, Progress
 from ntk_inr.tasks.interface import Task
 from ntk_inr.tasks.metrics import score_lines
 from ntk_inr.tasks.registry import TASKS, load_task
+from ntk_inr.tasks.rendering import render
 from ntk_inr.training.result import FitResult
 
 
@@ -85,12 +85,16 @@ class Context:
         return task
 
 
+def suffix_of(kind: str) -> str:
+    """Return the suffix of the file that a reconstruction of a kind of task is written to."""
+    return TASKS[kind].writes if kind in TASKS else ".png"
+
+
 def described_task(task: Task) -> dict[str, Any]:
     """Return, for JSON, what is kept of a task: how it is known, built again and rendered."""
-    origin = getattr(task, "origin", None)
     return {
-        "name": task.name, "kind": task.kind, "digest": task.digest, "origin": origin,
-        "description": described(task),
+        "name": task.name, "kind": task.kind, "digest": task.digest, "origin": task.origin,
+        "description": task.describe(),
     }  # fmt: skip
 
 
@@ -180,24 +184,23 @@ class Fitted:
     @property
     def suffix(self) -> str:
         """Suffix of the file that the network's signal is written to, such as ".png"."""
-        kind = TASKS.get(self._context.described["kind"])
-        return ".png" if kind is None else kind.writes
+        return suffix_of(self._context.described["kind"])
 
     def render(
         self,
         path: str | Path,
         *,
         size: int | None = None,
-        slice: int | None = None,
+        slice: int | float | str | None = None,
         overwrite: bool = False,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> Path:
         """Write what the network gives at another resolution; the signal that it was trained on is not needed.
 
         Args:
-            path: the file to write, in a format that the task knows.
-            size: longer side in pixels or voxels, samples of a sound, cells a side of a mesh; None is as trained.
-            slice: which slice of a volume, alone.
+            path: the file to write; its suffix says what it will be.
+            size: longer side in pixels or voxels, samples of a sound, cells a side of a mesh; None is as fitted.
+            slice: of a volume, a single picture, as :func:`ntk_inr.tasks.render` takes it.
             overwrite: replace the file if it exists.
             progress: called with the rows that are done, and all of them.
 
@@ -206,15 +209,10 @@ class Fitted:
 
         Raises:
             FileExistsError: the file exists.
-            ValueError: a task that is not rendered, such as one of a class of one's own, or a size out of range.
+            ValueError: what :func:`ntk_inr.tasks.render` refuses.
         """
-        kept = self._context.described
-        if kept["description"] is None:
-            raise ValueError(
-                f"the task {kept['name']!r} does not say how it is rendered; call the network itself: found(x)."
-            )
         options: Any = {"size": size, "slice": slice, "overwrite": overwrite, "progress": progress}
-        return render(kept["description"], self, path, **options)
+        return render(self._context.described["description"], self, path, **options)
 
     def export(
         self, path: str | Path, *, platforms: Sequence[str] = ("cpu", "cuda", "tpu"), overwrite: bool = False

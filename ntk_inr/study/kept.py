@@ -34,7 +34,7 @@ FIT = "ntk_inr.fit v1"
 _SCHEMA, _VERSION = "ntk_inr.network", 1
 _OWN = "ntk_inr"
 _NETWORK = "network"
-_TRAINING = ("status", "steps", "full_batch", "data_range", "loss", "every_step")
+_TRAINING = ("status", "steps", "full_batch", "data_range", "loss", "every_step", "best_step")
 
 
 def network_in(folder: Path, variant: str | None = None, seed: int = 0) -> Path:

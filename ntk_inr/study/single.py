@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ntk_inr._results import Record
 from ntk_inr.kernels.adapters import init
@@ -30,15 +32,17 @@ from ntk_inr.study.description import (
 )
 from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import save_figure
-from ntk_inr.study.fitted import Context, Fitted
+from ntk_inr.study.fitted import Context, Fitted, suffix_of
 from ntk_inr.study.kept import FIT, keep, load_fit, network_in
 from ntk_inr.study.legs import Leg, legs_of, optimizer_of
 from ntk_inr.study.measurement import trained
 from ntk_inr.tasks.interface import Task
-from ntk_inr.tasks.registry import TASKS
+from ntk_inr.training.data import shuffled
 from ntk_inr.training.fitting import fit
 from ntk_inr.training.recorder import Recorder
 
+_LARGE = 2**28
+"""Bytes of x and y above which their rows are made for each step."""
 _KERNEL_ROWS = 256
 """Rows that a kernel is taken on where one is recorded."""
 
@@ -60,7 +64,7 @@ def fit_task(
     out: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
-    progress: Callable[..., None] | None = None,
+    progress: Callable[[int, int, dict[str, float]], None] | None = None,
 ) -> Fitted:
     """Train one network on a task and score what it reconstructs.
 
@@ -87,7 +91,7 @@ def fit_task(
         out: folder to keep everything in; None keeps it in memory.
         overwrite: replace what ``out`` holds.
         resume: go on from what ``out`` holds.
-        progress: called as that of :func:`ntk_inr.fit`.
+        progress: called with (steps done, steps, figures), as by :func:`ntk_inr.fit`.
 
     Returns:
         :class:`Fitted`. Its run's status is "diverged" or "interrupted" where it is not whole, and "ended above the
@@ -117,7 +121,7 @@ def fit_task(
     maker, warned, numbers = optimizer_of(optimizer, legs), check_derivatives(task, {name: net}), numbers_of(net)
     first, shuffles = jax.random.split(jax.random.key(seed))
     with record.results_folder(out, overwrite=overwrite, resume=resume) as folder:
-        x, y = jnp.asarray(task.x), jnp.asarray(task.y)
+        x = task.rows(np.arange(1))[0]
         apply, params = init(net, first, x) if start is None else _started(start, net)
         settings = {
             "features": numbers["features"], "depth": numbers["depth"], "steps": steps,
@@ -132,8 +136,8 @@ def fit_task(
         options = {} if folder is None else _kept_in(folder, overwrite, resume, record_kernel)
         results.begin()
         run = fit(
-            task.observe(apply), params, x, y, optimizer=maker, steps=steps, key=shuffles, loss=task.loss,
-            batch_size=task.sampling, data_range=task.data_range, validation=task.heldout, progress=progress,
+            task.observe(apply), params, **_data_of(task, shuffles), optimizer=maker, steps=steps, key=shuffles,
+            loss=task.loss, data_range=task.data_range, validation=task.heldout, progress=progress,
             resume=_resumes(overwrite, legs), **options,
         )  # fmt: skip
         context = Context(net, x.shape[1], task, described["network"])
@@ -142,18 +146,18 @@ def fit_task(
 
 
 def summary_of(task: Task, net: nn.Module) -> str:
-    """Return what will be fitted by how much: "photo.png, 6,144 rows; 1,219 parameters for 18,432 values"."""
-    x, y = task.x, task.y
-    model = jax.eval_shape(lambda key: init(net, key, x[:1])[1], jax.random.key(0))
-    parameters, values = sum(leaf.size for leaf in jax.tree.leaves(model)), y.size
-    batch = "" if task.sampling is None else f" by {task.sampling:,} rows a step"
-    text = f"{task.name}, {len(x):,} rows{batch}; {parameters:,} parameters for {values:,} values"
+    """Return what will be fitted by how much: "photo.png 64 × 48; 1,219 parameters for 9,216 values"."""
+    described, x = task.describe(), task.rows(np.arange(1))[0]
+    model = jax.eval_shape(lambda key: init(net, key, x)[1], jax.random.key(0))
+    parameters, values = sum(leaf.size for leaf in jax.tree.leaves(model)), described["values"]
+    batch = "" if task.sampling is None else f" by {task.sampling:,} {described['noun']} a step"
+    text = f"{described['summary']}{batch}; {parameters:,} parameters for {values:,} values"
     return f"{text}: more parameters than values" if parameters > values else text
 
 
 def kernel_plan(task: Task, net: nn.Module) -> Plan:
     """Return what one kernel costs that ``fit_task(record_kernel=True)`` takes, as :func:`ntk_inr.explain` plans it."""
-    x = jnp.asarray(task.x[:_KERNEL_ROWS])
+    x = jnp.asarray(task.rows(np.arange(min(task.n, _KERNEL_ROWS)))[0])
     apply, params = init(net, jax.random.key(0), x)
     return explain(task.observe(apply), params, x)
 
@@ -168,8 +172,13 @@ class _Results:
         if folder is not None and self.earlier is not None:
             _check_same(folder, self.earlier, self.content)
 
+        self.saved = None if folder is None else folder / f"reconstruction{suffix_of(task.kind)}"
+
     def begin(self) -> None:
-        """Write what is asked for, beside the scores of an earlier part."""
+        """Refuse what the end would fail over; write what is asked for, beside the scores of an earlier part."""
+        check: Any = getattr(self.task, "check", None)  # of tasks of this package
+        if check is not None:
+            check(out=self.saved, overwrite=True)
         if self.folder is None:
             return
         fresh = {"status": "running", "steps": 0, "scores": {}, "files": {}}
@@ -191,21 +200,18 @@ class _Results:
         """Keep the network, then score, draw and write what it reconstructs."""
         task, fitted = self.task, self.trained(fitted)
         with self._network_is_kept():
-            reconstruction = task.reconstruct(fitted)
+            reconstruction = _reconstructed(task, fitted, self.saved)
             fitted = dataclasses.replace(
                 fitted, reconstruction=reconstruction, scores=own_scores(task, reconstruction),
                 baselines=baselines_of(task),
             )  # fmt: skip
-            if self.folder is None:
+            if self.folder is None or self.saved is None:
                 return fitted
-            self._write({**self.content, "scores": fitted.scores, "baselines": fitted.baselines})
-            kind, folder = TASKS.get(task.kind), self.folder
-            saved = folder / f"reconstruction{'.png' if kind is None else kind.writes}"
-            saved = task.save(reconstruction, saved, overwrite=True)
-            files = {"figure": folder / "figure.png", "reconstruction": saved}
-            save_figure(task.figure(reconstruction), folder / "figure", "png")
-            names = {name: path.name for name, path in files.items()}
-            self._write({**self.content, "scores": fitted.scores, "baselines": fitted.baselines, "files": names})
+            self.content |= {"scores": fitted.scores, "baselines": fitted.baselines}
+            self._write(self.content)
+            save_figure(task.figure(reconstruction), self.folder / "figure", "png")
+            files = {"figure": self.folder / "figure.png", "reconstruction": self.saved}
+            self._write(self.content | {"files": {name: path.name for name, path in files.items()}})
         return dataclasses.replace(fitted, files=Record({**files, **fitted.files}))
 
     @contextlib.contextmanager
@@ -227,6 +233,18 @@ class _Results:
         return self.folder / record.RESULTS
 
 
+def _reconstructed(task: Task, fitted: Fitted, saved: Path | None) -> Any:
+    """Return what a task makes of a network, written to ``saved`` where that is given."""
+    if saved is None:
+        return task.reconstruct(fitted)
+    whole: Any = task.reconstruct
+    if "overwrite" in inspect.signature(whole).parameters:
+        return whole(fitted, out=saved, overwrite=True)
+    reconstruction = whole(fitted)  # of a class of the user's own
+    task.save(reconstruction, saved, overwrite=True)
+    return reconstruction
+
+
 def _started(start: Any, net: nn.Module) -> tuple[Any, Any]:
     """Return the network of another run, or say that it is another one."""
     found = start if isinstance(start, Fitted) else load_fit(start, net=net)
@@ -236,10 +254,18 @@ def _started(start: Any, net: nn.Module) -> tuple[Any, Any]:
     return found.apply, found.params
 
 
+def _data_of(task: Task, key: jax.Array) -> dict[str, Any]:
+    """Return what ``fit`` takes its rows from: arrays, or by the step where these would be large."""
+    row = sum(part.nbytes for part in task.rows(np.arange(1)))
+    if task.sampling is not None and task.n * row > _LARGE:
+        return {"data": shuffled(task.rows, task.n, task.sampling, key, name=task.digest)}
+    return {"x": jnp.asarray(task.x), "y": jnp.asarray(task.y), "batch_size": task.sampling}
+
+
 def _check_batches(task: Task, optimizer: str) -> None:
     if optimizer == "lbfgs" and task.sampling is not None:
         raise ValueError(
-            f"{task.name} has {len(task.x)} rows and is trained in batches of {task.sampling}, but optimizer='lbfgs' "
+            f"{task.name} has {task.n} rows and is trained in batches of {task.sampling}, but optimizer='lbfgs' "
             "compares losses of one and the same batch; take another, such as optimizer='adam', or a smaller task."
         )
 

@@ -18,6 +18,8 @@ from ntk_inr.tasks.surface import extract_surface, inside_on_grid, sample_surfac
 from ntk_inr.tasks.topology import joined
 from ntk_inr.tasks.triangulation import triangulate
 
+SUFFIXES = (".obj", ".ply", ".stl", ".off", ".glb")
+"""What meshes are written as."""
 _HALF_EXTENT = 0.9
 _MESHED_AT = 96
 _PROJECTIONS = 4
@@ -119,7 +121,7 @@ def save_mesh(vertices: np.ndarray, faces: np.ndarray, path: str | Path, *, over
     if not len(faces):
         raise ValueError("the reconstruction has no surface to save: its field has one sign everywhere. Train longer.")
     trimesh = require("trimesh", "shape")
-    with new_file(path, (".obj", ".ply", ".stl", ".off", ".glb"), overwrite=overwrite) as written:
+    with new_file(path, SUFFIXES, overwrite=overwrite) as written:
         # As text, coordinates have so many digits after the point that a small unit keeps its shape.
         digits = max(8, 8 - int(np.floor(np.log10(max(float(np.ptp(vertices, axis=0).max()), 1e-300)))))
         text = {"digits": digits} if written.suffix.lower() in (".obj", ".off") else {}

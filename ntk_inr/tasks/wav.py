@@ -12,6 +12,7 @@ import numpy as np
 from ntk_inr import _checks
 from ntk_inr.tasks.files import existing_file, new_file, reading
 
+_PART = 2**22
 _UNKNOWN = 2**32 - 1
 """A length that the header does not tell."""
 
@@ -108,5 +109,9 @@ def write_wav(path: str | Path, rate: int, samples: np.ndarray, *, overwrite: bo
     import scipy.io.wavfile
 
     with new_file(path, (".wav",), overwrite=overwrite) as written:
-        scipy.io.wavfile.write(written, rate, np.clip(np.round(samples * 32768), -32768, 32767).astype(np.int16))
+        pcm = np.empty(len(samples), np.int16)
+        for start in range(0, len(samples), _PART):
+            part = samples[start : start + _PART]
+            pcm[start : start + _PART] = np.clip(np.round(np.nan_to_num(part) * 32768), -32768, 32767)
+        scipy.io.wavfile.write(written, rate, pcm)
     return Path(path)

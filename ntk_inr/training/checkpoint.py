@@ -20,6 +20,9 @@ import numpy as np
 
 from ntk_inr._version import __version__
 
+OPTIMIZER = "optimizer, its rate or its schedule"
+"""What of a run may be another when it goes further."""
+
 
 class Saved(NamedTuple):
     """The content of one checkpoint: leaves of the state, columns of the history, and a dictionary that is JSON."""
@@ -70,8 +73,13 @@ class Store:
         if "_manager" in vars(self):
             self._manager.close()
 
-    def find(self, resume: bool, overwrite: bool) -> Saved | None:
+    def find(self, resume: bool | str, overwrite: bool, most: int) -> Saved | None:
         """Return the newest checkpoint that is whole and of this run, or None for a fresh start; change none yet.
+
+        Args:
+            resume: as of ``fit``; with "further" the optimizer may be another.
+            overwrite: whether other checkpoints there may be deleted.
+            most: as many steps may have been taken.
 
         Raises:
             FileExistsError: the folder has checkpoints that may neither be resumed nor overwritten.
@@ -82,7 +90,10 @@ class Store:
         saved, damaged = (None, []) if old else self._newest(steps)
         other = {} if saved is None else saved.meta["run"]
         differing = [name for name in self.run if saved is not None and other.get(name) != self.run[name]]
-        if saved is not None and resume and not differing:
+        if resume == "further" and OPTIMIZER in differing:
+            differing.remove(OPTIMIZER)
+        beyond = saved is not None and saved.meta["step"] > most
+        if saved is not None and resume and not differing and not beyond:
             self._damaged = damaged
             return saved
         if steps and not overwrite:
@@ -94,6 +105,10 @@ class Store:
             elif differing:
                 wrote = saved.meta["version"]
                 why = f"checkpoints of another run, which ntk_inr {wrote} wrote: {', '.join(differing)} differ"
+                if resume and differing == [OPTIMIZER]:
+                    why += ' (resume="further" goes on with the new one)'
+            elif resume and beyond:
+                why = f"checkpoints of this run up to step {saved.meta['step']}, beyond steps={most}"
             raise FileExistsError(
                 f"{self.folder} has {why}. Give another folder, or overwrite=True to delete them and begin anew."
             )
@@ -178,6 +193,13 @@ def _quiet() -> Iterator[None]:
 def restore(saved: Saved, fresh: Any) -> Any:
     """Return a state with the leaves of a checkpoint, structured and placed as ``fresh``, a state at step 0."""
     leaves, structure = jax.tree.flatten(fresh)
+    if len(leaves) != len(saved.leaves) or any(
+        new is not None and _on_host(own).shape != new.shape for own, new in zip(leaves, saved.leaves, strict=True)
+    ):
+        raise ValueError(
+            'resume="further" got an optimizer whose state has another structure than the kept one; expected the same '
+            "optimizer, of another rate or schedule."
+        )
     return jax.tree.unflatten(structure, [_on_device(own, new) for own, new in zip(leaves, saved.leaves, strict=True)])
 
 
