@@ -19,6 +19,7 @@ import pytest
 import ntk_inr as ni
 from ntk_inr import cli
 from ntk_inr.networks import BACON, Law, Scheme, Sine, geometric, two_layer_network
+from ntk_inr.networks.recipes import Recipe
 from ntk_inr.study import kept, weights
 from ntk_inr.study.fitted import Context, Fitted
 from ntk_inr.study.kept import keep
@@ -27,7 +28,7 @@ from ntk_inr.study.modules import Undescribed, build_module, describe_module
 from ntk_inr.study.record import RESULTS
 from ntk_inr.training.optimizers import optimizer
 
-TINY = {"features": 8, "depth": 1, "steps": 4}
+TINY = {"features": 8, "depth": 1, "steps": 4, "recipe": "same"}
 X = np.linspace(-1, 1, 10, dtype=np.float32).reshape(5, 2)
 
 
@@ -337,7 +338,7 @@ def test_the_rate_follows_its_legs():
     """That of gradient descent is its update, by the formulas of the schedules."""
     legs = [(None, 0.5, 4), ("linear", 0.2, 6), ("constant", 0.1, 8)]
     legs = [{"schedule": schedule or "cosine", "learning_rate": rate, "until": end} for schedule, rate, end in legs]
-    sgd = optimizer_of("sgd", legs)
+    sgd = optimizer_of(Recipe(optimizer="sgd"), legs)
     state, rates = sgd.init(jnp.ones(())), []
     for _ in range(8):
         update, state = sgd.update(jnp.ones(()), state)

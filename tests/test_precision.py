@@ -28,10 +28,8 @@ def dots_of(jaxpr, depths):
         reached = [depth for depth in inputs if depth is not None]
         merge = min if equation.primitive.name == "concatenate" else max
         depth = merge(reached) if reached else None
-        inner = [
-            value for value in jax.tree.leaves(list(equation.params.values())) if isinstance(value, jex.ClosedJaxpr)
-        ]
-        inner += [value for value in equation.params.values() if isinstance(value, jex.Jaxpr)]
+        parameters = jax.tree.leaves(list(equation.params.values()))
+        inner = [value for value in parameters if isinstance(value, jex.ClosedJaxpr | jex.Jaxpr)]
         if equation.primitive.name == "dot_general":
             if depth is not None:
                 dots.append((depth, equation))

@@ -7,7 +7,8 @@ from typing import Any
 
 import optax
 
-from ntk_inr.training.optimizers import DEFAULT_RATE, optimizer
+from ntk_inr.networks.recipes import Recipe
+from ntk_inr.training.optimizers import optimizer
 
 Leg = dict[str, Any]
 """``{"schedule": "cosine", "learning_rate": 1e-3, "until": 600}``; the rate of a line search is None."""
@@ -23,7 +24,7 @@ def legs_of(
         earlier: the settings that the earlier one kept; None is a fresh start.
         name: of the optimizer.
         schedule: of the first leg.
-        learning_rate: of the last leg; None is the default.
+        learning_rate: of the last leg; None is a line search.
         steps: at the end of all.
         further: schedule of the steps beyond the earlier ones; None where there are none, or the rate is constant.
 
@@ -31,8 +32,6 @@ def legs_of(
         ValueError: ``further`` is missing, or of no use; fewer steps than there were; another schedule or optimizer.
     """
     rate = learning_rate
-    if rate is None and name != "lbfgs":
-        rate = DEFAULT_RATE
     if earlier is None:
         if further is not None:
             raise ValueError(f"further={further!r} is for steps beyond those of a run; there is none to go on from.")
@@ -73,10 +72,9 @@ def kept_legs(settings: Mapping[str, Any]) -> Sequence[Leg]:
     return [{name: settings[name] for name in ("schedule", "learning_rate")} | {"until": settings["steps"]}]
 
 
-def optimizer_of(name: str, legs: Sequence[Leg]) -> optax.GradientTransformation:
-    """Return the optimizer whose rate follows the legs."""
+def optimizer_of(recipe: Recipe, legs: Sequence[Leg]) -> optax.GradientTransformation:
+    """Return the optimizer of a recipe whose rate follows the legs."""
     first, *others = legs
     further = [(leg["schedule"], leg["learning_rate"], leg["until"]) for leg in others]
-    return optimizer(
-        name, learning_rate=first["learning_rate"], schedule=first["schedule"], steps=first["until"], legs=further
-    )
+    own = {**recipe.arguments, "learning_rate": first["learning_rate"], "schedule": first["schedule"]}
+    return optimizer(**own, steps=first["until"], legs=further)

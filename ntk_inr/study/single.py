@@ -18,7 +18,6 @@ import numpy as np
 from ntk_inr._results import Record
 from ntk_inr.kernels.adapters import init
 from ntk_inr.kernels.planning import Plan, explain
-from ntk_inr.networks.catalogue import networks_of
 from ntk_inr.study import record
 from ntk_inr.study.derivatives import check_derivatives
 from ntk_inr.study.description import (
@@ -28,7 +27,6 @@ from ntk_inr.study.description import (
     numbers_of,
     own_scores,
     readable,
-    training_settings,
 )
 from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import save_figure
@@ -36,6 +34,7 @@ from ntk_inr.study.fitted import Context, Fitted, suffix_of
 from ntk_inr.study.kept import FIT, keep, load_fit, network_in
 from ntk_inr.study.legs import Leg, legs_of, optimizer_of
 from ntk_inr.study.measurement import trained
+from ntk_inr.study.plan import options_from, plans_of
 from ntk_inr.tasks.interface import Task
 from ntk_inr.training.data import shuffled
 from ntk_inr.training.fitting import fit
@@ -54,9 +53,6 @@ def fit_task(
     features: int = 256,
     depth: int = 4,
     steps: int = 1000,
-    optimizer: str = "adam",
-    learning_rate: float | None = None,
-    schedule: str = "constant",
     further: str | None = None,
     start: str | os.PathLike[str] | Fitted | None = None,
     record_kernel: bool = False,
@@ -65,6 +61,7 @@ def fit_task(
     overwrite: bool = False,
     resume: bool = False,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
+    **training: Any,
 ) -> Fitted:
     """Train one network on a task and score what it reconstructs.
 
@@ -80,11 +77,8 @@ def fit_task(
         features: width of the hidden layers.
         depth: number of hidden layers.
         steps: training steps; of minibatches where the task recommends them.
-        optimizer: a name, as of :func:`ntk_inr.optimizer`.
-        learning_rate: its largest; None is 1e-3, and for "lbfgs" its line search.
-        schedule: "constant", "cosine", "exponential" or "linear", over all steps.
-        further: schedule of the steps beyond those that ``out`` holds, beginning at ``learning_rate``. A run at a
-            constant rate needs none.
+        further: schedule of the steps beyond those that ``out`` holds, beginning at the learning rate. A run at
+            a constant rate needs none.
         start: the folder of another run, or what :func:`load_fit` gives, whose network is trained on.
         record_kernel: take the kernel on 256 rows at steps 0, 1, 2, 4, ... and write it to ``history.jsonl``.
         seed: of the initialisation and of the batches.
@@ -92,6 +86,9 @@ def fit_task(
         overwrite: replace what ``out`` holds.
         resume: go on from what ``out`` holds.
         progress: called with (steps done, steps, figures), as by :func:`ntk_inr.fit`.
+        **training: how it is trained, ``recipe="published"`` or ``learning_rate=1e-3, schedule="cosine"`` say, as
+            :class:`ntk_inr.study.TrainingOptions` lists it; what is not given is as the network's recipe says
+            (:func:`ntk_inr.networks.recipe`). What the task holds out is the validation set.
 
     Returns:
         :class:`Fitted`. Its run's status is "diverged" or "interrupted" where it is not whole, and "ended above the
@@ -112,20 +109,22 @@ def fit_task(
         ('finished', ['psnr'], (1,))
     """
     task = readable(task)
-    ((name, net),) = networks_of(variant, features=features, depth=depth, out=task.channels).items()
-    _check_batches(task, optimizer)
+    plans = plans_of(task, variant, options_from(training), features=features, depth=depth, steps=steps)
+    ((name, (net, plan)),) = plans.items()
+    how = plan.recipe
     legs = legs_of(
-        _settings_in(out) if resume else None, name=optimizer, schedule=schedule, learning_rate=learning_rate,
-        steps=steps, further=further,
+        _settings_in(out) if resume else None, name=how.optimizer, schedule=how.schedule,
+        learning_rate=how.learning_rate, steps=steps, further=further,
     )  # fmt: skip
-    maker, warned, numbers = optimizer_of(optimizer, legs), check_derivatives(task, {name: net}), numbers_of(net)
+    keywords = plan.keywords(steps) | {"optimizer": optimizer_of(how, legs)}
+    warned, numbers = check_derivatives(task, {name: net}), numbers_of(net)
     first, shuffles = jax.random.split(jax.random.key(seed))
     with record.results_folder(out, overwrite=overwrite, resume=resume) as folder:
         x = task.rows(np.arange(1))[0]
         apply, params = init(net, first, x) if start is None else _started(start, net)
         settings = {
             "features": numbers["features"], "depth": numbers["depth"], "steps": steps,
-            **training_settings(task, optimizer, legs[0]["learning_rate"], schedule), "legs": legs, "seed": seed,
+            **plan.described(task), "learning_rate": legs[0]["learning_rate"], "legs": legs, "seed": seed,
             "start": None if start is None else str(start) if not isinstance(start, Fitted) else "a network at hand",
         }  # fmt: skip
         described = {
@@ -136,21 +135,21 @@ def fit_task(
         options = {} if folder is None else _kept_in(folder, overwrite, resume, record_kernel)
         results.begin()
         run = fit(
-            task.observe(apply), params, **_data_of(task, shuffles), optimizer=maker, steps=steps, key=shuffles,
-            loss=task.loss, data_range=task.data_range, validation=task.heldout, progress=progress,
-            resume=_resumes(overwrite, legs), **options,
+            task.observe(apply), params, **keywords | _data_of(task, plan.rows, shuffles), key=shuffles, loss=task.loss,
+            data_range=task.data_range, validation=task.heldout, progress=progress, resume=_resumes(overwrite, legs),
+            **options,
         )  # fmt: skip
         context = Context(net, x.shape[1], task, described["network"])
         fitted = Fitted(run, {}, None, apply=trained(apply, run), context=context)
         return results.complete(fitted) if run.status != "interrupted" else results.trained(fitted)
 
 
-def summary_of(task: Task, net: nn.Module) -> str:
+def summary_of(task: Task, net: nn.Module, batch_size: int | None) -> str:
     """Return what will be fitted by how much: "photo.png 64 × 48; 1,219 parameters for 9,216 values"."""
     described, x = task.describe(), task.rows(np.arange(1))[0]
     model = jax.eval_shape(lambda key: init(net, key, x)[1], jax.random.key(0))
     parameters, values = sum(leaf.size for leaf in jax.tree.leaves(model)), described["values"]
-    batch = "" if task.sampling is None else f" by {task.sampling:,} {described['noun']} a step"
+    batch = "" if batch_size is None else f" by {batch_size:,} {described['noun']} a step"
     text = f"{described['summary']}{batch}; {parameters:,} parameters for {values:,} values"
     return f"{text}: more parameters than values" if parameters > values else text
 
@@ -254,20 +253,13 @@ def _started(start: Any, net: nn.Module) -> tuple[Any, Any]:
     return found.apply, found.params
 
 
-def _data_of(task: Task, key: jax.Array) -> dict[str, Any]:
+def _data_of(task: Task, batch_size: int | None, key: jax.Array) -> dict[str, Any]:
     """Return what ``fit`` takes its rows from: arrays, or by the step where these would be large."""
     row = sum(part.nbytes for part in task.rows(np.arange(1)))
-    if task.sampling is not None and task.n * row > _LARGE:
-        return {"data": shuffled(task.rows, task.n, task.sampling, key, name=task.digest)}
-    return {"x": jnp.asarray(task.x), "y": jnp.asarray(task.y), "batch_size": task.sampling}
-
-
-def _check_batches(task: Task, optimizer: str) -> None:
-    if optimizer == "lbfgs" and task.sampling is not None:
-        raise ValueError(
-            f"{task.name} has {task.n} rows and is trained in batches of {task.sampling}, but optimizer='lbfgs' "
-            "compares losses of one and the same batch; take another, such as optimizer='adam', or a smaller task."
-        )
+    if batch_size is not None and task.n * row > _LARGE:
+        rows = shuffled(task.rows, task.n, batch_size, key, name=task.digest)
+        return {"data": rows, "batch_size": None}
+    return {"x": jnp.asarray(task.x), "y": jnp.asarray(task.y), "batch_size": batch_size}
 
 
 def _resumes(overwrite: bool, legs: list[Leg]) -> Any:
@@ -288,7 +280,7 @@ def _check_same(folder: Path, earlier: Mapping[str, Any], wanted: Mapping[str, A
         {"network": content["network"], "task": content["task"]["digest"], **content["settings"]}
         for content in (earlier, wanted)
     )
-    both = [name for name in asked if name in kept and name not in ("steps", "legs")]
+    both = [name for name in asked if name in kept and name not in ("steps", "legs", "stop_at", "report_every")]
     differ = [f"{name} was {kept[name]!r}, now {asked[name]!r}" for name in both if kept[name] != asked[name]]
     if differ:
         raise ValueError(
