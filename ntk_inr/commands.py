@@ -142,7 +142,7 @@ def _(command: Tune, console: Console) -> int:
             target_psnr=search.target, features=network.features, depth=network.depth, points=search.points,
             refine=search.refine, sample=search.sample, repeats=search.repeats, pilot=search.pilot,
             infinite=search.infinite, seed=training.seed, out=out, overwrite=output.overwrite, resume=output.resume,
-            progress=progress, **how,
+            progress=progress, **keywords_of(training),
         )  # fmt: skip
     with claimed(out):
         save_figure(tuning.plot(), out / "tune", "png")
