@@ -417,3 +417,26 @@ def test_commands_render_and_export(unchecked, tmp_path, monkeypatch, capsys):
     installed = importlib.util.find_spec("flatbuffers") is not None
     assert cli.run(["export", "runs/fit-photo", "a.stablehlo"]) == (0 if installed else 2)
     assert (tmp_path / "a.stablehlo").exists() == installed
+
+
+def test_more_steps_go_on_as_the_longer_run_would(tmp_path):
+    """To the bit at a constant rate; after a schedule's end by the rate that is asked for."""
+    small = {"features": 8, "depth": 1, "recipe": "same"}
+    whole = ni.fit_task(task(), "relu", **small, steps=5)
+    ni.fit_task(task(), "relu", **small, steps=3, out=tmp_path / "a")
+    longer = ni.fit_task(task(), "relu", **small, steps=5, out=tmp_path / "a", resume=True)
+    jax.tree.map(np.testing.assert_array_equal, longer.params, whole.params)
+    assert ni.load_fit(tmp_path / "a").run.steps == 5
+    small |= {"optimizer": "sgd", "schedule": "cosine", "learning_rate": 0.1, "out": tmp_path / "b"}
+    first = ni.fit_task(task(), "relu", **small, steps=3)
+    with pytest.raises(ValueError, match="follows the schedule cosine to its end at step 3"):
+        ni.fit_task(task(), "relu", **small, steps=4, resume=True)
+    small["learning_rate"] = 0.05
+    asked = {**small, "steps": 4, "resume": True, "further": "constant"}
+    further = ni.fit_task(task(), "relu", **asked)
+    gradient = jax.grad(lambda p: 0.5 * jnp.mean((first.apply(p, task().x) - task().y) ** 2))(first.params)
+    expected = jax.tree.map(lambda p, g: p - 0.05 * g, first.params, gradient)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), further.params, expected)
+    kept_legs = json.loads((tmp_path / "b" / RESULTS).read_text())["settings"]["legs"]
+    assert [(leg["schedule"], leg["until"]) for leg in kept_legs] == [("cosine", 3), ("constant", 4)]
+    jax.tree.map(np.testing.assert_array_equal, ni.fit_task(task(), "relu", **asked).params, further.params)
