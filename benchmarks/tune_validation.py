@@ -199,7 +199,7 @@ def cost(settings: dict[str, int], family: Family) -> dict[str, float]:
     began = time.perf_counter()
     tuned = ni.tune(
         task, family.variant, {family.setting: (family.values[0], family.values[-1])}, steps=steps,
-        repeats=settings["repeats"], **size,
+        repeats=settings["repeats"], recipe="same", **size,
     )  # fmt: skip
     seconds = time.perf_counter() - began
     drawn = dataclasses.replace(family, values=[candidate.settings[family.setting] for candidate in tuned.candidates])

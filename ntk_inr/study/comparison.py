@@ -100,7 +100,7 @@ def compare(
     task = readable(task)
     for name, value in {"steps": steps, "seeds": seeds, "kernel_points": kernel_points}.items():
         _checks.check_positive(value, name, integer=True)
-    check_room(min(kernel_points, len(task.x)), "kernel_points")
+    check_room(min(kernel_points, task.n), "kernel_points")
     _checks.check_positive(seed, "seed", integer=True, least=0)
     options = options_from(training)
     plans = plans_of(task, variants, options, features=features, depth=depth, steps=steps)

@@ -153,7 +153,7 @@ class _Measurement:
     def _trained(self, what: str, options: dict[str, Any]) -> list[FitResult]:
         """Train all seeds together where memory allows, else one after the other; all from the same shuffles."""
 
-        def report(done: int, total: int, figures: Any = None, seed: int = 0, seeds: int = 1) -> None:
+        def report(done: int, total: int, figures: dict[str, float], seed: int = 0, seeds: int = 1) -> None:
             self.report(f"{self.name}: {what}", seed * total + done, seeds * total)
 
         options = {"loss": self.task.loss, "data_range": self.task.data_range, "key": self.shuffles, **options}
