@@ -8,6 +8,8 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 
 import tyro
 
+from ntk_inr.study.plan import TrainingOptions
+
 _VARIANT = tyro.conf.arg(aliases=["--variants"], metavar="NAME ...")
 _SETTINGS = tyro.conf.arg(metavar="NAME=VALUE ...", help_behavior_hint="")
 _SOURCE = tyro.conf.arg(metavar="[TASK] FILE", help_behavior_hint="")
@@ -60,52 +62,44 @@ class Output:
     """Go on from results in the folder."""
 
 
-@dataclasses.dataclass
-class ComparedTraining:
+@dataclasses.dataclass(frozen=True)
+class Trained(TrainingOptions):
+    """How networks are trained; what is not given is as the recipe of each network says."""
+
+    optimizer_set: Annotated[tuple[str, ...], _SETTINGS] = ()
+    """Settings of the optimizer, such as b1=0.95 eps=1e-15."""
+    seed: int = 0
+    """First random seed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparedTraining(Trained):
     """How the networks are trained, and held beside what their kernels predict."""
 
     steps: int = 500
-    """Training steps, of Adam and of gradient descent each."""
-    learning_rate: float = 1e-3
-    """Learning rate of Adam."""
+    """Training steps, by the recipe and of gradient descent each."""
     seeds: int = 3
     """Independent initialisations a network."""
-    seed: int = 0
-    """First random seed."""
     target: float | None = None
     """PSNR in dB to count steps to; by default the highest that every network reached."""
     kernel_points: int = 4096
     """Most values that a kernel is taken on; more are sampled."""
 
 
-@dataclasses.dataclass
-class Training:
+@dataclasses.dataclass(frozen=True)
+class Training(Trained):
     """How the network is trained."""
 
     steps: int = 1000
     """Training steps."""
-    optimizer: str = "adam"
-    """Any of optax's, by name."""
-    learning_rate: float | None = None
-    """Its largest learning rate; by default 1e-3, and for lbfgs its line search."""
-    schedule: Literal["constant", "cosine", "exponential", "linear"] = "constant"
-    """How the learning rate falls over the steps."""
-    seed: int = 0
-    """Random seed."""
 
 
-@dataclasses.dataclass
-class PlannedTraining:
-    """The training that is planned."""
+@dataclasses.dataclass(frozen=True)
+class PlannedTraining(Trained):
+    """The training that is planned; the rate of sgd is predicted."""
 
     steps: int = 500
     """Training steps that are planned."""
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """What will train the network."""
-    learning_rate: float = 1e-3
-    """Learning rate of Adam; that of sgd is predicted."""
-    seed: int = 0
-    """First random seed."""
 
 
 @dataclasses.dataclass
@@ -139,6 +133,8 @@ class Compare:
     Example: ntk-inr compare photo.png --variant relu pe siren --size 64 --out runs/photo
 
     Example: ntk-inr compare shape torus --variant relu siren siren:omega=10 --set points=4000
+
+    Example: ntk-inr compare photo.png --variant siren wire --recipe published
     """
 
     prefix: ClassVar[str] = ""
@@ -158,7 +154,7 @@ class Fit:
 
     Example: ntk-inr fit audio song.wav --variant siren --steps 2000 --out runs/song
 
-    Example: ntk-inr fit photo.png --size 128 --variant rff:scale=4 --schedule cosine
+    Example: ntk-inr fit photo.png --size 128 --variant rff:scale=4 --learning-rate 3e-3 --schedule cosine
 
     Example: ntk-inr fit shape bunny.obj --set kind=occupancy
     """

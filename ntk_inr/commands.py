@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import warnings
 from collections.abc import Sequence
@@ -17,11 +18,12 @@ from rich.table import Table
 from ntk_inr import terminal
 from ntk_inr._claims import claimed
 from ntk_inr._text import printable
-from ntk_inr.arguments import Compare, Fit, OnATask, Report, Tasks, Tune, Variants, values_of
+from ntk_inr.arguments import Compare, Fit, OnATask, Report, Tasks, Trained, Tune, Variants, values_of
 from ntk_inr.messages import check_device, in_options, print_error, shown
 from ntk_inr.networks.catalogue import networks_of, variants
 from ntk_inr.study.comparison import compare
 from ntk_inr.study.figures import save_figure
+from ntk_inr.study.plan import TrainingOptions
 from ntk_inr.study.record import RESULTS, load_study
 from ntk_inr.study.report import write_report
 from ntk_inr.study.search import tune
@@ -65,18 +67,17 @@ def _(command: Compare, console: Console) -> int:
     with terminal.progress(console) as progress:
         study = compare(
             task, network.variant, features=network.features, depth=network.depth, steps=training.steps,
-            seeds=training.seeds, learning_rate=training.learning_rate, seed=training.seed,
-            kernel_points=training.kernel_points, out=out, overwrite=command.output.overwrite,
-            resume=command.output.resume, progress=progress,
+            seeds=training.seeds, seed=training.seed, kernel_points=training.kernel_points, out=out,
+            overwrite=command.output.overwrite, resume=command.output.resume, progress=progress,
+            **keywords_of(training),
         )  # fmt: skip
         with claimed(out):
             page = write_report(study, out, target_psnr=training.target, progress=progress)
     terminal.print_study(console, study, summarize(study, training.target))
     console.print(f"\nReport: [bold]{shown(page)}[/]", soft_wrap=True)
     if all(result.diverged for result in study.variants):
-        raise ValueError(
-            f"every network diverged at learning rate {training.learning_rate:g}; pass a smaller --learning-rate."
-        )
+        rates = ", ".join(dict.fromkeys(result.rate for result in study.variants))
+        raise ValueError(f"every network diverged at learning rate {rates}; pass a smaller --learning-rate.")
     return 0
 
 
@@ -97,9 +98,8 @@ def _fit_one(command: Fit, console: Console, task: Task, name: str, out: Path) -
     with terminal.progress(console) as progress:
         fitted = fit_task(
             task, name, features=network.features, depth=network.depth, steps=training.steps,
-            optimizer=training.optimizer, learning_rate=training.learning_rate, schedule=training.schedule,
             seed=training.seed, out=out, overwrite=output.overwrite, resume=output.resume,
-            progress=lambda done, total, figures: progress("steps", done, total),
+            progress=lambda done, total, figures: progress("steps", done, total), **keywords_of(training),
         )  # fmt: skip
     if fitted.run.status == "interrupted":
         raise KeyboardInterrupt
@@ -128,10 +128,10 @@ def _(command: Tune, console: Console) -> int:
     with terminal.progress(console) as progress:
         tuning = tune(
             task, network.variant, ranges_of(search.over) or None, objective=search.objective, steps=training.steps,
-            target_psnr=search.target, features=network.features, depth=network.depth, optimizer=training.optimizer,
-            learning_rate=training.learning_rate, points=search.points, refine=search.refine, sample=search.sample,
-            repeats=search.repeats, pilot=search.pilot, infinite=search.infinite, seed=training.seed, out=out,
-            overwrite=output.overwrite, resume=output.resume, progress=progress,
+            target_psnr=search.target, features=network.features, depth=network.depth, points=search.points,
+            refine=search.refine, sample=search.sample, repeats=search.repeats, pilot=search.pilot,
+            infinite=search.infinite, seed=training.seed, out=out, overwrite=output.overwrite, resume=output.resume,
+            progress=progress, **keywords_of(training),
         )  # fmt: skip
     with claimed(out):
         save_figure(tuning.plot(), out / "tune", "png")
@@ -249,6 +249,12 @@ def folder_of(command: OnATask) -> Path:
 def _file_name(text: str) -> str:
     """Return text as the name of a folder on any system."""
     return "".join("_" if letter in '\ufffd:*?"<>|/\\' else letter for letter in printable(text))
+
+
+def keywords_of(training: Trained) -> dict[str, Any]:
+    """Return the options of a training as the keywords of ``fit_task``, ``compare`` and ``tune``."""
+    keywords = {field.name: getattr(training, field.name) for field in dataclasses.fields(TrainingOptions)}
+    return keywords | {"optimizer_set": named(training.optimizer_set, "--optimizer-set", "b1=0.95")}
 
 
 def named(texts: Sequence[str], option: str, example: str) -> dict[str, Any]:

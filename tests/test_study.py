@@ -141,7 +141,7 @@ def test_round_trip(study, tmp_path):
 def test_json_states_what_repeats_the_run(study, tmp_path):
     content = json.loads(study.save(tmp_path / "a").read_text())
     assert (content["schema"], content["version"]) == ("ntk_inr.study", 3)
-    assert set(content["settings"]) >= {"features", "depth", "steps", "seeds", "seed", "learning_rate", "kernel_points"}
+    assert set(content["settings"]) >= {"features", "depth", "steps", "seeds", "seed", "recipe", "kernel_points"}
     assert set(content["environment"]) >= {"ntk_inr", "jax", "flax", "optax", "python", "device"}
     assert content["settings"]["batch_size"] == 100
     assert (content["settings"]["optimizer"], content["settings"]["schedule"]) == ("adam", "constant")

@@ -1,4 +1,5 @@
 from ntk_inr.study.comparison import compare as compare
+from ntk_inr.study.plan import TrainingOptions as TrainingOptions
 from ntk_inr.study.record import Study as Study
 from ntk_inr.study.record import VariantResult as VariantResult
 from ntk_inr.study.record import load_study as load_study

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 
 from ntk_inr._results import Record, result, static
 from ntk_inr.kernels.adapters import init
-from ntk_inr.networks.catalogue import networks_of
 from ntk_inr.study import record
 from ntk_inr.study.derivatives import check_derivatives
 from ntk_inr.study.description import (
@@ -25,16 +24,15 @@ from ntk_inr.study.description import (
     numbers_of,
     own_scores,
     readable,
-    training_settings,
 )
 from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import save_figure
 from ntk_inr.study.measurement import trained
+from ntk_inr.study.plan import options_from, plans_of
 from ntk_inr.tasks.interface import Task
 from ntk_inr.tasks.metrics import score_lines
 from ntk_inr.tasks.registry import TASKS
 from ntk_inr.training.fitting import fit
-from ntk_inr.training.optimizers import optimizer as make_optimizer
 from ntk_inr.training.recorder import Recorder
 from ntk_inr.training.result import FitResult
 
@@ -82,14 +80,12 @@ def fit_task(
     features: int = 256,
     depth: int = 4,
     steps: int = 1000,
-    optimizer: str = "adam",
-    learning_rate: float | None = None,
-    schedule: str = "constant",
     seed: int = 0,
     out: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
+    **training: Any,
 ) -> Fitted:
     """Train one network on a task and score what it reconstructs.
 
@@ -104,14 +100,14 @@ def fit_task(
         features: width of the hidden layers.
         depth: number of hidden layers.
         steps: training steps; of minibatches where the task recommends them.
-        optimizer: a name, as of :func:`ntk_inr.optimizer`.
-        learning_rate: its largest; None is 1e-3, and for "lbfgs" its line search.
-        schedule: "constant", "cosine", "exponential" or "linear", over all steps.
         seed: of the initialisation and of the batches.
         out: folder to keep everything in; None keeps it in memory.
         overwrite: replace what ``out`` holds.
         resume: go on from what ``out`` holds.
         progress: called with (steps done, steps, figures), as by :func:`ntk_inr.fit`.
+        **training: how it is trained, ``recipe="published"`` or ``learning_rate=1e-3, schedule="cosine"`` say, as
+            :class:`ntk_inr.study.TrainingOptions` lists it; what is not given is as the network's recipe says
+            (:func:`ntk_inr.networks.recipe`). What the task holds out is the validation set.
 
     Returns:
         :class:`Fitted`. Its run's status is "diverged" or "interrupted" where it is not whole, and "ended above the
@@ -130,22 +126,17 @@ def fit_task(
         ('finished', ['psnr'])
     """
     task = readable(task)
-    ((name, net),) = networks_of(variant, features=features, depth=depth, out=task.channels).items()
-    if optimizer == "lbfgs" and task.sampling is not None:
-        raise ValueError(
-            f"{task.name} has {len(task.x)} rows and is trained in batches of {task.sampling}, but optimizer='lbfgs' "
-            "compares losses of one and the same batch; take another, such as optimizer='adam', or a smaller task."
-        )
+    plans = plans_of(task, variant, options_from(training), features=features, depth=depth, steps=steps)
+    ((name, (net, plan)),) = plans.items()
     warned, numbers = check_derivatives(task, {name: net}), numbers_of(net)
-    maker = make_optimizer(optimizer, learning_rate=learning_rate, schedule=schedule, steps=steps)
     start, shuffles = jax.random.split(jax.random.key(seed))
     with record.results_folder(out, overwrite=overwrite, resume=resume) as folder:
         options = {} if folder is None else _kept_in(folder, overwrite)
         x, y = jnp.asarray(task.x), jnp.asarray(task.y)
         apply, params = init(net, start, x)
         run = fit(
-            task.observe(apply), params, x, y, optimizer=maker, steps=steps, key=shuffles, loss=task.loss,
-            batch_size=task.sampling, data_range=task.data_range, progress=progress, resume=not overwrite, **options,
+            task.observe(apply), params, x, y, **plan.keywords(steps), key=shuffles, loss=task.loss,
+            validation=task.heldout, data_range=task.data_range, progress=progress, resume=not overwrite, **options,
         )  # fmt: skip
         if run.status == "interrupted":
             return Fitted(run, {}, None)
@@ -155,7 +146,7 @@ def fit_task(
             return fitted
         settings = {
             "features": numbers["features"], "depth": numbers["depth"], "steps": steps,
-            **training_settings(task, optimizer, learning_rate, schedule), "seed": seed,
+            **plan.described(task), "seed": seed,
         }  # fmt: skip
         described = {"network": describe(net), "numbers": numbers, "settings": settings, "warnings": warned}
         return dataclasses.replace(fitted, files=Record(_write(folder, task, described, fitted)))

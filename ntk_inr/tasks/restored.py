@@ -99,7 +99,7 @@ class RestorationTask(PictureTask, OnDemandTask):
             "psnr" in dB and "ssim" of the whole image, "baseline_psnr" of the simple restoration, and for
             inpainting "missing_psnr" of the pixels that were not seen.
         """
-        scores = {"psnr": metrics.psnr(reconstruction, self.image), **ssim_score(reconstruction, self.image)}
+        scores = {"psnr": self.psnr(reconstruction), **ssim_score(reconstruction, self.image)}
         scores["baseline_psnr"] = metrics.psnr(self.baseline, self.image)
         if self.missing is not None:
             scores["missing_psnr"] = metrics.psnr(reconstruction[self.missing], self.image[self.missing])

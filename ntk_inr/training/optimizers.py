@@ -15,7 +15,7 @@ from ntk_inr import _checks
 
 DEFAULT_RATE = 1e-3
 SCHEDULES = ("constant", "cosine", "exponential", "linear")
-_END = 1e-2  # of the peak, where exponential decay ends; the others end at zero
+_END = 1e-2  # of the peak, where exponential decay ends if not told; the others end at zero
 _SEARCHES = (optax.ScaleByZoomLinesearchState, optax.ScaleByBacktrackingLinesearchState)
 
 
@@ -24,6 +24,7 @@ def optimizer(
     *,
     learning_rate: float | None = None,
     schedule: str = "constant",
+    end: float | None = None,
     steps: int | None = None,
     warmup: int = 0,
     clip: float | None = None,
@@ -40,8 +41,8 @@ def optimizer(
         name: of a function of optax or optax.contrib that takes a learning rate, such as "adam", "sgd", "lion",
             "muon"; or "lbfgs", which searches along its direction itself and trains on the full batch only.
         learning_rate: the peak of the schedule. None is 1e-3, and for "lbfgs" its line search.
-        schedule: "constant"; or after the warm-up down to zero at ``steps`` by "cosine" or "linear", or to 1 % by
-            "exponential".
+        schedule: "constant"; or after the warm-up down to ``end`` at ``steps`` by "cosine", "linear" or "exponential".
+        end: share of the rate that the schedule ends with; None is 0, and 0.01 for "exponential".
         steps: length of the run in steps, warm-up included; needed for every schedule but "constant".
         warmup: steps in which the rate grows linearly from zero.
         clip: largest global norm of the gradient; None does not clip.
@@ -80,6 +81,8 @@ def optimizer(
             f'schedule="{schedule}" got steps={steps} and warmup={warmup}; expected steps=, the length of the run, '
             "above warmup."
         )
+    if end is not None:
+        _check_end(end, schedule)
     takes = inspect.signature(_makers()[name]).parameters
     for setting in settings:
         if setting not in takes:
@@ -89,7 +92,7 @@ def optimizer(
             "lbfgs searches for its step itself, so a schedule, warm-up or weight decay has no rate to scale; give "
             "learning_rate= to go without the search, or leave them out."
         )
-    arguments = (name, learning_rate, schedule, steps, warmup, clip, weight_decay, tuple(sorted(settings.items())))
+    arguments = (name, learning_rate, schedule, end, steps, warmup, clip, weight_decay, tuple(sorted(settings.items())))
     try:
         return _build(*arguments)
     except TypeError as error:
@@ -113,14 +116,14 @@ def _makers() -> dict[str, Callable[..., Any]]:
 
 @functools.lru_cache(maxsize=128)
 def _build(
-    name: str, learning_rate: float | None, schedule: str, steps: int | None, warmup: int, clip: float | None,
-    weight_decay: float | None, settings: tuple[tuple[str, Any], ...],
+    name: str, learning_rate: float | None, schedule: str, end: float | None, steps: int | None, warmup: int,
+    clip: float | None, weight_decay: float | None, settings: tuple[tuple[str, Any], ...],
 ) -> optax.GradientTransformation:  # fmt: skip
     own = dict(settings)
     if name == "lbfgs" and learning_rate is None:
         base = optax.lbfgs(**own)
         return base if clip is None else optax.chain(optax.clip_by_global_norm(clip), base)
-    rate = _rate(DEFAULT_RATE if learning_rate is None else learning_rate, schedule, steps, warmup)
+    rate = rate_of(DEFAULT_RATE if learning_rate is None else learning_rate, schedule, end, steps, warmup)
     if name == "lbfgs":
         own.setdefault("linesearch", None)
     maker = _makers()[name]
@@ -136,16 +139,27 @@ def _build(
     return optax.chain(*parts) if len(parts) > 1 else parts[0]
 
 
-def _rate(peak: float, schedule: str, steps: int | None, warmup: int) -> Any:
+def _check_end(end: float, schedule: str) -> None:
+    _checks.check_positive(end, "end", least=0)
+    if schedule == "constant" or end > 1 or (schedule == "exponential" and not end):
+        raise ValueError(
+            f'end={end:g} got schedule="{schedule}"; expected a share up to 1 that a "cosine" or "linear" '
+            'schedule falls to, or one above 0 for "exponential".'
+        )
+
+
+def rate_of(peak: float, schedule: str, end: float | None, steps: int | None, warmup: int) -> Any:
     """Return the learning rate as a number, or as a function of the step where it follows a schedule or a warm-up."""
     if schedule == "constant":
         return optax.linear_schedule(0.0, peak, warmup) if warmup else peak
     assert steps is not None
     left = steps - warmup
+    if end is None:
+        end = _END if schedule == "exponential" else 0.0
     after = {
-        "cosine": lambda: optax.cosine_decay_schedule(peak, left),
-        "linear": lambda: optax.linear_schedule(peak, 0.0, left),
-        "exponential": lambda: optax.exponential_decay(peak, left, _END),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, left, end),
+        "linear": lambda: optax.linear_schedule(peak, end * peak, left),
+        "exponential": lambda: optax.exponential_decay(peak, left, end),
     }[schedule]()
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
 
