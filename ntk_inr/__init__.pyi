@@ -40,6 +40,7 @@ from ntk_inr.spectra import streamed_moments as streamed_moments
 from ntk_inr.spectra import top_eigenpairs as top_eigenpairs
 from ntk_inr.study import compare as compare
 from ntk_inr.study import fit_task as fit_task
+from ntk_inr.study import load_fit as load_fit
 from ntk_inr.study import load_study as load_study
 from ntk_inr.study import load_tuning as load_tuning
 from ntk_inr.study import summarize as summarize

@@ -94,6 +94,19 @@ class Training(Trained):
     """Training steps."""
 
 
+@dataclasses.dataclass
+class GoingOn:
+    """What it goes on from, and what is recorded."""
+
+    further: Literal["constant", "cosine", "exponential", "linear"] | None = None
+    """With --resume and more --steps: how the learning rate goes over the further steps, from --learning-rate on. A run
+    at a constant rate needs none."""
+    start: Path | None = None
+    """Folder of another run, whose trained network is the start."""
+    record: bool = False
+    """Record the kernel at steps 0, 1, 2, 4, ...; what one costs is printed first."""
+
+
 @dataclasses.dataclass(frozen=True)
 class PlannedTraining(Trained):
     """The training that is planned; the rate of sgd is predicted."""
@@ -148,7 +161,7 @@ class Compare:
 
 @dataclasses.dataclass
 class Fit:
-    """Train a network on a task; keep the reconstruction, its scores, the curve and checkpoints.
+    """Train a network on a task; keep it, the reconstruction, its scores, the curve and checkpoints.
 
     Several networks are trained one after the other, each in a folder of its own.
 
@@ -163,6 +176,7 @@ class Fit:
     data: Data
     network: Network = dataclasses.field(default_factory=lambda: Network(("siren",)))
     training: Training = dataclasses.field(default_factory=Training)
+    going_on: GoingOn = dataclasses.field(default_factory=GoingOn)
     output: Output = dataclasses.field(default_factory=Output)
 
 
@@ -212,6 +226,52 @@ class Report:
     """PSNR in dB to count steps to; by default the highest that every network reached."""
 
 
+@dataclasses.dataclass
+class Render:
+    """Write what a trained network gives at another resolution: a finer picture or mesh, a longer sound, one slice.
+
+    Example: ntk-inr render runs/fit-photo --size 2048
+
+    Example: ntk-inr render runs/photo --variant siren --seed 1 --out large.png
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """Folder that `ntk-inr fit` or `ntk-inr compare` wrote."""
+    variant: str | None = None
+    """Which network of a comparison."""
+    seed: int = 0
+    """Which of its seeds, from 0."""
+    size: int | None = None
+    """Longer side in pixels or voxels, samples of a sound, cells a side of a mesh; by default as trained."""
+    slice: int | float | str | None = None
+    """One picture of a volume: the number of a frame, which may lie between two (2.5), or row=40 or column=40."""
+    out: Path | None = None
+    """File to write; by default render.* in the folder."""
+    overwrite: bool = False
+    """Replace the file if it exists."""
+
+
+@dataclasses.dataclass
+class Export:
+    """Write a trained network as a program of StableHLO, which JAX calls without this package.
+
+    Example: ntk-inr export runs/fit-photo photo.stablehlo
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """Folder that `ntk-inr fit` or `ntk-inr compare` wrote."""
+    file: tyro.conf.Positional[Path]
+    """File to write."""
+    variant: str | None = None
+    """Which network of a comparison."""
+    seed: int = 0
+    """Which of its seeds, from 0."""
+    platforms: tuple[Literal["cpu", "cuda", "rocm", "tpu"], ...] = ("cpu", "cuda", "tpu")
+    """What it shall run on."""
+    overwrite: bool = False
+    """Replace the file if it exists."""
+
+
 OnATask: TypeAlias = Compare | Fit | Tune
 Command: TypeAlias = (
     Annotated[Compare, tyro.conf.subcommand("compare")]
@@ -220,6 +280,8 @@ Command: TypeAlias = (
     | Annotated[Variants, tyro.conf.subcommand("variants")]
     | Annotated[Tasks, tyro.conf.subcommand("tasks")]
     | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Render, tyro.conf.subcommand("render")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
 )
 
 

@@ -147,6 +147,17 @@ def test_further_steps_at_another_rate(tmp_path):
     np.testing.assert_array_equal(further.losses[:12], first.losses)
     assert further.steps == 20
     np.testing.assert_array_equal(run(0.01, steps=20).params, further.params)  # it is that run now
+    # A schedule counts the steps that were taken without one: of 30 steps, 10 are left.
+    scheduled = run(optax.linear_schedule(0.1, 0.0, 30), "further", 30)
+    straight = ni.fit(
+        linear,
+        START,
+        data=drawn,
+        key=KEY,
+        optimizer=optax.adam(lambda t: jnp.where(t < 12, 0.1, jnp.where(t < 20, 0.01, 0.1 * (1 - t / 30)))),
+        steps=30,
+    )
+    np.testing.assert_allclose(scheduled.params, straight.params, rtol=1e-5)
     with pytest.raises(ValueError, match="another structure"):
         ni.fit(linear, START, data=drawn, key=KEY, optimizer=SGD, steps=30, checkpoint=tmp_path, resume="further")
 

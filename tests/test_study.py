@@ -306,11 +306,12 @@ def test_kernels_are_of_what_a_task_measures():
 
 def test_one_network_on_a_task_keeps_everything(tmp_path):
     task = ni.load_task("audio", "chord", seconds=0.02)
-    settings = {"features": 8, "depth": 1, "steps": 6, "out": tmp_path / "run"}
+    settings = {"features": 8, "depth": 1, "steps": 6, "out": tmp_path / "run", "record_kernel": True}
     found = ni.fit_task(task, "siren", **settings)
     content = json.loads((tmp_path / "run" / RESULTS).read_text())
     assert content["scores"] == pytest.approx(found.scores)
-    assert sorted(path.name for path in found.files.values()) == ["figure.png", "reconstruction.wav", RESULTS]
+    written = ["figure.png", "network.safetensors", "reconstruction.wav", RESULTS]
+    assert sorted(path.name for path in found.files.values()) == written
     assert all(path.stat().st_size > 100 for path in found.files.values())
     assert (tmp_path / "run" / "history.jsonl").read_text().count('"kernel"') == 5  # steps 0, 1, 2, 4, 6
     with pytest.raises(FileExistsError, match="continue it with resume=True"):

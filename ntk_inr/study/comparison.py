@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from ntk_inr.study.description import (
     readable,
 )
 from ntk_inr.study.environment import environment
+from ntk_inr.study.fitted import Fitted
+from ntk_inr.study.kept import keep, network_in
 from ntk_inr.study.measurement import Progress, measure
 from ntk_inr.study.plan import Plan, given, options_from, plans_of
 from ntk_inr.study.programs import free_programs_if_full
@@ -71,7 +74,7 @@ def compare(
         seeds: independent initialisations a variant; trained together where memory allows.
         seed: the first random seed.
         kernel_points: kernels are taken on at most this many training coordinates, drawn at random.
-        out: folder to keep results in, variant by variant; None keeps them in memory.
+        out: folder to keep results and trained networks in, variant by variant; None keeps the results in memory.
         overwrite: replace results that ``out`` holds.
         resume: go on from results that ``out`` holds, without repeating finished variants.
         progress: called with (what, done, total).
@@ -97,7 +100,7 @@ def compare(
     task = readable(task)
     for name, value in {"steps": steps, "seeds": seeds, "kernel_points": kernel_points}.items():
         _checks.check_positive(value, name, integer=True)
-    check_room(min(kernel_points, len(task.x)), "kernel_points")
+    check_room(min(kernel_points, task.n), "kernel_points")
     _checks.check_positive(seed, "seed", integer=True, least=0)
     options = options_from(training)
     plans = plans_of(task, variants, options, features=features, depth=depth, steps=steps)
@@ -127,7 +130,8 @@ def _measured(
         report("variants", position, len(plans))
         if name in finished:
             continue
-        result = measure(name, net, task, plan, study.settings, report)
+        kept = None if folder is None else functools.partial(_keep, folder, name)
+        result = measure(name, net, task, plan, study.settings, report, kept)
         study = dataclasses.replace(study, variants=[*study.variants, result])
         if folder is not None:
             record.save_arrays(folder, result)
@@ -142,6 +146,11 @@ def _measured(
         record.save_index(folder, study)
     report("variants", len(plans), len(plans))
     return study
+
+
+def _keep(folder: Path, name: str, seed: int, found: Fitted) -> None:
+    """Keep the network of one seed, for :func:`load_fit`."""
+    keep(network_in(folder, name, seed), found)
 
 
 def _taken_up(folder: Path, wanted: Study, plans: Mapping[str, tuple[nn.Module, Plan]], task: Task) -> Study:

@@ -97,7 +97,7 @@ def describe_task(task: Task) -> dict[str, Any]:
         "name": task.name,
         "digest": task.digest,
         "shape": None if image is None else list(image.shape),
-        "rows": len(task.x),
+        "rows": task.n,
         "heldout": 0 if task.heldout is None else len(task.heldout[0]),
         "metric": task.metric,
         "data_range": float(task.data_range),

@@ -21,6 +21,7 @@ from ntk_inr.spectra.eigen import condition_number, eigenvalues, max_learning_ra
 from ntk_inr.study.candidate import kernel_in_float64, training_kernel_in_float64
 from ntk_inr.study.description import descends, describe, image_of, numbers_of, own_scores
 from ntk_inr.study.figures import picture
+from ntk_inr.study.fitted import Context, Fitted
 from ntk_inr.study.plan import Plan
 from ntk_inr.study.record import VariantResult
 from ntk_inr.tasks.grid import in_batches
@@ -38,14 +39,15 @@ _FLOATS_PER_UNIT = 8
 
 
 def measure(
-    name: str, net: nn.Module, task: Task, plan: Plan, settings: dict[str, Any], report: Progress
-) -> VariantResult:
-    """Return everything that a study keeps of one variant."""
+    name: str, net: nn.Module, task: Task, plan: Plan, settings: dict[str, Any], report: Progress,
+    keep: Callable[[int, Fitted], Any] | None = None,
+) -> VariantResult:  # fmt: skip
+    """Return everything that a study keeps of one variant; ``keep`` is called with each seed and what it trained."""
     measurement = _Measurement(name, net, task, settings, report)
     kernels, spectra = measurement.measure_kernels()
     if descends(task):
         measurement.descend(kernels, spectra)
-    reconstruction = measurement.train(plan)
+    reconstruction = measurement.train(plan, keep or (lambda seed, found: None))
     if image_of(task) is not None:
         measurement.arrays["reconstruction"] = reconstruction
     else:
@@ -122,14 +124,17 @@ class _Measurement:
         self.arrays["predicted_psnr"] = np.stack([curve.psnr for curve in predicted]).astype(np.float32)
         self.arrays["gd_psnr"] = np.stack([_curve(run, self.steps) for run in runs])
 
-    def train(self, plan: Plan) -> Any:
-        """Train as planned and score what each seed reconstructs; return the first reconstruction."""
+    def train(self, plan: Plan, keep: Callable[[int, Fitted], Any]) -> Any:
+        """Train as planned, keep and score what each seed has learned; return the first reconstruction."""
         steps = self.steps
         options = plan.keywords(steps) | ({"validation": self.task.heldout} if self.task.heldout is not None else {})
         runs = self._trained(plan.recipe.optimizer, options)
         reconstructions = []
-        for figures, (apply, _, _), run in zip(self.scalars, self.single, runs, strict=True):
-            reconstruction = self.task.reconstruct(functools.partial(trained(apply, run), run.params))
+        context = Context(self.net, self.x.shape[1], self.task, describe(self.net))
+        for seed, (figures, (apply, _, _), run) in enumerate(zip(self.scalars, self.single, runs, strict=True)):
+            found = Fitted(run, {}, None, apply=trained(apply, run), context=context)
+            keep(seed, found)
+            reconstruction = self.task.reconstruct(found)
             reconstructions.append(reconstruction)
             scores = own_scores(self.task, reconstruction)
             if self.task.heldout is not None and "heldout_psnr" not in scores:

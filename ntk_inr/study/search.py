@@ -199,7 +199,7 @@ def _check_pilot(pilot: int, steps: int, infinite: bool) -> None:
 
 def _checked_sample(task: Task, sample: int | None, share: float) -> int:
     """Return the rows of a sample, or say what of the task can't be sampled."""
-    rows, y = len(task.x), np.asarray(task.y)
+    rows, y = task.n, np.asarray(task.y)
     if sample is not None:
         _checks.check_positive(sample, "sample", integer=True, least=2)
         check_room(sample, "sample")

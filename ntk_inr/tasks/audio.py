@@ -22,6 +22,8 @@ from ntk_inr.tasks.wav import Recording, read_wav, write_wav
 BUNDLED = ("chord", "sweep")
 _RATE = 8000
 _WINDOW = 256
+# Columns of a spectrogram that are drawn at most.
+_MOST_FRAMES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,14 +113,13 @@ class AudioTask(OnDemandTask):
                 (title, reconstruction, style.FAST),
                 ("error", reconstruction - self.samples, style.PREDICTED),
             ]
-        times = np.arange(len(self.samples)) / self.rate
         top = self._power(self.samples)[2].max()
         with style.figure_style():
             figure, axes = style.pyplot().subplots(
                 len(lines), 2, figsize=(10, 0.6 + 1.7 * len(lines)), squeeze=False, sharex=True, sharey="col"
             )
             for (title, samples, color), (left, right) in zip(lines, axes, strict=True):
-                left.plot(times, samples, color=color, linewidth=0.5)
+                left.plot(*self._drawable(samples), color=color, linewidth=0.5)
                 left.set(title=title, ylabel="amplitude")
                 frequencies, frames, power = self._power(samples)
                 drawn = right.pcolormesh(
@@ -140,8 +141,23 @@ class AudioTask(OnDemandTask):
         import scipy.signal
 
         window = min(_WINDOW, len(samples))
-        frequencies, times, power = scipy.signal.spectrogram(samples, self.rate, nperseg=window)
+        if len(samples) <= _MOST_FRAMES * window:
+            frequencies, times, power = scipy.signal.spectrogram(samples, self.rate, nperseg=window)
+        else:
+            starts = np.linspace(0, len(samples) - window, _MOST_FRAMES).astype(int)
+            shown = samples[starts[:, None] + np.arange(window)].ravel()
+            frequencies, _, power = scipy.signal.spectrogram(shown, self.rate, nperseg=window, noverlap=0)
+            times = (starts + window / 2) / self.rate
         return frequencies, times, 10 * np.log10(power + np.finfo(np.float32).tiny)
+
+    def _drawable(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return times in seconds and samples, of long sounds the least and the greatest of equal parts."""
+        part = len(samples) // (_MOST_FRAMES * 4)
+        if part < 4:
+            return np.arange(len(samples)) / self.rate, samples
+        parts = samples[: len(samples) // part * part].reshape(-1, part)
+        times = np.repeat(np.arange(len(parts)) * part / self.rate, 2)
+        return times, np.stack([parts.min(axis=1), parts.max(axis=1)], axis=1).ravel()
 
 
 def sound_of(predict: Callable[[Any], Any], samples: int, peak: float, progress: Progress | None = None) -> np.ndarray:
@@ -212,7 +228,7 @@ def audio_task(
         import scipy.signal
 
         common = np.gcd(rate, recording.rate)
-        samples = scipy.signal.resample_poly(samples, rate // common, recording.rate // common)
+        samples = scipy.signal.resample_poly(samples.astype(np.float64), rate // common, recording.rate // common)
         how = ", ".join(filter(None, [how, f"resampled from {recording.rate} Hz"]))
     samples = samples.astype(np.float32)
     if not samples.any():

@@ -32,7 +32,6 @@ class GridPoints:
     def __init__(self, shape: Sequence[int]) -> None:
         self.sides = tuple(int(side) for side in shape)
         self.shape = (math.prod(self.sides), len(self.sides))
-        self._axes = [axis_centres(side).astype(np.float32) for side in self.sides]
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -40,12 +39,25 @@ class GridPoints:
     def __getitem__(self, places: Any) -> np.ndarray:
         """Return the centres (..., d) of places, float32; a slice or integers of any shape."""
         if isinstance(places, slice):
-            places = np.arange(*places.indices(len(self)))
-        rest, columns = np.asarray(places), []
-        for axis in self._axes[::-1]:
-            rest, place = np.divmod(rest, len(axis))
-            columns.append(axis[place])
-        return np.stack(columns[::-1], axis=-1)
+            start, stop, step = places.indices(len(self))
+            if step == 1 and len(self.sides) > 1 and stop - start >= self.sides[-1]:
+                return self._range(start, stop)
+            places = np.arange(start, stop, step)
+        rest = np.asarray(places)
+        points = np.empty((*rest.shape, len(self.sides)), np.float32)
+        for axis, side in reversed(list(enumerate(self.sides))):
+            rest, place = np.divmod(rest, side) if axis else (rest, rest)
+            points[..., axis] = (2 * place + 1) / side - 1
+        return points
+
+    def _range(self, start: int, stop: int) -> np.ndarray:
+        """Return the centres from one place to another, in whole rows of the last axis."""
+        side = self.sides[-1]
+        first, last = start // side, -(-stop // side)
+        points = np.empty((last - first, side, len(self.sides)), np.float32)
+        points[..., :-1] = GridPoints(self.sides[:-1])[np.arange(first, last)][:, None]
+        points[..., -1] = axis_centres(side)
+        return points.reshape(-1, len(self.sides))[start - first * side : stop - first * side]
 
 
 def grid_coordinates(shape: Sequence[int]) -> np.ndarray:

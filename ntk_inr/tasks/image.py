@@ -71,12 +71,16 @@ class ImageTask(PictureTask, SampledTask):
             "psnr" in dB on the training pixels, "heldout_psnr" on the others (if there are any), and
             "ssim" of the whole image (Wang et al. 2004; absent where a side is below 7 pixels).
         """
-        values = reconstruction.reshape(self.values.shape)
-        everywhere = self.n == len(self.train)
-        scores = {"psnr": metrics.psnr(values, self.values, where=None if everywhere else self.train)}
-        if not everywhere:
+        scores = {"psnr": self.psnr(reconstruction)}
+        if self.n < len(self.train):
+            values = reconstruction.reshape(self.values.shape)
             scores["heldout_psnr"] = metrics.psnr(values, self.values, where=~self.train)
         return scores | ssim_score(reconstruction, self.image)
+
+    def psnr(self, reconstruction: np.ndarray) -> float:
+        """Return the PSNR of a reconstruction in dB, on the training pixels."""
+        where = None if self.n == len(self.train) else self.train
+        return metrics.psnr(reconstruction.reshape(self.values.shape), self.values, where=where)
 
     def figure(self, reconstruction: np.ndarray | None = None) -> Any:
         """Return the image, the pixels trained on where some are held out, the reconstruction and its error."""

@@ -85,7 +85,7 @@ class ImageGradientTask(PictureTask, IndirectTask, OnDemandTask):
 
     def scores(self, reconstruction: np.ndarray) -> dict[str, float]:
         """Return "psnr" in dB and "ssim" of the image, and "relative_l2" (smaller is better)."""
-        scores = {"psnr": metrics.psnr(reconstruction, self.image), **ssim_score(reconstruction, self.image)}
+        scores = {"psnr": self.psnr(reconstruction), **ssim_score(reconstruction, self.image)}
         return scores | {"relative_l2": metrics.relative_l2(reconstruction, self.image)}
 
     def figure(self, reconstruction: np.ndarray | None = None) -> Any:

@@ -16,7 +16,7 @@ from ntk_inr._optional import require
 from ntk_inr.tasks.cost import Cost
 from ntk_inr.tasks.files import new_file
 from ntk_inr.tasks.grid import GridPoints, Progress, in_batches
-from ntk_inr.tasks.metrics import EXACT, decibels
+from ntk_inr.tasks.metrics import EXACT, decibels, psnr
 
 SUFFIXES = (".png", ".tif", ".tiff", ".npy")
 """What images are written as."""
@@ -51,7 +51,6 @@ class PictureTask:
     image: Any
     eight_bit: bool
     source_size: Any = None
-    scores: Callable[..., dict[str, float]]
 
     @property
     def summary(self) -> str:
@@ -74,11 +73,15 @@ class PictureTask:
         """Return the image (h, w, c), clipped to [0, 1]."""
         return picture_of(predict, self.image.shape, progress)
 
+    def psnr(self, reconstruction: np.ndarray) -> float:
+        """Return the PSNR of a reconstruction in dB, as :meth:`Task.scores` has it."""
+        return psnr(reconstruction, self.image)
+
     def comparison(self, reconstruction: np.ndarray | None, word: str = "reconstruction") -> list[Panel]:
         """Return the panels of a reconstruction, titled with its PSNR, and of its error; none where there is none."""
         if reconstruction is None:
             return []
-        psnr = decibels(self.scores(reconstruction)["psnr"], eight_bit=self.eight_bit)
+        psnr = decibels(self.psnr(reconstruction), eight_bit=self.eight_bit)
         return [Panel(f"{word}, {psnr}", reconstruction), error_panel(reconstruction, self.image)]
 
     def save(self, reconstruction: np.ndarray, path: str | Path, *, overwrite: bool = False) -> Path:

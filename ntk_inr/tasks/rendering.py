@@ -24,7 +24,7 @@ from ntk_inr.tasks.signal import SUFFIXES as SIGNALS
 from ntk_inr.tasks.signal import save_signal, signal_cost, signal_of
 from ntk_inr.tasks.tomography import disc_picture
 from ntk_inr.tasks.volume import SUFFIXES as VOLUMES
-from ntk_inr.tasks.volume import volume_cost, volume_of
+from ntk_inr.tasks.volume import check_kept, volume_cost, volume_of
 from ntk_inr.tasks.wav import write_wav
 
 Predict = Callable[[Any], Any]
@@ -77,7 +77,7 @@ def render(
         predict: the network itself, coordinates (rows, d) -> (rows, channels); compiled where JAX can trace it.
         path: the file; its suffix says what it will be.
         size: see the table; None is the size that was fitted.
-        slice: of a volume, a single picture: the number of a frame, as fitted, which may lie between two (2.5); or
+        slice: of a volume, a single picture: the number of a frame, as fitted, which may lie between two, as 2.5; or
             "row=40" or "column=40", across the other axes.
         overwrite: replace the file if it exists.
         progress: called with the rows that are done, and all of them.
@@ -176,9 +176,13 @@ def _sound(description: Mapping[str, Any], fitted: int, samples: int) -> Renderi
 
 def _volume(shape: tuple[int, ...]) -> Rendering:
     def write(predict: Predict, path: Path, overwrite: bool, progress: Progress | None) -> None:
-        volume_of(predict, shape, path.name, out=path, overwrite=overwrite, progress=progress)
+        volume_of(predict, shape, out=path, overwrite=overwrite, progress=progress)
 
-    return Rendering(VOLUMES, lambda path: volume_cost(shape, path), write)
+    def cost(path: Path) -> Cost:
+        check_kept(shape, path, f"a volume of {' × '.join(map(str, shape[:3]))}")
+        return volume_cost(shape, path)
+
+    return Rendering(VOLUMES, cost, write)
 
 
 def _surface(description: Mapping[str, Any], resolution: int) -> Rendering:

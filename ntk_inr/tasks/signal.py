@@ -92,10 +92,10 @@ class SignalTask(SampledTask):
     def scores(self, reconstruction: np.ndarray) -> dict[str, float]:
         """Return "psnr" in dB on the training samples, against the span of the signal, and "heldout_psnr"."""
         span = 2 * self._middle_and_half_span[1]
-        scores = {"psnr": metrics.psnr(reconstruction[self.train], self.signal[self.train], data_range=span)}
-        if not self.train.all():
-            rest = ~self.train
-            scores["heldout_psnr"] = metrics.psnr(reconstruction[rest], self.signal[rest], data_range=span)
+        where = None if self.n == len(self.train) else self.train
+        scores = {"psnr": metrics.psnr(reconstruction, self.signal, data_range=span, where=where)}
+        if where is not None:
+            scores["heldout_psnr"] = metrics.psnr(reconstruction, self.signal, data_range=span, where=~where)
         return scores
 
     def figure(self, reconstruction: np.ndarray | None = None) -> Any:

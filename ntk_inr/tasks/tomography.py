@@ -93,7 +93,7 @@ class TomographyTask(PictureTask, IndirectTask, OnDemandTask):
 
     def scores(self, reconstruction: np.ndarray) -> dict[str, float]:
         """Return "psnr" in dB and "ssim" of the image, and "fbp_psnr" of filtered back projection."""
-        scores = {"psnr": metrics.psnr(reconstruction, self.image), **ssim_score(reconstruction, self.image)}
+        scores = {"psnr": self.psnr(reconstruction), **ssim_score(reconstruction, self.image)}
         return scores | {"fbp_psnr": metrics.psnr(self.back_projection, self.image)}
 
     def figure(self, reconstruction: np.ndarray | None = None) -> Any:

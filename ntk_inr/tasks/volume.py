@@ -16,7 +16,7 @@ from ntk_inr._optional import require
 from ntk_inr.kernels.memory import describe
 from ntk_inr.tasks import metrics
 from ntk_inr.tasks.cost import Cost
-from ntk_inr.tasks.files import check_new, new_file
+from ntk_inr.tasks.files import new_file
 from ntk_inr.tasks.grid import GridPoints, Progress, in_batches
 from ntk_inr.tasks.image_file import has_eight_bits
 from ntk_inr.tasks.interface import MOST_HELDOUT, OnDemandTask, fingerprint
@@ -125,10 +125,13 @@ class VolumeTask(OnDemandTask):
             ValueError: above 2 GiB, and no ``out``.
             FileExistsError: ``out`` exists.
         """
-        if out is not None:
-            check_new(out, SUFFIXES, overwrite=overwrite)
         self.check(out=out, overwrite=overwrite)
-        return volume_of(predict, self.shape, self.name, out=out, overwrite=overwrite, progress=progress)
+        return volume_of(predict, self.shape, out=out, overwrite=overwrite, progress=progress)
+
+    def check(self, *, out: str | Path | None = None, overwrite: bool = False) -> None:
+        """Refuse what a reconstruction would fail over, also one above 2 GiB that is written to no ``.npy`` file."""
+        check_kept(self.shape, out, f"the reconstruction of {self.name}")
+        super().check(out=out, overwrite=overwrite)
 
     def scores(self, reconstruction: np.ndarray) -> dict[str, float]:
         """Return "psnr" in dB over all voxels, and "ssim", the mean over frames (of at least 7 by 7 pixels)."""
@@ -164,7 +167,6 @@ class VolumeTask(OnDemandTask):
 def volume_of(
     predict: Callable[[Any], Any],
     shape: Sequence[int],
-    name: str,
     *,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -184,17 +186,18 @@ def volume_of(
             mapped.flush()
             del mapped
         return np.load(out, mmap_mode="r")
-    needed = 4 * math.prod(shape)
-    if needed > _MOST_IN_MEMORY:
-        raise ValueError(
-            f"the reconstruction of {name} takes {describe(needed)}; pass out=, a .npy file to write it to "
-            "part by part."
-        )
     volume = np.empty(shape, np.float32)
     fill(volume)
     if out is not None:
         save_volume(volume, out, overwrite=overwrite)
     return volume
+
+
+def check_kept(shape: Sequence[int], out: str | Path | None, what: str) -> None:
+    """Refuse a volume above 2 GiB that is written to no file as it is computed."""
+    needed = 4 * math.prod(shape)
+    if needed > _MOST_IN_MEMORY and (out is None or Path(out).suffix.lower() != ".npy"):
+        raise ValueError(f"{what} takes {describe(needed)}; pass out=, a .npy file to write it to part by part.")
 
 
 def volume_cost(shape: Sequence[int], out: str | Path | None) -> Cost:

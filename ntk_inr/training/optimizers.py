@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +29,7 @@ def optimizer(
     warmup: int = 0,
     clip: float | None = None,
     weight_decay: float | None = None,
+    legs: Sequence[tuple[str, float, int]] = (),
     **settings: Any,
 ) -> optax.GradientTransformation:
     r"""Make an optimizer of optax from its name.
@@ -47,13 +48,16 @@ def optimizer(
         warmup: steps in which the rate grows linearly from zero.
         clip: largest global norm of the gradient; None does not clip.
         weight_decay: lambda above; None is the optimizer's default.
+        legs: what follows after ``steps``: for each further leg its schedule, the rate it begins with, and the step
+            that it ends at, counted from the start of the run.
         **settings: the optimizer's own, as optax names them, such as ``b1=0.9`` or ``memory_size=20``.
 
     Returns:
         An optax transformation for :func:`fit`; the same one for the same arguments, so that nothing compiles twice.
 
     Raises:
-        ValueError: an unknown name or schedule, ``steps`` missing or no more than ``warmup``, a number out of range.
+        ValueError: an unknown name or schedule, ``steps`` missing or no more than ``warmup``, a number out of range,
+            legs that don't follow one another.
         TypeError: a setting that this optimizer does not have.
 
     Example:
@@ -83,16 +87,18 @@ def optimizer(
         )
     if end is not None:
         _check_end(end, schedule)
+    _check_legs(legs, steps)
     takes = inspect.signature(_makers()[name]).parameters
     for setting in settings:
         if setting not in takes:
             raise TypeError(f"optax.{name} has no setting {setting!r}; it has {', '.join(takes)}.")
-    if name == "lbfgs" and learning_rate is None and (schedule != "constant" or warmup or weight_decay):
+    if name == "lbfgs" and learning_rate is None and (schedule != "constant" or warmup or weight_decay or legs):
         raise ValueError(
             "lbfgs searches for its step itself, so a schedule, warm-up or weight decay has no rate to scale; give "
             "learning_rate= to go without the search, or leave them out."
         )
-    arguments = (name, learning_rate, schedule, end, steps, warmup, clip, weight_decay, tuple(sorted(settings.items())))
+    further, own = tuple(map(tuple, legs)), tuple(sorted(settings.items()))
+    arguments = (name, learning_rate, schedule, end, steps, warmup, clip, weight_decay, further, own)
     try:
         return _build(*arguments)
     except TypeError as error:
@@ -117,13 +123,15 @@ def _makers() -> dict[str, Callable[..., Any]]:
 @functools.lru_cache(maxsize=128)
 def _build(
     name: str, learning_rate: float | None, schedule: str, end: float | None, steps: int | None, warmup: int,
-    clip: float | None, weight_decay: float | None, settings: tuple[tuple[str, Any], ...],
+    clip: float | None, weight_decay: float | None, legs: tuple[Any, ...], settings: tuple[tuple[str, Any], ...],
 ) -> optax.GradientTransformation:  # fmt: skip
     own = dict(settings)
     if name == "lbfgs" and learning_rate is None:
         base = optax.lbfgs(**own)
         return base if clip is None else optax.chain(optax.clip_by_global_norm(clip), base)
     rate = rate_of(DEFAULT_RATE if learning_rate is None else learning_rate, schedule, end, steps, warmup)
+    if legs:
+        rate = _joined(rate, steps, legs)
     if name == "lbfgs":
         own.setdefault("linesearch", None)
     maker = _makers()[name]
@@ -162,6 +170,28 @@ def rate_of(peak: float, schedule: str, end: float | None, steps: int | None, wa
         "exponential": lambda: optax.exponential_decay(peak, left, end),
     }[schedule]()
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
+
+
+def _check_legs(legs: Sequence[tuple[str, float, int]], steps: int | None) -> None:
+    """Raise where further legs are no schedules, or don't follow the first one's ``steps`` and one another."""
+    for schedule, rate, until in legs:
+        _checks.check_choice(schedule, SCHEDULES, "schedule")
+        _checks.check_positive(rate, "learning_rate")
+        if steps is None or until <= steps:
+            raise ValueError(f"legs has one that ends at step {until}; expected more than the {steps} before it.")
+        steps = until
+
+
+def _joined(first: Any, steps: int | None, legs: Sequence[tuple[str, float, int]]) -> Any:
+    """Return the schedule that is ``first`` for ``steps`` steps, and then that of each further leg."""
+    assert steps is not None
+    ends = [steps]
+    parts = [first if callable(first) else optax.constant_schedule(first)]
+    for schedule, peak, until in legs:
+        rate = rate_of(peak, schedule, None, until - ends[-1], 0)
+        parts.append(rate if callable(rate) else optax.constant_schedule(rate))
+        ends.append(until)
+    return optax.join_schedules(parts, ends[:-1])
 
 
 def line_search(opt_state: Any) -> Any:

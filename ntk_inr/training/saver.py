@@ -103,12 +103,11 @@ class Saver:
         """Write a checkpoint now, if they are asked for."""
         if self._store is None:
             return
-        leaves = jax.tree.leaves((course.state, course.best))
         meta: dict[str, Any] = {
-            "leaves": len(leaves), "rows": len(course.rows), "seconds": course.seconds, "reported": course.reported,
+            "rows": len(course.rows), "seconds": course.seconds, "reported": course.reported,
             "records": None if self._recorder is None else self._recorder.lines(),
         }  # fmt: skip
-        self._store.save(course.done, leaves, course.columns, meta)
+        self._store.save(course.done, (course.state, course.best), course.columns, meta)
         self._saved_step, self._saved_time = course.done, time.monotonic()
 
 
