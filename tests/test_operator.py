@@ -71,6 +71,22 @@ def test_backward_rules_that_are_not_linear_are_refused(key, x):
         ni.NTKOperator(*MODELS["own rules"](key, x), x)
 
 
+def test_backward_rules_that_only_happen_to_be_linear_are_refused(x):
+    """Neither clip shows at the coordinates: one is far away, and what the other gives back cancels."""
+
+    def clipped(clip):
+        layer = jax.custom_vjp(lambda h: h)
+        layer.defvjp(lambda h: (h, None), lambda _, g: (clip(g),))
+        return layer
+
+    far, near = clipped(lambda g: jnp.clip(g, -1e6, 1e6)), clipped(lambda g: g / (1 + jnp.linalg.norm(g)))
+    for apply in (lambda w, x: far(x @ w), lambda w, x: x @ w + near(x @ w - x @ w)):
+        with pytest.raises(ValueError, match=r"not linear in the cotangent.*ni\.ntk"):
+            ni.NTKOperator(apply, jnp.ones((2, 1)), x)
+        with pytest.raises(ValueError, match=r"not linear in the cotangent.*ni\.ntk"):
+            jax.jit(lambda w, apply=apply: ni.NTKOperator(apply, w, x) @ jnp.ones(23))(jnp.ones((2, 1)))
+
+
 def test_the_last_microbatch_is_filled_with_a_known_coordinate(key):
     """At zero, which padding might bring in, this function is not finite."""
     x = jax.random.uniform(key, (5, 2), minval=0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -25,6 +26,8 @@ from ntk_inr.kernels.request import Request
 
 # Coordinates at which a custom backward rule is asked whether it is linear.
 _LOOKED_AT = 3
+# What JAX raises where it has no transpose of an operation, as of those that are not linear.
+_NOT_TRANSPOSED = (RuntimeError, AssertionError, ValueError, TypeError)
 # What the intermediate values of one microbatch may take, for each vector.
 _MICROBATCH_BYTES = 32 * 2**20
 
@@ -73,8 +76,8 @@ class NTKOperator:
     Raises:
         TypeError: integer coordinates or parameters; ``apply`` not callable.
         ValueError: as :func:`ntk_inr.ntk`; a vector of the wrong shape; a custom backward rule that is not linear in
-            the cotangent (clipping a gradient to a norm, adding weight decay to it), since ``J^T v`` is then no sum
-            over rows.
+            the cotangent (clipping a gradient to a norm, whether or not that binds, or adding weight decay to it),
+            since ``J^T v`` is then no sum over rows.
         AttributeError: an attribute is set.
 
     Example:
@@ -237,14 +240,32 @@ def _coordinates(x: Array, most: int) -> Array:
 
 
 def check_linear(model: Model) -> None:
-    """Refuse a function whose backward pass, by a rule of the user's own, is not linear in the cotangent."""
+    """Refuse a function whose backward pass, by a rule of the user's own, is not linear in the cotangent.
+
+    It must be at some coordinates, and in the trace too: a clip that does not bind there may bind elsewhere.
+    """
+    looked_at = model.apply, model.params, model.x1[:_LOOKED_AT]
     with jax.debug_nans(False):
-        errors = np.asarray(_nonlinearity(model.apply, model.params, model.x1[:_LOOKED_AT]), np.float64)
+        errors = np.asarray(_nonlinearity(*looked_at), np.float64)
     if not (errors <= eps(jnp.result_type(*jax.tree.leaves(model.params))) ** 0.5).all():
-        raise ValueError(
-            "the backward rule of a custom_vjp in apply is not linear in the cotangent, so J (J^T v) is no product "
-            "with a kernel. Use ni.ntk, which takes each output's gradient as the rule gives it, or leave the rule out."
-        )
+        raise _not_linear()
+    jax.eval_shape(lambda apply, params, x: _by_transpose(lambda p: apply(p, x), params, params), *looked_at)
+
+
+def _not_linear(how: str = "") -> ValueError:
+    return ValueError(
+        f"the backward rule of a custom_vjp in apply is not linear in the cotangent{how}, so J (J^T v) is no product "
+        "with a kernel. Use ni.ntk, which takes each output's gradient as the rule gives it, or leave the rule out."
+    )
+
+
+def _by_transpose(function: Callable[[Any], Array], params: Params, direction: Params) -> Array:
+    """Return J times a direction where JAX refuses forward mode: the transpose of the pullback is the same map."""
+    out, pullback = jax.vjp(function, params)
+    try:
+        return jax.linear_transpose(pullback, out)((direction,))[0]
+    except _NOT_TRANSPOSED as error:
+        raise _not_linear(" in a way that JAX can transpose") from error
 
 
 @jax.jit
@@ -312,18 +333,17 @@ def _product(operator: NTKOperator, cotangent: Array, *, backward_only: bool) ->
 
     def pull(total: Any, batch: tuple[Array, Array]) -> tuple[Any, None]:
         x_b, cotangent_b = batch
-        out, pullback = jax.vjp(lambda p: function(p, x_b), params)
+        out, pullback = jax.vjp(functools.partial(function, x_b=x_b), params)
         return jax.tree.map(jnp.add, total, pullback(cotangent_b.astype(out.dtype))[0]), None
 
     batches = _coordinates(model.columns, most), _in_batches(cotangent, most, "constant")
     gradient, _ = lax.scan(pull, jax.tree.map(jnp.zeros_like, params), batches)
 
     def push(x_b: Array) -> Array:
-        if not backward_only:
-            return jax.jvp(lambda p: function(p, x_b), (params,), (gradient,))[1].astype(operator.dtype)
-        # Forward mode is refused; the transpose of the pullback is the same map.
-        out, pullback = jax.vjp(lambda p: function(p, x_b), params)
-        return jax.linear_transpose(pullback, out)((gradient,))[0].astype(operator.dtype)
+        batch = functools.partial(function, x_b=x_b)
+        if backward_only:
+            return _by_transpose(batch, params, gradient).astype(operator.dtype)
+        return jax.jvp(batch, (params,), (gradient,))[1].astype(operator.dtype)
 
     return lax.map(push, _coordinates(model.x1, most)).reshape(-1, model.c)[: model.n1]
 
