@@ -200,6 +200,22 @@ def test_functions_with_rules_for_backward_mode_only(x):
     np.testing.assert_allclose(ni.NTKOperator(*model, x) @ jnp.eye(23), ni.ntk(*model, x), rtol=1e-4, atol=1e-3)
 
 
+def test_vectors_of_any_size_are_multiplied_in_float16(key):
+    x = jax.random.uniform(key, (2000, 2), jnp.float16, -1)
+    params = [jax.random.normal(key, shape, jnp.float16) for shape in ((2, 16), (16, 1))]
+    model = lambda p, x: 16 * jnp.tanh(x @ p[0]) @ p[1], params, x
+    A, sums = ni.NTKOperator(*model), ni.ntk(*model).sum(1)
+    assert sums.max() > jnp.finfo(jnp.float16).max
+    vectors = jnp.broadcast_to(jnp.array([[1e-12, 1.0, 1e8]]), (2000, 3))
+    along = jnp.full_like(vectors, 0.01)
+    products, tangents = jax.jvp(lambda v: A @ v, (vectors,), (along,))
+    # To the 11 bits of float16.
+    close = {"rtol": 0, "atol": 2e-3 * float(sums.max())}
+    np.testing.assert_allclose(products / vectors, jnp.stack([sums] * 3, 1), **close)
+    np.testing.assert_allclose(tangents / along, jnp.stack([sums] * 3, 1), **close)
+    np.testing.assert_allclose(jax.grad(lambda v: (A @ v)[0])(vectors[:, 2]).sum(), sums[0], **close)
+
+
 def test_only_real_arrays_are_multiplied(key, x):
     A = ni.NTKOperator(*small("relu", key, x), x)
     assert repr(A) == "NTKOperator(shape=(23, 23), outputs='trace', dtype=float32)"
