@@ -46,7 +46,8 @@ FAMILIES = {
     "normalised": ["pe+sphere", "pe+layer", "pe+batch", "pe+weight"],
     "sparse": ["pe+topk", "pe+topk+sphere", "pe+topk+soft"],
     "modulated": ["relu+hadamard", "pe+hadamard", "pe+sphere+hadamard", "pe+gabor", "pe+modulator", "siren+film"],
-    "sine-like": ["siren", "finer", "spder", "hosc", "sinc", "gauss", "quadratic", "gabor", "wire"],
+    "sine-like": ["siren", "finer", "spder", "hosc", "sinc", "gauss", "quadratic", "gabor", "wire", "wire2d",
+                  "wire+real"],
     "filter network": ["fouriernet", "gabornet", "bacon"],
 }  # fmt: skip
 VARIANTS = tuple(name for name in ni.variants() if name != "siren+fast")

@@ -1,4 +1,4 @@
-"""How well does each architecture fit, at the rates that its authors published?
+"""How well does each architecture fit, trained as its authors publish, and at the best that was measured?
 
     python -m benchmarks.quality                  # hours on 2 cores; goes on where it was stopped
     python -m benchmarks.quality image64 shape    # these parts alone
@@ -9,9 +9,10 @@
 Writes benchmarks/results/quality/<device>/: a JSON a part, which grows row by row, table.md and a picture a task.
 Parts: image64, every variant on the camera image at 64 x 64 after 500 and 2000 steps, three seeds; image128, the eight
 best known at 128 x 128; image256, the same at 256 x 256, on accelerators; shape, IoU of the torus; audio, SNR of the
-bundled chord; tomography, PSNR of the Shepp-Logan phantom. Width 256 and depth 4 for all but WIRE. Adam with the
-published rates and their decay over the longest run, 1e-3 where nothing is published; full batch unless the task asks
-for less, float32 in full precision. All parts are measured from one seed before the next seed begins.
+bundled chord; tomography, PSNR of the Shepp-Logan phantom. Width 256 and depth 4 for all but WIRE. Each variant is
+trained by its recipes (ni.networks.recipe), "published" and "default", whose schedules are over the longest run; full
+batch unless the task asks for less, float32 in full precision. All parts are measured from one seed before the next
+seed begins. A row states its rates: those that were kept before recipes had optimizers' settings have optax's.
 How long a step takes is what benchmarks.training_speed measures.
 """
 
@@ -27,7 +28,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import ntk_inr as ni
 from benchmarks.keep import (
@@ -44,44 +44,20 @@ from benchmarks.keep import (
     this_device,
     up_to_exact,
 )
+from ntk_inr.networks.recipes import Which
 from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import save_figure
 from ntk_inr.study.measurement import trained
 from ntk_inr.study.record import write_json, write_text
 from ntk_inr.tasks.metrics import BASELINES, EXACT, EXACT_DB
+from ntk_inr.training.optimizers import rate_of
 
 WIDTH, DEPTH, STEPS, SEEDS = 256, 4, [500, 2000], 3
 
 
-@dataclasses.dataclass(frozen=True)
-class Published:
-    """How its authors train a method: Adam's rate, the part of it that is left at the end, the network's settings."""
-
-    rate: float = 1e-3
-    left: float = 1.0
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@functools.cache  # the seeds of a row share what is compiled
-def optimizer(rate: float, left: float, steps: int) -> optax.GradientTransformation:
-    """Return Adam, its rate falling exponentially to ``left`` of its first value."""
-    return optax.adam(optax.exponential_decay(rate, steps, left))
-
-
-# From the paper or its code; Published() for all others.
-PUBLISHED = {
-    "siren": Published(1e-4),  # Sitzmann et al. 2020
-    "siren+fast": Published(5e-5),  # its audio experiment
-    "finer": Published(5e-4, 0.1),  # FINER's code, as this for Gauss
-    "gauss": Published(5e-3, 0.1),
-    "wire": Published(5e-3, 0.1, {"depth": 3}),  # WIRE's code has a layer fewer than the others
-    "spder": Published(1e-4),  # its code
-    "hosc": Published(1e-4),  # SIREN's rate, as its weights
-    "fouriernet": Published(1e-2, settings={"scale": 256.0}),  # Fathony et al. 2021 and their code
-    "gabornet": Published(1e-2, settings={"scale": 256.0}),
-    "bacon": Published(5e-4),  # BACON's code
-    "hash": Published(1e-2),  # Müller et al. 2022
-}
+RECIPES: tuple[Which, ...] = ("published", "default")
+# WIRE's code has a layer fewer than the others.
+OWN = {"wire": {"depth": 3}}
 KNOWN = ["siren", "finer", "wire", "gauss", "rff", "pe", "fouriernet", "hash"]
 # Better, worse, and who reports it for images.
 REPORTED = [
@@ -137,24 +113,26 @@ QUICK = {
 }
 
 
-def measure(part: Part, name: str, seed: int) -> tuple[dict[str, Any], Any]:
+def measure(part: Part, name: str, seed: int, which: Which = "published") -> tuple[dict[str, Any], Any]:
     """Train a variant from one seed; return what belongs into its row of the table, and the reconstruction."""
-    task, how, last = part.task(), PUBLISHED.get(name, Published()), part.steps[-1]
-    settings = {"features": WIDTH, "depth": DEPTH, **how.settings}
+    task, recipe, last = part.task(), ni.networks.recipe(name, which), part.steps[-1]
+    settings = {"features": WIDTH, "depth": DEPTH, **recipe.network, **OWN.get(name, {})}
     key = jax.random.key(seed)
     apply, params = ni.init(ni.variant(name, out=task.channels, **settings), key, jnp.asarray(task.x))
     with jax.default_matmul_precision("highest"):
         run = ni.fit(
-            task.observe(apply), params, task.x, task.y, optimizer=optimizer(how.rate, how.left, last), steps=last,
-            loss=task.loss, batch_size=task.sampling, key=key, data_range=task.data_range,
+            task.observe(apply), params, task.x, task.y, optimizer=ni.optimizer(**recipe.arguments, steps=last),
+            steps=last, loss=task.loss, batch_size=task.sampling, key=key, data_range=task.data_range,
         )  # fmt: skip
         reconstruction = task.reconstruct(functools.partial(trained(apply, run), run.params))
     scores = {f"psnr@{steps}": float(run.psnr_per_step[min(steps, run.steps)]) for steps in part.steps[:-1]}
     scores |= {f"{score}@{last}": value for score, value in task.scores(reconstruction).items()}
     row = {
         "variant": name,
+        "recipe": which,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-        "learning_rate": [how.rate, how.rate * how.left],
+        "learning_rate": ends(recipe, last),
+        "schedule": recipe.schedule,
         **settings,
         "scores": {score: [value] for score, value in scores.items()},
         "seeds": [seed],
@@ -162,6 +140,18 @@ def measure(part: Part, name: str, seed: int) -> tuple[dict[str, Any], Any]:
         "status": [run.status],
     }
     return row, reconstruction
+
+
+def ends(recipe: ni.networks.Recipe, steps: int) -> list[float]:
+    """Return the first and the last rate of a recipe, or the last one's limit."""
+    rate = rate_of(1.0, recipe.schedule, recipe.end, steps, 0)
+    peak = float(recipe.learning_rate or 0.0)
+    return [peak, peak * float(f"{rate(steps) if callable(rate) else rate:.3g}")]
+
+
+def recipe_of(row: dict[str, Any]) -> str:
+    """Return the recipe of a row; those without a word of it were trained as published."""
+    return row.get("recipe", "published")
 
 
 class Table:
@@ -172,18 +162,19 @@ class Table:
         self._settings, self._environment = {"steps": list(part.steps), **part.settings}, environment()
         if self._path is not None and self._path.exists():
             content = json.loads(self._path.read_text())
-            self._rows = {row["variant"]: row for row in content["rows"]}
+            self._rows = {(row["variant"], recipe_of(row)): row for row in content["rows"]}
             if content["environment"]["device"] != self._environment["device"]:
                 self._environment = content["environment"]
 
-    def has(self, variant: str, seed: int) -> bool:
-        """Return whether a variant was measured from a seed."""
-        return variant in self._rows and seed in self._rows[variant]["seeds"]
+    def has(self, variant: str, seed: int, which: str = "published") -> bool:
+        """Return whether a variant was measured from a seed by a recipe."""
+        key = (variant, which)
+        return key in self._rows and seed in self._rows[key]["seeds"]
 
     def add(self, new: dict[str, Any], reconstruction: Any) -> None:
         """Take in what was measured from one seed; keep it, and the best reconstruction from the first."""
         best = max((_goal(row, self.task)[0] for row in self._rows.values() if row["seeds"][0] == 0), default=-np.inf)
-        row = self._rows.setdefault(new["variant"], new)
+        row = self._rows.setdefault((new["variant"], recipe_of(new)), new)
         if row is not new:
             for key in ("seeds", "devices", "status"):
                 row[key] += new[key]
@@ -216,16 +207,17 @@ def table(contents: dict[str, dict[str, Any]]) -> str:
         keys = [key for key in rows[0]["scores"] if key.partition("@")[0] not in BASELINES]
         first = {"shape": "iou", "audio": "snr"}.get(name, "psnr")
         goal = [key for key in keys if key.startswith(f"{first}@")][-1]
-        said += [f"## {name}", "", f"| variant | depth | learning rate | {' | '.join(keys)} |"]
-        said.append(f"|{'---|' * (len(keys) + 3)}")
+        said += [f"## {name}", "", f"| variant | recipe | depth | learning rate | {' | '.join(keys)} |"]
+        said.append(f"|{'---|' * (len(keys) + 4)}")
         for row in sorted(rows, key=lambda row: -_mean(row["scores"][goal], name)):
             cells = [_cell(row["scores"][key], key, name) for key in keys]
             rates = " to ".join(f"{rate:g}" for rate in dict.fromkeys(row["learning_rate"]))
-            said.append(f"| {row['variant']} | {row['depth']} | {rates} | {' | '.join(cells)} |")
+            named = f"{row['variant']} | {recipe_of(row)} | {row['depth']}"
+            said.append(f"| {named} | {rates} | {' | '.join(cells)} |")
         for key, baseline in BASELINES.items():
             for score in [score for score in rows[0]["scores"] if score.startswith(f"{key}@")]:
                 reached = {score.replace(key, "psnr"): _cell(rows[0]["scores"][score], score, name)}
-                said.append(f"| {baseline} (baseline) | | | {' | '.join(reached.get(key, '') for key in keys)} |")
+                said.append(f"| {baseline} (baseline) | | | | {' | '.join(reached.get(key, '') for key in keys)} |")
         said += ["", measured_on(content), ""]
     return "\n".join(said)
 
@@ -255,7 +247,10 @@ def claims(content: dict[str, Any]) -> list[Claim]:
     sizes = {"128 x 128": content}
     if (larger := content["path"].parent / "image256.json").exists():
         sizes["256 x 256"] = json.loads(larger.read_text())
-    rows = {size: {row["variant"]: row["scores"] for row in of["rows"]} for size, of in sizes.items()}
+    rows = {
+        size: {row["variant"]: row["scores"] for row in of["rows"] if recipe_of(row) == "published"}
+        for size, of in sizes.items()
+    }
     said = []
     for better, worse, source in REPORTED:
         found = {size: (of[better], of[worse]) for size, of in rows.items() if {better, worse} <= set(of)}
@@ -301,10 +296,10 @@ def main() -> None:
     parts = QUICK if profile == "quick" else {name: PARTS[name] for name in asked}
     tables = {name: Table(name, part, folder) for name, part in parts.items()}
     computes = {
-        f"{name}, seed {seed}, {variant}": functools.partial(measure, part, variant, seed)
-        for seed, (name, part) in itertools.product(range(SEEDS), parts.items())
+        f"{name}, seed {seed}, {variant}, {which}": functools.partial(measure, part, variant, seed, which)
+        for seed, which, (name, part) in itertools.product(range(SEEDS), RECIPES, parts.items())
         for variant in part.variants
-        if seed < part.seeds and not tables[name].has(variant, seed)
+        if seed < part.seeds and not tables[name].has(variant, seed, which)
     }
     for key, (row, reconstruction) in each(computes, arguments.jobs):
         print(f"{key}: {_line(row)}", flush=True)

@@ -184,7 +184,7 @@ def predict(task: Any, family: Family, steps: dict[Objective, int], pilot: int) 
         began = time.perf_counter()
         tuned = ni.tune(
             task, family.variant, {family.setting: family.values}, objective=objective, steps=budget,
-            **SIZE, learning_rate=family.rate, refine=0, pilot=pilot,
+            **SIZE, recipe="same", learning_rate=family.rate, refine=0, pilot=pilot,
         )  # fmt: skip
         found["seconds"][objective] = time.perf_counter() - began
         found[objective] = [candidate.score for candidate in tuned.candidates]
@@ -199,7 +199,7 @@ def cost(settings: dict[str, int], family: Family) -> dict[str, float]:
     began = time.perf_counter()
     tuned = ni.tune(
         task, family.variant, {family.setting: (family.values[0], family.values[-1])}, steps=steps,
-        repeats=settings["repeats"], **size,
+        repeats=settings["repeats"], recipe="same", **size,
     )  # fmt: skip
     seconds = time.perf_counter() - began
     drawn = dataclasses.replace(family, values=[candidate.settings[family.setting] for candidate in tuned.candidates])

@@ -78,7 +78,7 @@ def prepare(app):
 
     for name, text in measured.tables(ROOT / "benchmarks" / "results").items():
         write_if_changed(HERE / "_generated" / f"{name}.md", text)
-    for command in ("compare", "fit", "tune", "report"):
+    for command in ("compare", "fit", "tune", "report", "render", "export"):
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             cli.run([command, "--help"])
         write_if_changed(HERE / "_generated" / f"help_{command}.txt", printed.getvalue())

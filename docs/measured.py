@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import ntk_inr as ni
-from benchmarks import tune_validation
+from benchmarks import recipes, tune_validation
 from benchmarks.keep import decibels_of, markdown, up_to_exact
-from benchmarks.quality import PARTS, measured_on
+from benchmarks.quality import PARTS, measured_on, recipe_of
+from ntk_inr.networks.recipes import MEASURED
 from ntk_inr.tasks.metrics import BASELINES, EXACT_DB
 
 SCORES = {
@@ -36,6 +37,7 @@ def tables(results: Path) -> dict[str, str]:
         **{f"camera_{size}": camera_table(summary) for size, summary in camera.items()},
         "prediction": prediction(camera),
         "tune": "\n".join(tune_validation.overview(_read(results / "tune_validation" / "cpu" / "results.json"))) + "\n",
+        "recipes": recipes_table(recipes.read(results / "recipes" / "cpu" / "results.json")),
         "neural_tangents": speed_table(_read(results / "kernel_speed" / "cpu" / "results.json")["neural_tangents"]),
     }
 
@@ -44,20 +46,41 @@ def quality_table(content: dict[str, Any], steps: dict[str, Any]) -> str:
     """Return what each network reached on the image, best first after the shorter training."""
     first, last = content["settings"]["steps"]
     rows = sorted(content["rows"], key=lambda row: -_mean(row, f"psnr@{first}"))
-    heads = ["network", "what it is", "Adam's rate", f"PSNR, {first} steps", f"PSNR, {last} steps", "time of a step"]
+    heads = [
+        "network",
+        "recipe",
+        "what it is",
+        "Adam's rate",
+        f"PSNR, {first} steps",
+        f"PSNR, {last} steps",
+        "time of a step",
+    ]
     cells = []
     for row in rows:
         rates = " to ".join(f"{rate:g}" for rate in dict.fromkeys(row["learning_rate"]))
         name = row["variant"]
         time = f"{steps[name]['to_relu']:.2f}" if name in steps else "–"
         scores = [decibels_of(row["scores"][f"psnr@{count}"]) for count in (first, last)]
-        cells.append([f"`{name}`", ni.variants()[name], rates, *scores, time])
+        cells.append([f"`{name}`", recipe_of(row), ni.variants()[name], rates, *scores, time])
+    return _table(heads, cells)
+
+
+def recipes_table(rows: dict[tuple[str, float, str], list[float]]) -> str:
+    """Return the default recipe of each measured network, its PSNR, that at other rates, and the published recipe."""
+    heads = ["network", "default", "PSNR", "at 1e-3 constant", "at 1e-4 constant", "published", "source"]
+    cells = []
+    for name, (rate, schedule) in MEASURED.items():
+        published = ni.networks.recipe(name, "published")
+        scores = [rows[name, *how] for how in ((rate, schedule), (1e-3, "constant"), (1e-4, "constant"))]
+        means = [f"{statistics.fmean(values):.1f}" for values in scores]
+        cells.append([f"`{name}`", f"{rate:g} {schedule}", *means, str(published), published.source])
     return _table(heads, cells)
 
 
 def scores_table(content: dict[str, Any], keys: dict[str, str]) -> str:
     """Return scores of a part of the benchmark of quality, best first by the last of ``keys``."""
-    rows = sorted(content["rows"], key=lambda row: -_mean(row, list(keys)[-1]))
+    published = [row for row in content["rows"] if recipe_of(row) == "published"]
+    rows = sorted(published, key=lambda row: -_mean(row, list(keys)[-1]))
     cells = [[f"`{row['variant']}`", *(_score(row["scores"][key], key) for key in keys)] for row in rows]
     for name, baseline in BASELINES.items():
         others = {key: rows[0]["scores"].get(key.replace("psnr", name)) for key in keys if key.startswith("psnr")}
@@ -70,7 +93,7 @@ def scores_table(content: dict[str, Any], keys: dict[str, str]) -> str:
 
 def coverage(content: dict[str, Any], part: str) -> str:
     """Return, in words, what a table of quality on an image holds and what it lacks."""
-    rows, names = content["rows"], PARTS[part].variants
+    rows, names = [row for row in content["rows"] if recipe_of(row) == "published"], PARTS[part].variants
     first, last = content["settings"]["steps"]
     seeds = [len(row["status"]) for row in rows]
     missing = [f"`{name}`" for name in names if name not in {row["variant"] for row in rows}]

@@ -49,7 +49,7 @@ plt.show()
 
 # %%
 scales = [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0]
-tuned = ni.tune(task, "rff", {"scale": scales}, steps=STEPS, refine=0, **SIZE)
+tuned = ni.tune(task, "rff", {"scale": scales}, steps=STEPS, refine=0, recipe="same", **SIZE)
 print("\n".join(tuned.recommendation))
 tuned.plot()
 plt.show()
@@ -70,7 +70,7 @@ print(tuned.snippet())
 # %%
 def sweep(tuned):
     """Train every candidate from each seed; return the runs (candidates, seeds)."""
-    adam = ni.optimizer("adam", learning_rate=tuned.settings["learning_rate"])
+    adam = ni.optimizer("adam", learning_rate=tuned.learning_rate(tuned.best))
     found = []
     for candidate in tuned.candidates:
         net = ni.variant(candidate.variant, **SIZE)
@@ -167,7 +167,7 @@ print(f"scale {scales[row]:g}: the kernel moved by {jnp.linalg.norm(after - befo
 # kernel that it has by then:
 
 # %%
-piloted = ni.tune(task, "rff", {"scale": scales}, steps=STEPS, refine=0, pilot=25, **SIZE)
+piloted = ni.tune(task, "rff", {"scale": scales}, steps=STEPS, refine=0, recipe="same", pilot=25, **SIZE)
 print(piloted.recommendation[0])
 
 # %% [markdown]
@@ -180,7 +180,9 @@ print(piloted.recommendation[0])
 # %%
 omegas = [4.0, 8.0, 16.0, 32.0, 64.0, 128.0]
 siren = {
-    pilot: ni.tune(task, "siren", {"omega": omegas}, steps=STEPS, refine=0, learning_rate=5e-4, pilot=pilot, **SIZE)
+    pilot: ni.tune(
+        task, "siren", {"omega": omegas}, steps=STEPS, refine=0, recipe="same", learning_rate=5e-4, pilot=pilot, **SIZE
+    )
     for pilot in (0, 25)
 }
 siren_measured = heldout_psnr(sweep(siren[0])).mean(axis=1)

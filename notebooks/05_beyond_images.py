@@ -132,7 +132,7 @@ with figure_style():
 # ## A sound: what does ω₀ do?
 #
 # A quarter of a second of a chord. Every second sample is trained on, the others show what comes out between them. ω₀
-# is the frequency of the first layer, as in SIREN; the later layers have 30.
+# is the frequency of the first layer's weights: the time is scaled by ω₀ / 30. Later layers, and biases, have 30.
 
 # %%
 chord = ni.audio_task("chord", seconds=0.25)

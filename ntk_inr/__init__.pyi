@@ -40,6 +40,7 @@ from ntk_inr.spectra import streamed_moments as streamed_moments
 from ntk_inr.spectra import top_eigenpairs as top_eigenpairs
 from ntk_inr.study import compare as compare
 from ntk_inr.study import fit_task as fit_task
+from ntk_inr.study import load_fit as load_fit
 from ntk_inr.study import load_study as load_study
 from ntk_inr.study import load_tuning as load_tuning
 from ntk_inr.study import summarize as summarize
@@ -56,6 +57,7 @@ from ntk_inr.tasks import volume_task as volume_task
 from ntk_inr.training import Recorder as Recorder
 from ntk_inr.training import fit as fit
 from ntk_inr.training import fit_seeds as fit_seeds
+from ntk_inr.training import host_data as host_data
 from ntk_inr.training import optimizer as optimizer
 from ntk_inr.training import predict_training as predict_training
 from ntk_inr.variance import check_assumptions as check_assumptions

@@ -8,6 +8,8 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 
 import tyro
 
+from ntk_inr.study.plan import TrainingOptions
+
 _VARIANT = tyro.conf.arg(aliases=["--variants"], metavar="NAME ...")
 _SETTINGS = tyro.conf.arg(metavar="NAME=VALUE ...", help_behavior_hint="")
 _SOURCE = tyro.conf.arg(metavar="[TASK] FILE", help_behavior_hint="")
@@ -20,7 +22,8 @@ class Data:
     source: tyro.conf.Positional[Annotated[tuple[str, ...], _SOURCE]]
     """A file, or something bundled, which also tells the task, else it is an image; `ntk-inr tasks` lists both."""
     size: int | None = None
-    """Longer side of an image in pixels, after reduction; by default the task's own, 64 for images."""
+    """Longer side of an image in pixels, after reduction; by default the task's own: of images
+    up to 512, and 64 to compare or tune."""
     set: Annotated[tuple[str, ...], _SETTINGS] = ()
     """Settings of the task, such as size=128 holdout=0.5 or angles=90; `ntk-inr tasks` lists them."""
 
@@ -59,52 +62,57 @@ class Output:
     """Go on from results in the folder."""
 
 
-@dataclasses.dataclass
-class ComparedTraining:
+@dataclasses.dataclass(frozen=True)
+class Trained(TrainingOptions):
+    """How networks are trained; what is not given is as the recipe of each network says."""
+
+    optimizer_set: Annotated[tuple[str, ...], _SETTINGS] = ()
+    """Settings of the optimizer, such as b1=0.95 eps=1e-15."""
+    seed: int = 0
+    """First random seed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparedTraining(Trained):
     """How the networks are trained, and held beside what their kernels predict."""
 
     steps: int = 500
-    """Training steps, of Adam and of gradient descent each."""
-    learning_rate: float = 1e-3
-    """Learning rate of Adam."""
+    """Training steps, by the recipe and of gradient descent each."""
     seeds: int = 3
     """Independent initialisations a network."""
-    seed: int = 0
-    """First random seed."""
     target: float | None = None
     """PSNR in dB to count steps to; by default the highest that every network reached."""
     kernel_points: int = 4096
     """Most values that a kernel is taken on; more are sampled."""
 
 
-@dataclasses.dataclass
-class Training:
+@dataclasses.dataclass(frozen=True)
+class Training(Trained):
     """How the network is trained."""
 
     steps: int = 1000
     """Training steps."""
-    optimizer: str = "adam"
-    """Any of optax's, by name."""
-    learning_rate: float | None = None
-    """Its largest learning rate; by default 1e-3, and for lbfgs its line search."""
-    schedule: Literal["constant", "cosine", "exponential", "linear"] = "constant"
-    """How the learning rate falls over the steps."""
-    seed: int = 0
-    """Random seed."""
 
 
 @dataclasses.dataclass
-class PlannedTraining:
-    """The training that is planned."""
+class GoingOn:
+    """What it goes on from, and what is recorded."""
+
+    further: Literal["constant", "cosine", "exponential", "linear"] | None = None
+    """With --resume and more --steps: how the learning rate goes over the further steps, from --learning-rate on. A run
+    at a constant rate needs none."""
+    start: Path | None = None
+    """Folder of another run, whose trained network is the start."""
+    record: bool = False
+    """Record the kernel at steps 0, 1, 2, 4, ...; what one costs is printed first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedTraining(Trained):
+    """The training that is planned; the rate of sgd is predicted."""
 
     steps: int = 500
     """Training steps that are planned."""
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """What will train the network."""
-    learning_rate: float = 1e-3
-    """Learning rate of Adam; that of sgd is predicted."""
-    seed: int = 0
-    """First random seed."""
 
 
 @dataclasses.dataclass
@@ -138,6 +146,8 @@ class Compare:
     Example: ntk-inr compare photo.png --variant relu pe siren --size 64 --out runs/photo
 
     Example: ntk-inr compare shape torus --variant relu siren siren:omega=10 --set points=4000
+
+    Example: ntk-inr compare photo.png --variant siren wire --recipe published
     """
 
     prefix: ClassVar[str] = ""
@@ -151,13 +161,13 @@ class Compare:
 
 @dataclasses.dataclass
 class Fit:
-    """Train a network on a task; keep the reconstruction, its scores, the curve and checkpoints.
+    """Train a network on a task; keep it, the reconstruction, its scores, the curve and checkpoints.
 
     Several networks are trained one after the other, each in a folder of its own.
 
     Example: ntk-inr fit audio song.wav --variant siren --steps 2000 --out runs/song
 
-    Example: ntk-inr fit photo.png --size 128 --variant rff:scale=4 --schedule cosine
+    Example: ntk-inr fit photo.png --size 128 --variant rff:scale=4 --learning-rate 3e-3 --schedule cosine
 
     Example: ntk-inr fit shape bunny.obj --set kind=occupancy
     """
@@ -166,6 +176,7 @@ class Fit:
     data: Data
     network: Network = dataclasses.field(default_factory=lambda: Network(("siren",)))
     training: Training = dataclasses.field(default_factory=Training)
+    going_on: GoingOn = dataclasses.field(default_factory=GoingOn)
     output: Output = dataclasses.field(default_factory=Output)
 
 
@@ -215,6 +226,52 @@ class Report:
     """PSNR in dB to count steps to; by default the highest that every network reached."""
 
 
+@dataclasses.dataclass
+class Render:
+    """Write what a trained network gives at another resolution: a finer picture or mesh, a longer sound, one slice.
+
+    Example: ntk-inr render runs/fit-photo --size 2048
+
+    Example: ntk-inr render runs/photo --variant siren --seed 1 --out large.png
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """Folder that `ntk-inr fit` or `ntk-inr compare` wrote."""
+    variant: str | None = None
+    """Which network of a comparison."""
+    seed: int = 0
+    """Which of its seeds, from 0."""
+    size: int | None = None
+    """Longer side in pixels or voxels, samples of a sound, cells a side of a mesh; by default as trained."""
+    slice: int | float | str | None = None
+    """One picture of a volume: the number of a frame, which may lie between two (2.5), or row=40 or column=40."""
+    out: Path | None = None
+    """File to write; by default render.* in the folder."""
+    overwrite: bool = False
+    """Replace the file if it exists."""
+
+
+@dataclasses.dataclass
+class Export:
+    """Write a trained network as a program of StableHLO, which JAX calls without this package.
+
+    Example: ntk-inr export runs/fit-photo photo.stablehlo
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """Folder that `ntk-inr fit` or `ntk-inr compare` wrote."""
+    file: tyro.conf.Positional[Path]
+    """File to write."""
+    variant: str | None = None
+    """Which network of a comparison."""
+    seed: int = 0
+    """Which of its seeds, from 0."""
+    platforms: tuple[Literal["cpu", "cuda", "rocm", "tpu"], ...] = ("cpu", "cuda", "tpu")
+    """What it shall run on."""
+    overwrite: bool = False
+    """Replace the file if it exists."""
+
+
 OnATask: TypeAlias = Compare | Fit | Tune
 Command: TypeAlias = (
     Annotated[Compare, tyro.conf.subcommand("compare")]
@@ -223,6 +280,8 @@ Command: TypeAlias = (
     | Annotated[Variants, tyro.conf.subcommand("variants")]
     | Annotated[Tasks, tyro.conf.subcommand("tasks")]
     | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Render, tyro.conf.subcommand("render")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import warnings
 from collections.abc import Sequence
@@ -17,15 +18,18 @@ from rich.table import Table
 from ntk_inr import terminal
 from ntk_inr._claims import claimed
 from ntk_inr._text import printable
-from ntk_inr.arguments import Compare, Fit, OnATask, Report, Tasks, Tune, Variants, values_of
+from ntk_inr.arguments import Compare, Export, Fit, OnATask, Render, Report, Tasks, Trained, Tune, Variants, values_of
 from ntk_inr.messages import check_device, in_options, print_error, shown
 from ntk_inr.networks.catalogue import networks_of, variants
 from ntk_inr.study.comparison import compare
 from ntk_inr.study.figures import save_figure
+from ntk_inr.study.fitted import Fitted
+from ntk_inr.study.kept import load_fit
+from ntk_inr.study.plan import TrainingOptions, options_from, plans_of
 from ntk_inr.study.record import RESULTS, load_study
 from ntk_inr.study.report import write_report
 from ntk_inr.study.search import tune
-from ntk_inr.study.single import fit_task
+from ntk_inr.study.single import fit_task, kernel_plan, summary_of
 from ntk_inr.study.space import parse_values
 from ntk_inr.study.summary import check_target, summarize
 from ntk_inr.study.tuning import load_tuning
@@ -34,7 +38,10 @@ from ntk_inr.tasks.registry import TASKS, kind_of, load_task
 
 _MISTAKES = (ValueError, TypeError, OSError, ImportError, MemoryError, jax.errors.JaxRuntimeError)
 """Errors whose message is for the user: mistakes, and what the machine lacks."""
-_RENAMED = {"target_psnr": "--target", "objective": "--for", "space": "--over", "variants": "--variant"}
+_RENAMED = {
+    "target_psnr": "--target", "objective": "--for", "space": "--over", "variants": "--variant",
+    "record_kernel": "--record",
+}  # fmt: skip
 
 
 def run(command: Any) -> int:
@@ -44,7 +51,8 @@ def run(command: Any) -> int:
             warnings.showwarning = lambda message, *_: print_error(str(message), "note:")
             return carry_out(command, terminal.make_console())
     except _MISTAKES as error:
-        print_error(in_options(str(error) or type(error).__name__, options_of(command)))
+        said = " ".join([str(error) or type(error).__name__, *getattr(error, "__notes__", ())])
+        print_error(in_options(said, options_of(command)))
         return 2
     except KeyboardInterrupt:
         print_error(what_is_kept(command), "stopped.")
@@ -65,18 +73,17 @@ def _(command: Compare, console: Console) -> int:
     with terminal.progress(console) as progress:
         study = compare(
             task, network.variant, features=network.features, depth=network.depth, steps=training.steps,
-            seeds=training.seeds, learning_rate=training.learning_rate, seed=training.seed,
-            kernel_points=training.kernel_points, out=out, overwrite=command.output.overwrite,
-            resume=command.output.resume, progress=progress,
+            seeds=training.seeds, seed=training.seed, kernel_points=training.kernel_points, out=out,
+            overwrite=command.output.overwrite, resume=command.output.resume, progress=progress,
+            **keywords_of(training),
         )  # fmt: skip
         with claimed(out):
             page = write_report(study, out, target_psnr=training.target, progress=progress)
     terminal.print_study(console, study, summarize(study, training.target))
     console.print(f"\nReport: [bold]{shown(page)}[/]", soft_wrap=True)
     if all(result.diverged for result in study.variants):
-        raise ValueError(
-            f"every network diverged at learning rate {training.learning_rate:g}; pass a smaller --learning-rate."
-        )
+        rates = ", ".join(dict.fromkeys(result.rate for result in study.variants))
+        raise ValueError(f"every network diverged at learning rate {rates}; pass a smaller --learning-rate.")
     return 0
 
 
@@ -93,13 +100,17 @@ def _(command: Fit, console: Console) -> int:
 
 def _fit_one(command: Fit, console: Console, task: Task, name: str, out: Path) -> None:
     """Train one network, and print what came of it."""
-    network, training, output = command.network, command.training, command.output
-    with terminal.progress(console) as progress:
+    network, training, output, going_on = command.network, command.training, command.output, command.going_on
+    how, size = keywords_of(training), {"features": network.features, "depth": network.depth}
+    ((net, plan),) = plans_of(task, name, options_from(how), **size, steps=training.steps).values()
+    console.print(f"{escape(summary_of(task, net, plan.rows))}.", soft_wrap=True)
+    if going_on.record:
+        console.print(f"A kernel that is recorded:\n{escape(str(kernel_plan(task, net)))}", soft_wrap=True)
+    with terminal.training(console) as progress:
         fitted = fit_task(
-            task, name, features=network.features, depth=network.depth, steps=training.steps,
-            optimizer=training.optimizer, learning_rate=training.learning_rate, schedule=training.schedule,
-            seed=training.seed, out=out, overwrite=output.overwrite, resume=output.resume,
-            progress=lambda done, total: progress("steps", done, total),
+            task, name, **size, steps=training.steps,
+            further=going_on.further, start=going_on.start, record_kernel=going_on.record, seed=training.seed,
+            out=out, overwrite=output.overwrite, resume=output.resume, progress=progress, **how,
         )  # fmt: skip
     if fitted.run.status == "interrupted":
         raise KeyboardInterrupt
@@ -128,10 +139,10 @@ def _(command: Tune, console: Console) -> int:
     with terminal.progress(console) as progress:
         tuning = tune(
             task, network.variant, ranges_of(search.over) or None, objective=search.objective, steps=training.steps,
-            target_psnr=search.target, features=network.features, depth=network.depth, optimizer=training.optimizer,
-            learning_rate=training.learning_rate, points=search.points, refine=search.refine, sample=search.sample,
-            repeats=search.repeats, pilot=search.pilot, infinite=search.infinite, seed=training.seed, out=out,
-            overwrite=output.overwrite, resume=output.resume, progress=progress,
+            target_psnr=search.target, features=network.features, depth=network.depth, points=search.points,
+            refine=search.refine, sample=search.sample, repeats=search.repeats, pilot=search.pilot,
+            infinite=search.infinite, seed=training.seed, out=out, overwrite=output.overwrite, resume=output.resume,
+            progress=progress, **keywords_of(training),
         )  # fmt: skip
     with claimed(out):
         save_figure(tuning.plot(), out / "tune", "png")
@@ -179,6 +190,39 @@ def _(command: Report, console: Console) -> int:
     return 0
 
 
+@carry_out.register(Render)
+def _(command: Render, console: Console) -> int:
+    check_device()
+    found, path = _load(command), command.out
+    if path is None:
+        size = "" if command.size is None else f"-{command.size}"
+        cut = "" if command.slice is None else f"-slice{command.slice}"
+        path = command.folder / f"render{size}{cut}{found.suffix if command.slice is None else '.png'}"
+    with terminal.progress(console) as progress:
+        path = found.render(
+            path, size=command.size, slice=command.slice, overwrite=command.overwrite,
+            progress=lambda done, total: progress("rows", done, total),
+        )  # fmt: skip
+    console.print(f"rendered: {shown(path)}", soft_wrap=True)
+    return 0
+
+
+@carry_out.register(Export)
+def _(command: Export, console: Console) -> int:
+    check_device()
+    path = _load(command).export(command.file, platforms=command.platforms, overwrite=command.overwrite)
+    console.print(f"exported: {shown(path)}", soft_wrap=True)
+    console.print(
+        f"Call it: [bold]jax.export.deserialize(bytearray(open({escape(repr(str(path)))}, 'rb').read())).call(x)[/]",
+        soft_wrap=True,
+    )
+    return 0
+
+
+def _load(command: Render | Export) -> Fitted:
+    return load_fit(command.folder, variant=command.variant, seed=command.seed)
+
+
 def what_is_kept(command: Any) -> str:
     """Return what to tell a user who pressed Ctrl-C."""
     if isinstance(command, Report):
@@ -220,6 +264,8 @@ def task_settings(command: OnATask, **options: Any) -> dict[str, Any]:
     kind = TASKS.get(kind_of_task(command))
     known = kind.settings if kind else {}
     defaults = {name: known[name] for name in ("size",) if known.get(name) is not None}
+    if kind and not isinstance(command, Fit):
+        defaults |= kind.sample
     if "seed" in known:
         defaults["seed"] = values_of(command)["seed"]
     written = {name: value for name, value in {"size": command.data.size, **options}.items() if value is not None}
@@ -247,6 +293,12 @@ def folder_of(command: OnATask) -> Path:
 def _file_name(text: str) -> str:
     """Return text as the name of a folder on any system."""
     return "".join("_" if letter in '\ufffd:*?"<>|/\\' else letter for letter in printable(text))
+
+
+def keywords_of(training: Trained) -> dict[str, Any]:
+    """Return the options of a training as the keywords of ``fit_task``, ``compare`` and ``tune``."""
+    keywords = {field.name: getattr(training, field.name) for field in dataclasses.fields(TrainingOptions)}
+    return keywords | {"optimizer_set": named(training.optimizer_set, "--optimizer-set", "b1=0.95")}
 
 
 def named(texts: Sequence[str], option: str, example: str) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 
 import rich.box
 from rich.console import Console
@@ -25,6 +26,8 @@ from ntk_inr.study.tuning import Tuning
 
 _WIDE = 110
 _RANKED = 12
+# Between lines on how a training goes, where they are no bar.
+_LINE_SECONDS = 10.0
 
 
 def make_console() -> Console:
@@ -57,6 +60,51 @@ def progress(console: Console) -> Iterator[Bars]:
     )  # fmt: skip
     with Progress(*columns, console=console) as bars:
         yield Bars(bars)
+
+
+class Lines:
+    """Say now and then how a training goes, where no bar can: calls (done, steps, figures) become lines of text."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._said = console, time.monotonic()
+        self._begin: tuple[int, float] | None = None
+
+    def __call__(self, done: int, steps: int, figures: Mapping[str, float] | None = None) -> None:
+        """Print a line where the last is long ago, or this is the end."""
+        now = time.monotonic()
+        first, began = self._begin = self._begin or (done, now)
+        if done < steps and now - self._said < _LINE_SECONDS:
+            return
+        self._said = now
+        left = (now - began) / max(done - first, 1) * (steps - done)
+        words = [f"step {done:,} of {steps:,}", *_figures(figures)]
+        self._console.print(", ".join([*words, f"{left:,.0f} s left"] if done < steps else words), soft_wrap=True)
+
+
+@contextlib.contextmanager
+def training(console: Console) -> Iterator[Callable[..., None]]:
+    """Show how a training goes; what is yielded takes calls (steps done, steps, figures)."""
+    if not console.is_terminal:
+        yield Lines(console)
+        return
+    columns = (
+        TextColumn("steps"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as bars:
+        bar = bars.add_task("steps", total=None, figures="")
+
+        def show(done: int, steps: int, figures: Mapping[str, float] | None = None) -> None:
+            bars.update(bar, completed=done, total=steps, figures=", ".join(_figures(figures)))
+
+        yield show
+
+
+def _figures(figures: Mapping[str, float] | None) -> list[str]:
+    """Return the loss and the PSNR in words."""
+    known = figures or {}
+    words = [f"loss {known['loss']:.3g}"] if "loss" in known else []
+    return words + ([f"{known['psnr']:.2f} dB"] if "psnr" in known else [])
 
 
 def print_study(console: Console, study: Study, summary: Summary) -> None:

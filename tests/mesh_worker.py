@@ -50,8 +50,8 @@ def main():
     from ntk_inr.training.run import prepare
     from ntk_inr.training.steps import advance
 
-    run = prepare(layer, params, x, y, Options(mesh=auto, steps=2), None)
-    lowered = advance.lower(run.apply, run.start, run.keys, run.limit, run.x, run.y, 0, 1, program=run.program)
+    run = prepare(layer, params, (x, y), Options(mesh=auto, steps=2), None)
+    lowered = advance.lower(run.apply, run.start, run.keys, run.limit, run.data, 0, 1, program=run.program)
     text = lowered.compile().as_text()
     assert "all-reduce" in text  # of the gradients
     assert "f32[8,16]" in text  # each device has a quarter of the rows

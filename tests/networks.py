@@ -5,7 +5,7 @@ import jax.nn
 import ntk_inr as ni
 
 SIZE = {"features": 24, "depth": 2}
-TWO_OUTPUTS = ("wire", "gabornet", "bacon", "hash", "pe+weight", "siren+film", "pe+modulator")
+TWO_OUTPUTS = ("wire", "wire2d", "gabornet", "bacon", "hash", "pe+weight", "siren+film", "pe+modulator")
 
 # Each with the number of its coordinates.
 NETWORKS = {
@@ -21,6 +21,8 @@ NETWORKS = {
         ni.CoordinateMLP(activation=jax.nn.gelu, residual=True, initializer=ni.networks.vi3nr(jax.nn.gelu, sigma=1.0),
                          head="sigmoid", **SIZE), 1,
     ),
+    "siren of faster coordinates": (ni.variant("siren", encoding=ni.networks.Identity(scale=3.0), **SIZE), 2),
+    "pe+layer with gains": (ni.variant("pe", normalization=ni.networks.LayerNorm(trained=True), **SIZE), 2),
     "distance in space": (ni.CoordinateMLP(initializer="geometric", **SIZE), 3),
     "bacon at two scales": (ni.networks.BACON(scales=(1, 2), **SIZE), 2),
     "two layers": (

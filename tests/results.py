@@ -15,8 +15,8 @@ from ntk_inr._results import Record
 from ntk_inr.infinite.network import InfiniteKernel
 from ntk_inr.spectra.density import Moment
 from ntk_inr.spectra.sampled import SampledMoments
+from ntk_inr.study.fitted import Fitted
 from ntk_inr.study.record import Study, VariantResult
-from ntk_inr.study.single import Fitted
 from ntk_inr.study.summary import Correlation, summarize
 from ntk_inr.study.table import Cell
 from ntk_inr.study.tuning import Candidate, Tuning

@@ -1,5 +1,6 @@
 """The field's architectures, each against its own formula."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,7 +11,8 @@ import pytest
 
 import ntk_inr as ni
 from ntk_inr.kernels.adapters import training_call
-from ntk_inr.networks import initializers
+from ntk_inr.networks import hash_grid, initializers
+from tests.conftest import quick
 
 
 def arrays(tree):
@@ -40,6 +42,43 @@ def test_activations_and_their_slopes(x64, name):
     numeric = (formula(u + step) - formula(u - step)) / (2 * step)
     np.testing.assert_allclose(slopes[away], numeric[away], atol=1e-7)
     assert float(jax.grad(activation)(0.0)) == pytest.approx({"finer": 3.0, "hosc": 6.0}.get(name, 0.0), abs=1e-12)
+
+
+LAYERED = {
+    "siren": (ni.networks.Sine(omega=4.0), lambda w, u: np.sin(w * u)),
+    "finer": (ni.networks.Finer(omega=4.0), lambda w, u: np.sin(w * (np.abs(u) + 1) * u)),
+    "spder": (ni.networks.Spder(omega=4.0), lambda w, u: np.sin(w * u) * np.sqrt(np.abs(w * u))),
+    "sinc": (ni.networks.Sinc(omega=4.0), lambda w, u: np.sinc(w * u / np.pi)),
+    "hosc": (ni.networks.Hosc(2.0, omega=4.0), lambda w, u: np.tanh(2 * np.sin(w * u))),
+    "gabor": (ni.networks.Gabor(1.5, omega=4.0), lambda w, u: np.exp(-((1.5 * u) ** 2)) * np.cos(w * u)),
+}
+
+
+@pytest.mark.parametrize("name", quick(LAYERED, "finer"))
+def test_the_first_frequency_multiplies_weights_and_biases_of_the_first_layer(key, x, name):
+    activation, formula = LAYERED[name]
+    first = dataclasses.replace(activation, first_omega=9.0)
+    apply, params = ni.init(ni.CoordinateMLP(features=6, depth=3, activation=first), key, x)
+    h = np.asarray(x, np.float64)
+    for layer, omega in enumerate((9, 4, 4)):
+        p = arrays(params[f"hidden_{layer}"])
+        h = formula(omega, h @ p["kernel"] + p["bias"])
+    p = arrays(params["readout"])
+    np.testing.assert_allclose(apply(params, x), h @ p["kernel"] + p["bias"], atol=2e-5)
+
+
+def test_siren_fast_is_sirens_for_sound(key):
+    """Its authors' sin(3000 (w t + b)) with w in U(±1) and b in U(±1), the other layers' sin(30 u)."""
+    net, t = ni.variant("siren+fast", features=64, depth=2), np.linspace(-1, 1, 9)[:, None]
+    apply, params = ni.init(net, key, jnp.asarray(t, jnp.float32))
+    one, two, last = (arrays(params[name]) for name in ("hidden_0", "hidden_1", "readout"))
+    h = np.sin(3000 * (np.float32(t) * one["kernel"] + one["bias"]))
+    h = np.sin(30 * (h @ two["kernel"] + two["bias"]))
+    # Phases of thousands of radians are rounded to 2e-4, which the second layer magnifies.
+    np.testing.assert_allclose(apply(params, t), h @ last["kernel"] + last["bias"], atol=3e-3)
+    assert 0.9 < np.abs(one["bias"]).max() <= 1
+    assert np.abs(two["kernel"]).max() <= np.sqrt(6 / 64) / 30
+    assert ni.networks.with_settings(net, {"first_omega_0": 300}).activation.first_omega == 300
 
 
 def test_finers_scale_is_a_constant_to_its_derivative():
@@ -166,6 +205,11 @@ def test_fouriernet_is_products_of_filters(key, x):
     expected = z @ p["readout"]["kernel"] + p["readout"]["bias"]
     np.testing.assert_allclose(apply(params, x), expected, atol=1e-6)
     assert float(jnp.abs(p["frequency_0"]).max()) <= 5.0 / (x.shape[1] * 3) ** 0.5
+    # The authors' code scales the hidden weights alone; the readout is PyTorch's linear layer.
+    _, wide = ni.init(ni.networks.FourierNet(features=400, depth=2, out=50, weight_scale=6.0), key, x)
+    for layer, bound in (("hidden_1", np.sqrt(6 / 400)), ("readout", 1 / 20)):
+        assert 0.99 * bound < np.abs(wide[layer]["kernel"]).max() <= bound
+        assert np.abs(wide[layer]["bias"]).max() <= 1 / 20
     frozen, params = ni.init(net.clone(trained=False), key, x)
     assert set(params) == {"hidden_1", "hidden_2", "readout"}
     np.testing.assert_allclose(frozen(params, x).shape, (len(x), 1))
@@ -195,10 +239,29 @@ def test_bacon_keeps_its_band_limits(x64, key):
     assert ni.networks.BACON(depth=2, bandwidth=6.0).readouts == (2,)
 
 
+def test_bacons_frequencies_are_its_authors(key):
+    """Their round(pi f s / q) q, multiples of q = 2 pi on [-0.5, 0.5], for 256 pixels: half of that on [-1, 1]."""
+    scales = 1 / 8, 1 / 8, 1 / 4, 1 / 4, 1 / 4
+    net = ni.networks.BACON(features=3000, depth=5, bandwidth=256 / 4, input_scales=scales, scales=(2, 3, 5))
+    variables = net.init(key, jnp.zeros((1, 2)))
+    for layer, scale in enumerate(scales):
+        theirs = round(np.pi * 256 * scale / (2 * np.pi)) * 2 * np.pi
+        frequencies = np.asarray(variables["constants"][f"frequency_{layer}"])
+        assert np.abs(frequencies).max() == pytest.approx(theirs / 2, rel=1e-6)
+        np.testing.assert_allclose(frequencies / np.pi, np.round(frequencies / np.pi), atol=1e-4)
+    readout = variables["params"]["readout_5"]["kernel"]
+    assert 0.99 * np.sqrt(6 / 3000) < np.abs(readout).max() <= np.sqrt(6 / 3000)
+    # Nine cycles for four layers: 4.5 half cycles each, which rounds to even.
+    assert ni.networks.BACON(bandwidth=9.0).steps == (4, 4, 4, 4)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"bandwidth": 0.4, "depth": 4}, "at least 2.0"),
+        ({"bandwidth": 0.4, "depth": 4}, "more than 1,"),
+        ({"depth": 2, "input_scales": (0.5,)}, "1 entries for 2 layers"),
+        ({"depth": 2, "input_scales": (0.5, -0.5)}, "an entry of input_scales"),
+        ({"depth": 2, "input_scales": (0.99, 0.01)}, "no layer's part rounds to 0"),
         ({"scales": (3, 1)}, "rising order"),
         ({"scales": (5,)}, "layers from 1 to 4"),
     ],
@@ -208,25 +271,43 @@ def test_bacon_refuses(settings, said):
         ni.networks.BACON(**settings)
 
 
-def test_wire_is_complex_arithmetic(x64, key):
+# By s = 2: the waves and windows of the reference code, ``z`` of its "linear" or "freqs", ``y`` of its second map.
+WAVELETS = {
+    "complex": lambda omega, z, y: np.exp(1j * omega * z - np.abs(2 * z) ** 2),
+    "complex2d": lambda omega, z, y: np.exp(1j * omega * z) * np.exp(-4 * (np.abs(z) ** 2 + np.abs(y) ** 2)),
+    "real": lambda omega, z, y: np.cos(omega * z) * np.exp(-((2 * y) ** 2)),
+}
+
+
+@pytest.mark.parametrize("wavelet", WAVELETS)
+def test_wire_is_complex_arithmetic(x64, key, wavelet):
     x = jax.random.uniform(key, (7, 2), minval=-1.0, dtype=jnp.float64)
-    apply, params = ni.init(
-        ni.networks.Wire(features=12, depth=3, scale=2.0, omega=3.0, param_dtype=jnp.float64), key, x
-    )
+    sizes = {"features": 12, "depth": 3, "scale": 2.0, "omega": 3.0, "first_omega": 5.0}
+    net = ni.networks.Wire(**sizes, wavelet=wavelet, param_dtype=jnp.float64)
+    apply, params = ni.init(net, key, x)
     p = arrays(params)
 
-    def psi(z):
-        return np.exp(3j * z - np.abs(2 * z) ** 2)
+    def affine(name, h):
+        layer = p.get(name)
+        if layer is None:
+            return None
+        if "kernel" in layer:
+            return h @ layer["kernel"] + layer["bias"]
+        kernel, bias = (layer[f"{part}_real"] + 1j * layer[f"{part}_imaginary"] for part in ("kernel", "bias"))
+        return h @ kernel + bias
 
-    h = psi(np.asarray(x) @ p["hidden_0"]["kernel"] + p["hidden_0"]["bias"])
-    for layer in (p["hidden_1"], p["hidden_2"]):
-        kernel, bias = (
-            np.asarray(layer[f"{n}_real"]) + 1j * np.asarray(layer[f"{n}_imaginary"]) for n in ("kernel", "bias")
-        )
-        h = psi(h @ kernel + bias)
-    readout = np.asarray(p["readout_real"]["kernel"]) + 1j * np.asarray(p["readout_imaginary"]["kernel"])
-    np.testing.assert_allclose(apply(params, x), (h @ readout).real + p["readout_real"]["bias"], atol=1e-12)
-    assert p["hidden_1"]["kernel_real"].shape == (8, 8)
+    h = np.asarray(x)
+    for layer, omega in enumerate((5, 3, 3)):
+        h = WAVELETS[wavelet](omega, affine(f"hidden_{layer}", h), affine(f"window_{layer}", h))
+    if wavelet == "real":
+        expected = affine("readout", h)
+    else:
+        readout = p["readout_real"]["kernel"] + 1j * p["readout_imaginary"]["kernel"]
+        expected = (h @ readout).real + p["readout_real"]["bias"]
+    np.testing.assert_allclose(apply(params, x), expected, atol=1e-12)
+    # Complex numbers count as two: 12 / sqrt(2) units, and 12 / 2 where there are two complex maps.
+    assert len(p["hidden_1"]["kernel" if wavelet == "real" else "kernel_real"]) == (6 if wavelet == "complex2d" else 8)
+    assert ("window_1" in p) == (wavelet != "complex")
 
 
 def test_hash_grid_interpolates(x64, key):
@@ -239,15 +320,62 @@ def test_hash_grid_interpolates(x64, key):
     corner = jnp.array([[-1 + 2 * 4 / 12, -1 + 2 * 7 / 12]])
     ends = encode(corner), encode(corner + jnp.array([[2 / 12, 0.0]]))
     np.testing.assert_allclose(encode(corner + jnp.array([[0.5 / 12, 0.0]])), 0.75 * ends[0] + 0.25 * ends[1])
-    np.testing.assert_allclose(encode(jnp.array([[-1.0, -1.0]]))[0, :2], table[0, 0])
-    np.testing.assert_allclose(encode(jnp.array([[1.0, 1.0]]))[0, :2], table[0, 15])  # 4 x 4 corners, each its own
+    np.testing.assert_allclose(encode(jnp.array([[-1.0, -1.0]]))[0, :2], table[0])
+    np.testing.assert_allclose(encode(jnp.array([[1.0, 1.0]]))[0, :2], table[15])  # 4 x 4 corners, each its own
     np.testing.assert_allclose(encode(corner - 1e-9), encode(corner + 1e-9), atol=1e-11)  # continuous
     np.testing.assert_array_equal(encode(jnp.array([[5.0, -7.0]])), encode(jnp.array([[1.0, -1.0]])))
-    hashed = grid._rows(jnp.asarray(np.stack(np.meshgrid(*[np.arange(13)] * 2), -1), jnp.uint32), 12, 64)
+    assert table.shape == (16 + 49 + 64, 2)  # 13 x 13 corners share 64
+    hashed = hash_grid._rows(jnp.asarray(np.stack(np.meshgrid(*[np.arange(13)] * 2), -1), jnp.uint32), 12, 64)
     # 169 corners share 64 rows: about 93 % of the rows are used by a good hash.
     assert len(np.unique(hashed)) > 50
     with pytest.raises(ValueError, match="at most 7"):
         grid.init(key, jnp.zeros((1, 8)))
+
+
+@pytest.mark.parametrize(("size", "interpolation"), [(8, "linear"), (None, "smoothstep")])
+def test_hash_grid_is_instant_ngps(x64, key, size, interpolation):
+    """Levels from N_min to N_max by b, rows by the paper's hash where corners are too many, weights of either kind."""
+    low, high, levels = 4, 19, 3
+    grid = ni.HashGrid(levels, 2, size, low, finest=high, interpolation=interpolation, param_dtype=jnp.float64)
+    x = np.asarray(jax.random.uniform(key, (20, 2), minval=-1.0, dtype=jnp.float64))
+    table = np.asarray(grid.init(key, jnp.asarray(x))["params"]["table"])
+    b, expected, start = np.exp((np.log(high) - np.log(low)) / (levels - 1)), [], 0
+    for level in range(levels):
+        cells = int(np.floor(low * b**level + 1e-9))
+        rows = (cells + 1) ** 2 if size is None else min((cells + 1) ** 2, 2**size)
+        place = (x + 1) / 2 * cells
+        corner, t = np.floor(place).astype(int), place - np.floor(place)
+        t = t if interpolation == "linear" else 3 * t**2 - 2 * t**3
+        value = 0
+        for i, j in np.ndindex(2, 2):
+            u, v = corner[:, 0] + i, corner[:, 1] + j
+            full = rows == (cells + 1) ** 2
+            row = u + v * (cells + 1) if full else (u ^ (v * 2654435761 % 2**32)) % 2**size
+            weight = (t[:, 0] if i else 1 - t[:, 0]) * (t[:, 1] if j else 1 - t[:, 1])
+            value = value + weight[:, None] * table[start + row]
+        start += rows
+        expected.append(value)
+    assert (grid.cells[0], grid.cells[-1], len(table)) == (low, high, start)
+    np.testing.assert_allclose(
+        grid.apply({"params": {"table": table}}, jnp.asarray(x)), np.concatenate(expected, 1), atol=1e-12
+    )
+
+
+def test_layer_norm_may_train_a_gain_and_a_bias(key, x):
+    norm = ni.networks.LayerNorm(trained=True)
+    apply, params = ni.init(ni.CoordinateMLP(features=6, depth=1, normalization=norm), key, x)
+    own = {"scale": jnp.linspace(0.5, 2.0, 6), "bias": jnp.linspace(-1.0, 1.0, 6)}
+    p = arrays(params | {"layer_norm_0": own})
+    u = np.asarray(x) @ p["hidden_0"]["kernel"] + p["hidden_0"]["bias"]
+    u = (u - u.mean(1, keepdims=True)) / np.sqrt(u.var(1, keepdims=True) + 1e-6)
+    h = np.maximum(u * p["layer_norm_0"]["scale"] + p["layer_norm_0"]["bias"], 0)
+    expected = h @ p["readout"]["kernel"] + p["readout"]["bias"]
+    np.testing.assert_allclose(apply(params | {"layer_norm_0": own}, x), expected, atol=1e-5)
+    plain, same = ni.init(ni.CoordinateMLP(features=6, depth=1, normalization="layer"), key, x)
+    assert set(params) - set(same) == {"layer_norm_0"}
+    np.testing.assert_allclose(apply(params, x), plain(same, x), atol=1e-6)
+    with pytest.raises(ValueError, match='placement "input"'):
+        ni.infinite_kernel(ni.CoordinateMLP(normalization=ni.networks.LayerNorm("input", trained=True)))
 
 
 def test_gabor_modulation_has_windows(key):
@@ -323,6 +451,11 @@ def test_learnable_frequencies_are_parameters(key, x):
         (lambda: ni.networks.BatchNorm(momentum=1.0), "share in"),
         (lambda: ni.HashGrid(log2_size=31), "at most 30"),
         (lambda: ni.HashGrid(growth=0.5), "growth"),
+        (lambda: ni.HashGrid(finest=8), "finest is 8; expected at least 16"),
+        (lambda: ni.HashGrid(interpolation="cubic"), "unknown interpolation"),
+        (lambda: ni.HashGrid(log2_size=None, finest=2**16).sizes(2), "smaller log2_size"),
+        (lambda: ni.networks.Sine(first_omega=0.0), "first_omega"),
+        (lambda: ni.networks.Wire(wavelet="2d"), "unknown wavelet"),
         (lambda: ni.networks.OneBlob(bins=1), "bins"),
         (lambda: ni.networks.FourierNet(scale=0.0), "scale"),
         (lambda: ni.networks.GaborNet(alpha=-1.0), "alpha"),

@@ -85,8 +85,8 @@ def test_microbatches_bound_memory():
     model = layer, (jnp.ones((1, 64)), jnp.ones((64, 1)))
     taken = []
     for size in (None, 256):
-        run = prepare(*model, x, x, Options(microbatch=size, steps=2), None)
-        arguments = (run.apply, run.start, run.keys, run.limit, run.x, run.y, 0, 1)
+        run = prepare(*model, (x, x), Options(microbatch=size, steps=2), None)
+        arguments = (run.apply, run.start, run.keys, run.limit, run.data, 0, 1)
         compiled = advance.lower(*arguments, program=run.program).compile()
         taken.append(compiled.memory_analysis().temp_size_in_bytes)
     assert taken[1] < taken[0] / 4
@@ -94,7 +94,7 @@ def test_microbatches_bound_memory():
 
 def test_steps_write_in_place_and_leave_the_user_s_arrays(x):
     params = jnp.ones((2, 1))
-    run = prepare(linear, params, x, x[:, :1], Options(steps=3, optimizer=optax.lbfgs()), None)
+    run = prepare(linear, params, (x, x[:, :1]), Options(steps=3, optimizer=optax.lbfgs()), None)
     state = run.advance(run.start, 0, 2)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((run.start.params, run.start.losses)))
     assert int(state.steps) == 2

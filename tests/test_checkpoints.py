@@ -70,7 +70,7 @@ def test_killed_at_random_moments_and_resumed_gives_the_same_bits(tmp_path, kill
     resumed, straight = run_worker(folder, STEPS, EVERY), run_worker(None, STEPS, EVERY)
     assert resumed.status == "finished"
     same(everything(resumed), everything(straight))
-    assert len(list(folder.iterdir())) <= 2  # keep=2, and nothing half-written is left
+    assert len(list(folder.iterdir())) <= 2  # checkpoint_keep=2, and nothing half-written is left
 
 
 def layer(params, x):
@@ -101,7 +101,7 @@ def test_a_signal_ends_the_run_and_the_same_call_goes_on(problem, tmp_path, name
     before = signal.getsignal(getattr(signal, name))
     seen = []
 
-    def progress(done, total):
+    def progress(done, total, figures):
         seen.append(done)
         if len(seen) == 20:
             signal.raise_signal(getattr(signal, name))
@@ -153,7 +153,7 @@ def test_in_a_thread_no_signal_is_touched(problem, tmp_path):
 
 def test_runs_that_ended_early_stay_ended(problem, tmp_path):
     target = ni.fit(*problem, optimizer=ADAM, steps=60).history["psnr"][15]
-    for name, options in (("target", {"target_psnr": target}), ("diverged", {"optimizer": optax.sgd(1e9)})):
+    for name, options in (("target", {"stop_at": target}), ("diverged", {"optimizer": optax.sgd(1e9)})):
         options = {"optimizer": ADAM, "steps": 60, "checkpoint": tmp_path / name, "checkpoint_every": 3, **options}
         one, two = ni.fit(*problem, **options), ni.fit(*problem, **options)
         assert one.status == two.status == {"target": "target reached", "diverged": "diverged"}[name]
@@ -168,7 +168,7 @@ def test_seeds_resume_together(x, tmp_path):
     apply = jax.tree_util.Partial(apply)
     options = {"optimizer": ADAM, "steps": 30, "checkpoint": tmp_path / "run", "checkpoint_every": 4}
 
-    def stop(done, total):
+    def stop(done, total, figures):
         if done >= 10:
             signal.raise_signal(signal.SIGINT)
 
@@ -243,8 +243,8 @@ def test_other_runs_are_refused_and_left_as_they_are(problem, tmp_path):
     for other, named in (
         ({"problem": (apply, params, x, 2 * y)}, "data differ"),
         ({"problem": (apply, (params[0], 2 * params[1]), x, y)}, "parameters at the start"),
-        ({"steps": 13}, "settings"),
-        ({"optimizer": optax.adam(0.02)}, "model, loss or optimizer"),
+        ({"report_every": 3}, "settings"),
+        ({"optimizer": optax.adam(0.02)}, "optimizer, its rate or its schedule differ"),
         ({"resume": False}, "this run, and resume=False"),
     ):
         with pytest.raises(FileExistsError, match=named):
@@ -269,7 +269,7 @@ def test_numbers_of_numpy_are_kept_too(problem, tmp_path, unchecked):
 
 
 def test_keep_bounds_the_disk(problem, tmp_path):
-    finished(problem, tmp_path / "run", checkpoint_every=1, keep=2)
+    finished(problem, tmp_path / "run", checkpoint_every=1, checkpoint_keep=2)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["step_11", "step_12"]
 
 
@@ -283,7 +283,7 @@ def test_seconds_between_checkpoints(problem, tmp_path):
 def test_a_full_disk_ends_clearly_with_the_last_good_checkpoint(problem, tmp_path):
     folder, limits = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def full(done, total):
+    def full(done, total, figures):
         if done >= 5:
             resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))  # no file may grow beyond 64 bytes
 

@@ -219,7 +219,7 @@ WITHOUT_NAN = {
     "sampled_moments": FIGURES_OF_A_MODEL["sampled_moments"],
     "variance_budget": lambda *model: ni.variance_budget(*model, matrices=True),
     "check_assumptions": check_assumptions,
-    "fit": lambda *model: _trained(*model, ntk_points=4, target_psnr=9.0),
+    "fit": lambda *model: _trained(*model, ntk_points=4, stop_at=9.0),
     "fit, recorded": lambda *model: _trained(*model, recorder=Recorder(points=4)),
     "fit, diverging": lambda *model: _trained(*model, optimizer=optax.sgd(1e9)),
     "fit, cross entropy": lambda *model: ni.fit(*model, model[2] ** 2, steps=3, loss="bce", microbatch=5),
@@ -250,7 +250,7 @@ def test_nothing_is_marked_by_nan_or_infinity_where_jax_sees_it(name, key):
 def test_a_resumed_run_has_no_nan_either(key, tmp_path):
     apply, params = small("siren", key, X)
 
-    def stopped(done, _):
+    def stopped(done, *_):
         if done == 2:
             raise KeyboardInterrupt
 

@@ -251,8 +251,15 @@ WIDE = {
         "activation": ni.networks.Sine(3.0, 0.4),
         "normalization": ni.Sphere("hidden_pre", radius=10.0),
     },
+    "sine+layer with gains": {
+        "activation": ni.networks.Sine(2.0, first_omega=6.0),
+        "normalization": ni.networks.LayerNorm(trained=True),
+    },
     "gauss+layer_post": {"activation": ni.networks.Gauss(0.4), "normalization": ni.networks.LayerNorm("hidden_post")},
-    "gabor+factors": {"activation": ni.networks.Gabor(2.0, 5.0, 0.3), "modulation": ni.FourierModulation(2.0)},
+    "gabor+factors": {
+        "activation": ni.networks.Gabor(2.0, 2.0, 0.3, first_omega=5.0),
+        "modulation": ni.FourierModulation(2.0),
+    },
     "tanh+layer+trained": {
         "activation": jnp.tanh,
         "normalization": "layer",
@@ -265,7 +272,7 @@ FILTERS = {
     "fourier": ni.networks.FourierNet(192, 3, 4, scale=6.0, weight_scale=3.0),
     "fourier fixed": ni.networks.FourierNet(192, 2, 4, scale=6.0, trained=False, parameterization="ntk"),
     "gabor": ni.networks.GaborNet(192, 2, 4, scale=4.0, alpha=3.0, weight_scale=3.0),
-    "bacon": ni.networks.BACON(192, 3, 4, bandwidth=3.0, parameterization="ntk"),
+    "bacon": ni.networks.BACON(192, 3, 4, bandwidth=3.0, input_scales=(1 / 6, 1 / 3, 1 / 2), parameterization="ntk"),
 }
 
 

@@ -100,7 +100,7 @@ def test_a_function_diverges_only_where_it_is_not_finite(x):
         ({"loss": lambda f, y: ((f - y) ** 2).mean()}, ValueError, r"gave shape \(\) for 5 examples; expected \(5,\)"),
         ({"loss": lambda f, y: None}, ValueError, "gave NoneType"),
         ({"loss": "bce", "y": np.full((5, 1), 2.0)}, ValueError, r"y lies in \[2, 2\].*probabilities"),
-        ({"loss": "bce", "target_psnr": 20.0}, ValueError, "target_psnr=20.0 needs a loss on values"),
+        ({"loss": "bce", "stop_at": 20.0}, ValueError, "stop_at=20.0 needs a loss on values"),
         ({"y": np.zeros((5, 2))}, ValueError, "apply gives 1 outputs but y has 2"),
         (
             {"loss": "l1", "validation": (np.zeros((3, 2)), np.zeros((3, 2)))},

@@ -61,7 +61,7 @@ def test_lines_are_there_as_soon_as_they_are_known(problem, tmp_path):
     path, seen, recorder = tmp_path / "h.jsonl", [], Recorder(points=5, every=4, jsonl=tmp_path / "h.jsonl")
     ni.fit(
         *problem, optimizer=ADAM, steps=11, recorder=recorder,
-        progress=lambda done, total: seen.append((done, lines(path)[-1]["step"])),
+        progress=lambda done, total, figures: seen.append((done, lines(path)[-1]["step"])),
     )  # fmt: skip
     assert all(done == written for done, written in seen)
     assert recorder.history["step"].tolist() == [0, 4, 8, 11]
@@ -94,7 +94,7 @@ def test_a_resumed_run_goes_on_in_its_file(problem, tmp_path):
     path = tmp_path / "h.jsonl"
     options = {"optimizer": ADAM, "steps": 11, "checkpoint": tmp_path / "run", "checkpoint_every": 3}
 
-    def progress(done, total):
+    def progress(done, total, figures):
         if done >= 6:
             signal.raise_signal(signal.SIGTERM)
 

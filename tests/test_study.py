@@ -141,7 +141,7 @@ def test_round_trip(study, tmp_path):
 def test_json_states_what_repeats_the_run(study, tmp_path):
     content = json.loads(study.save(tmp_path / "a").read_text())
     assert (content["schema"], content["version"]) == ("ntk_inr.study", 3)
-    assert set(content["settings"]) >= {"features", "depth", "steps", "seeds", "seed", "learning_rate", "kernel_points"}
+    assert set(content["settings"]) >= {"features", "depth", "steps", "seeds", "seed", "recipe", "kernel_points"}
     assert set(content["environment"]) >= {"ntk_inr", "jax", "flax", "optax", "python", "device"}
     assert content["settings"]["batch_size"] == 100
     assert (content["settings"]["optimizer"], content["settings"]["schedule"]) == ("adam", "constant")
@@ -305,11 +305,12 @@ def test_kernels_are_of_what_a_task_measures():
 
 def test_one_network_on_a_task_keeps_everything(tmp_path):
     task = ni.load_task("audio", "chord", seconds=0.02)
-    settings = {"features": 8, "depth": 1, "steps": 6, "out": tmp_path / "run"}
+    settings = {"features": 8, "depth": 1, "steps": 6, "out": tmp_path / "run", "record_kernel": True}
     found = ni.fit_task(task, "siren", **settings)
     content = json.loads((tmp_path / "run" / RESULTS).read_text())
     assert content["scores"] == pytest.approx(found.scores)
-    assert sorted(path.name for path in found.files.values()) == ["figure.png", "reconstruction.wav", RESULTS]
+    written = ["figure.png", "network.safetensors", "reconstruction.wav", RESULTS]
+    assert sorted(path.name for path in found.files.values()) == written
     assert all(path.stat().st_size > 100 for path in found.files.values())
     assert (tmp_path / "run" / "history.jsonl").read_text().count('"kernel"') == 5  # steps 0, 1, 2, 4, 6
     with pytest.raises(FileExistsError, match="continue it with resume=True"):

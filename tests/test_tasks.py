@@ -1,6 +1,7 @@
 """What holds for every task."""
 
 import functools
+import json
 import pickle
 
 import jax
@@ -89,6 +90,22 @@ def test_every_task_has_the_interface(task):
         assert task.heldout[1].shape[1:] == task.y.shape[1:]
 
 
+def test_rows_are_those_of_x_and_y_in_any_order(task):
+    chosen = np.random.default_rng(0).integers(0, task.n, (40,))
+    for indices in (chosen, np.sort(chosen), jnp.asarray(chosen[:3]), [0]):
+        x, y = task.rows(indices)
+        assert x.dtype == y.dtype == np.float32
+        np.testing.assert_array_equal(x, task.x[np.asarray(indices)])
+        np.testing.assert_array_equal(y, task.y[np.asarray(indices)])
+    assert task.n == len(task.x)
+    assert task.describe()["values"] == task.y.size
+
+
+def test_a_task_is_built_again_from_its_origin(task):
+    origin = json.loads(json.dumps(task.origin))
+    assert load_task(origin["kind"], origin["source"], **origin["settings"]).digest == task.digest
+
+
 def test_what_is_observed_has_gradients_and_a_loss_per_example(task):
     apply, params = linear(task)
     measured = task.observe(apply)
@@ -135,6 +152,60 @@ def test_a_diverged_network_scores_no_number_and_still_draws(task):
     figure = task.figure(found)
     figure.canvas.draw()
     plt.close(figure)
+
+
+RENDERED = {
+    "image": (".npy", 32, (32, 32, 1)), "colour": (".npy", 30, (20, 30, 3)), "signal": (".npy", 100, (100, 1)),
+    "super-resolution": (".npy", 20, (20, 20, 1)), "inpainting": (".npy", 4, (3, 4, 3)),
+    "volume": (".npy", 8, (6, 8, 8, 3)), "tomography": (".npy", 9, (9, 9, 1)), "poisson": (".npy", 5, (5, 5, 1)),
+    "gradients": (".npy", 6, (6, 6, 1)), "audio": (".wav", 320, 320), "occupancy": (".ply", 9, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RENDERED)
+def test_a_network_is_rendered_from_a_description_alone(name, tmp_path):
+    """At the size that was fitted as it is reconstructed, and at any other."""
+    task, (suffix, size, shape) = built(name), RENDERED[name]
+    apply, params = linear(task)
+    predict, described, steps = functools.partial(apply, params), json.loads(json.dumps(task.describe())), []
+    kept = task.save(task.reconstruct(predict), tmp_path / f"kept{suffix}")
+    same = ni.tasks.render(described, predict, tmp_path / f"same{suffix}", progress=lambda *done: steps.append(done))
+    assert steps[-1][0] == steps[-1][1] > 0
+    if suffix == ".npy":
+        np.testing.assert_allclose(np.load(same), np.load(kept), atol=1e-6)
+    else:
+        assert same.read_bytes() == kept.read_bytes()
+    other = ni.tasks.render(described, predict, tmp_path / f"other{suffix}", size=size)
+    if suffix == ".npy":
+        assert np.load(other).shape == shape
+    elif suffix == ".wav":
+        again = audio_task(other)
+        assert (again.n, again.rate) == (shape, 2 * task.rate)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        ni.tasks.render(described, predict, same)
+    with pytest.raises(ValueError, match="expected a name that ends in"):
+        ni.tasks.render(described, predict, tmp_path / "other.unknown")
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_slice_of_a_volume_is_a_picture(tmp_path):
+    described = built("volume").describe()
+
+    def predict(x):
+        return 0.5 + 0.4 * x
+
+    whole = np.load(ni.tasks.render(described, predict, tmp_path / "whole.npy"))
+    for cut, expected in {5: whole[5], "row=3": whole[:, 3], "column=31": whole[:, :, 31]}.items():
+        path = ni.tasks.render(described, predict, tmp_path / "cut.npy", slice=cut, overwrite=True)
+        np.testing.assert_allclose(np.load(path), expected, atol=1e-6)
+    between = np.load(ni.tasks.render(described, predict, tmp_path / "between.npy", slice=2.5, size=64))
+    np.testing.assert_allclose(between[::2, ::2, 0].mean(), (whole[2, ..., 0] + whole[3, ..., 0]).mean() / 2, atol=1e-6)
+    assert between.shape == (64, 64, 3)
+    for cut, message in {24: "from 0 to 23", "depth=3": '"row=40"', "row=x": "expected the number"}.items():
+        with pytest.raises(ValueError, match=message):
+            ni.tasks.render(described, predict, tmp_path / "no.png", slice=cut)
+    with pytest.raises(ValueError, match="is no volume"):
+        ni.tasks.render(built("image").describe(), predict, tmp_path / "no.png", slice=0)
 
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (8, 9), dtype=np.uint8)

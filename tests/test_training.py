@@ -202,7 +202,7 @@ def test_history_is_logarithmic_and_complete(key, x, y):
     held = (x * 0.5, y)
     run = ni.fit(
         *small("pe", key, x), x, y, steps=200, validation=held, ntk_points=8,
-        progress=lambda done, total: reports.append((done, total)),
+        progress=lambda done, total, figures: reports.append((done, total)),
     )  # fmt: skip
     steps = run.history["step"]
     assert steps[0] == 0
@@ -226,7 +226,7 @@ def test_ntk_points_record_the_kernel_of_the_moment(key, x, y):
 
 
 def test_early_stop_at_a_target(key, x, y):
-    run = ni.fit(*small("siren", key, x), x, y, steps=3000, target_psnr=25.0)
+    run = ni.fit(*small("siren", key, x), x, y, steps=3000, stop_at=25.0)
     assert run.status == "target reached"
     assert run.steps < 3000
     assert run.history["psnr"][-1] >= 25.0

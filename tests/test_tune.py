@@ -141,7 +141,7 @@ def test_adam_gets_no_further_than_its_steps_reach(chirp):
     steps, more = (np.array(found.best.curve_steps) for found in (slow, slower))
     np.testing.assert_allclose(more, 100 * steps, rtol=1e-3)
     quick = ni.tune(chirp, "rff", {"scale": [4.0]}, learning_rate=0.1, **SMALL)
-    np.testing.assert_allclose(np.array(quick.best.curve_steps), [quick.steps_of(TIMES)] * 2, rtol=1e-3)
+    np.testing.assert_allclose(np.array(quick.best.curve_steps), [quick.pace("rff").steps_of(TIMES)] * 2, rtol=1e-3)
     assert quick.best.train_psnr[0] > slow.best.train_psnr[0] + 3
 
 
@@ -393,7 +393,7 @@ def test_the_plot_shows_every_candidate_and_the_budget(found):
         ({"space": {"omega": (1, 2)}}, "unknown setting of CoordinateMLP 'omega'; known: features, depth"),
         ({"objective": "best"}, "unknown objective 'best'"),
         ({"objective": "speed"}, "give target_psnr="),
-        ({"optimizer": "lion"}, "unknown optimizer 'lion'; known: adam, sgd"),
+        ({"optimizer": "lion"}, "rff is trained by lion, and predictions are for adam, adamw, sgd"),
         ({"sample": 97}, "sample is 97, but chirp has only 96 rows to train on"),
         ({"sample": 2}, "2 rows are too few to hold any out"),
         ({"points": 1}, "points is 1"),

@@ -122,7 +122,7 @@ class Description:
         Of a traced value, whose size is not known, it is half or double of the network's own.
         """
         sizes = {}
-        for field, headroom in (("omega", 2.0), ("scale", 2.0), ("width", 0.5)):
+        for field, headroom in (("omega", 2.0), ("first_omega", 2.0), ("scale", 2.0), ("width", 0.5)):
             value = hyper.get(f"activation.{field}")
             if isinstance(value, jax.core.Tracer):
                 value = headroom * getattr(self.parts["activation"], field)
@@ -147,6 +147,12 @@ class Description:
                     f"{name} {type(self.parts[name]).__name__} has no infinite-width limit known here, only "
                     f"{', '.join(kind.__name__ for kind in kinds)}; take ni.ntk of a wide network."
                 )
+        normalization = self.parts["normalization"]
+        if isinstance(normalization, LayerNorm) and normalization.trained and normalization.placement == "input":
+            raise ValueError(
+                'a trained LayerNorm of placement "input" has gains of features whose part of the kernel is not known '
+                'here; take placement="hidden_pre" or "hidden_post", trained=False, or ni.ntk of a wide network.'
+            )
         if self.net.head is not None:
             raise ValueError(
                 f"head={self.net.head!r} follows the readout, whose values are random at any width; take the kernel "
@@ -164,9 +170,10 @@ class Description:
                 "use an activation whose law is normal in the first layer."
             )
 
-    def dual(self, parts: Mapping[str, Any]) -> Dual:
-        """Return the dual of the activation with the sparsity that follows it."""
-        return dual_of(parts["activation"], parts["sparsity"], units=self.net.features, order=self.order)
+    def dual(self, parts: Mapping[str, Any], *, first: bool = False) -> Dual:
+        """Return the dual of a layer's activation with the sparsity that follows it."""
+        activation = activations.of_layer(parts["activation"], first=first)
+        return dual_of(activation, parts["sparsity"], units=self.net.features, order=self.order)
 
     def law(self, parts: Mapping[str, Any], **layer: bool) -> Law:
         """Return the law of a dense layer's weights, at settings that may be traced."""
@@ -186,12 +193,12 @@ class Description:
             exact = first or bias_law.power == 0 or isinstance(self.dual(parts), Sine)
         return layer_of(law, bias_law, fan_in, fan_out, self.net.parameterization, exact=exact and not readout)
 
-    def terms(self, layer: Layer, *, pre: bool) -> int:
+    def terms(self, layer: Layer, *, first: bool, pre: bool) -> int:
         """Return how many Fourier terms a wavelet needs of a layer's pre-activations, inputs in [-1, 1].
 
         ``pre``: they are normalised.
         """
-        dual = self.dual(self.replaced(dict(self.counted)))
+        dual = self.dual(self.replaced(dict(self.counted)), first=first)
         assert isinstance(dual, Wavelet)
         widths = min((3 * layer.fan_in) ** 0.5, 7.0) if layer.weights == "uniform" else 7.0
         reach = widths * (1.0 if pre else layer.gain**0.5) + (layer.uniform or 0.0) + 7 * layer.bias**0.5
@@ -246,6 +253,7 @@ def normalized(normalization: Sphere | LayerNorm | None, at: str, state: State, 
     if normalization is None or normalization.placement != at:
         return state
     if isinstance(normalization, LayerNorm):
-        return maps.normalize(state, 1.0, normalization.epsilon, centred=at == "hidden_post")
+        state = maps.normalize(state, 1.0, normalization.epsilon, centred=at == "hidden_post")
+        return maps.trained_affine(state) if normalization.trained else state
     energy = 1.0 if normalization.radius is None else normalization.radius**2 / units
     return maps.normalize(state, energy, normalization.epsilon)

@@ -57,25 +57,38 @@ def kernel(net: FilterNetwork) -> tuple[list[str], Forward]:
 
 def _kernels(net: FourierNet | GaborNet | BACON, scale: Any, left: Array, right: Array | None) -> tuple[Array, Array]:
     """Return the covariance and the kernel between two blocks of coordinates, layer by layer."""
-    filters = _filters(net, scale, left, left if right is None else right, same=right is None)
-    state, depth = filters, net.readouts[-1] if isinstance(net, BACON) else net.depth
+
+    @functools.cache
+    def filters(steps: int) -> State:
+        return _filters(net, scale, left, left if right is None else right, steps=steps, same=right is None)
+
+    depth = net.readouts[-1] if isinstance(net, BACON) else net.depth
+    # Only BACON's filters differ from layer to layer.
+    steps = net.steps if isinstance(net, BACON) else (0,) * depth
+    state = filters(steps[0])
     for layer in range(1, depth + 1):
-        width = net.out if layer == depth else net.features
-        affine = layer_of(net.law, BIAS_UNIFORM, net.features, width, net.parameterization)
+        readout = layer == depth
+        width = net.out if readout else net.features
+        affine = layer_of(net.law(readout=readout), BIAS_UNIFORM, net.features, width, net.parameterization)
         state = affine.apply(state)
-        state = state if layer == depth else maps.product(state, filters)
+        state = state if readout else maps.product(state, filters(steps[layer]))
     return state.k, state.theta
 
 
-def _filters(net: FourierNet | GaborNet | BACON, scale: Any, x1: Array, x2: Array, *, same: bool) -> State:
-    """Return the kernels of one layer's filters: means of g g' and of the products of its gradients."""
+def _filters(
+    net: FourierNet | GaborNet | BACON, scale: Any, x1: Array, x2: Array, *, steps: int = 0, same: bool
+) -> State:
+    """Return the kernels of one layer's filters: means of g g' and of the products of its gradients.
+
+    ``steps`` is the highest frequency of a BACON's layer, in units of pi.
+    """
     if isinstance(net, GaborNet):
         k, theta, *squares = _gabor(net, _reach(net, scale, x1), x1, x2)
         state = maps.state_of(k, *squares, same=same)
         return dataclasses.replace(state, theta=theta) if net.trained else state
     columns = [a[:, None] - b[None, :] for a, b in zip(x1.T, x2.T, strict=True)]
     if isinstance(net, BACON):
-        waves = functools.reduce(jnp.multiply, [_dirichlet(jnp.pi * gap, net.steps) for gap in columns]) / 2
+        waves = functools.reduce(jnp.multiply, [_dirichlet(jnp.pi * gap, steps) for gap in columns]) / 2
         theta = waves
     else:
         waves = functools.reduce(jnp.multiply, [pairs.sinc(_reach(net, scale, x1) * gap) for gap in columns]) / 2

@@ -29,7 +29,18 @@ from ntk_inr.infinite.pairs import Side
 from ntk_inr.infinite.resolve import dual_of
 from ntk_inr.networks.modulation import squared_distances
 
-__all__ = ["State", "activate", "add", "dense", "dual_of", "fourier_modulation", "inputs", "normalize", "product"]
+__all__ = [
+    "State",
+    "activate",
+    "add",
+    "dense",
+    "dual_of",
+    "fourier_modulation",
+    "inputs",
+    "normalize",
+    "product",
+    "trained_affine",
+]
 
 
 @jax.tree_util.register_dataclass
@@ -199,6 +210,16 @@ def normalize(state: State, energy: Any = 1.0, epsilon: Any = 0.0, *, centred: b
         uniform = state.uniform[0] * left[:, None], state.uniform[1] * right[:, None]
     means = state.left_mean * left, state.right_mean * right
     return State(k, state.theta * both, *squares, *means, uniform, state.same, state.normal)
+
+
+def trained_affine(state: State) -> State:
+    r"""Return the state after trained gains of 1 and biases of 0, one each for a unit, :math:`\Theta \mapsto
+    \Theta + K + 1`.
+    """
+    k = state.k
+    if state.uniform is not None:
+        k = k + state.uniform[0] @ state.uniform[1].T / 3
+    return dataclasses.replace(state, theta=state.theta + k + 1)
 
 
 def product(state: State, other: State) -> State:

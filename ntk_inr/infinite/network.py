@@ -248,7 +248,7 @@ def _first(
     """Return the first layer's pre-activations, exact in the law of its weights, and the dual that takes them."""
     state, fan_in = description.inputs(parts, left, right)
     layer = description.layer(parts, fan_in, first=True)
-    dual = _with_terms(description, parts, layer)
+    dual = _with_terms(description, parts, layer, first=True)
     few = fan_in + (layer.uniform is not None) <= pairs.LARGEST_TENSOR
     if layer.weights == "normal" or left.h is None or not (few or isinstance(dual, Sine | Wavelet)):
         return layer.apply(state), dual
@@ -258,10 +258,10 @@ def _first(
     return state, Quadrature(parts["activation"], description.order) if isinstance(dual, Rectifier | Erf) else dual
 
 
-def _with_terms(description: Description, parts: Mapping[str, Any], layer: Layer) -> Dual:
+def _with_terms(description: Description, parts: Mapping[str, Any], layer: Layer, *, first: bool = False) -> Dual:
     """Return the dual of the activation after ``layer``, a wavelet's with as many terms as it needs there."""
-    dual = description.dual(parts)
+    dual = description.dual(parts, first=first)
     if not isinstance(dual, Wavelet) or (layer.weights == "normal" and layer.uniform is None):
         return dual
     pre = parts["normalization"] is not None and parts["normalization"].placement == "hidden_pre"
-    return dataclasses.replace(dual, terms=description.terms(layer, pre=pre))
+    return dataclasses.replace(dual, terms=description.terms(layer, first=first, pre=pre))

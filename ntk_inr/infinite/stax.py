@@ -28,12 +28,15 @@ def kernel(description: Description) -> Callable[..., tuple[Array, Array]]:
         ModuleNotFoundError: neural-tangents is not installed.
     """
     stax = _neural_tangents.load().stax
-    activation = _activation(stax, description.dual(description.parts), description.parts["activation"])
-    return jax.jit(functools.partial(_forward, description, stax, activation))
+    layers = [
+        _activation(stax, description.dual(description.parts, first=first), description.parts["activation"])
+        for first in (True, False)
+    ]
+    return jax.jit(functools.partial(_forward, description, stax, layers))
 
 
 def _forward(
-    description: Description, stax: Any, activation: Any, x1: Array, x2: Array | None, hyper: dict, fixed: Any
+    description: Description, stax: Any, activations: list[Any], x1: Array, x2: Array | None, hyper: dict, fixed: Any
 ) -> tuple[Array, Array]:
     description = dataclasses.replace(description, fixed=fixed)
     net, parts = description.net, description.parts
@@ -55,7 +58,7 @@ def _forward(
             k = _layer(stax, layer, net.features, net.parameterization)(k)
             if normalization is not None and normalization.placement == "hidden_pre":
                 k = stax.LayerNorm(eps=normalization.epsilon)[2](k)
-            k = activation(k)
+            k = activations[0 if first else 1](k)
             if modulation is not None:
                 k = stax.FanInProd()[2]([k, modulator])
         readout = description.layer(parts, net.features, readout=True)
@@ -110,6 +113,7 @@ def check(description: Description) -> None:
         (parts["sparsity"] is not None, "sparsity"),
         (net.residual, "residual=True adds units that are not normal"),
         (not inputs_only and normalization.placement != "hidden_pre", f"normalization={normalization!r}"),
+        (getattr(normalization, "trained", False), f"normalization={normalization!r} has a trained gain and bias"),
         (not inputs_only and radius is not None, f"normalization's radius {radius}"),
         (
             type(net.encoding).__name__ == "GaussianFourier" and description.fixed is None,

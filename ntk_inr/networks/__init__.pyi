@@ -34,6 +34,8 @@ from ntk_inr.networks.normalization import BatchNorm as BatchNorm
 from ntk_inr.networks.normalization import LayerNorm as LayerNorm
 from ntk_inr.networks.normalization import Sphere as Sphere
 from ntk_inr.networks.normalization import WeightNorm as WeightNorm
+from ntk_inr.networks.recipes import Recipe as Recipe
+from ntk_inr.networks.recipes import recipe as recipe
 from ntk_inr.networks.settings import settings_of as settings_of
 from ntk_inr.networks.settings import with_settings as with_settings
 from ntk_inr.networks.sparsity import TopK as TopK

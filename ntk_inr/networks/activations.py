@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -62,9 +62,11 @@ class Sine:
     Args:
         omega: angular frequency inside the sine; 30 suits images scaled to [-1, 1].
         phase: added inside the sine, in radians.
+        first_omega: angular frequency of the first layer; None is omega. It multiplies the layer's biases as well as
+            its weights: SIREN's ``first_omega_0``, 3000 for sound.
 
     Raises:
-        ValueError: omega is not a finite number above 0.
+        ValueError: omega or first_omega is not a finite number above 0.
 
     Example:
         >>> import jax.numpy as jnp
@@ -74,9 +76,10 @@ class Sine:
 
     omega: float = real(30.0)
     phase: float = real(0.0)
+    first_omega: float | None = real(None)
 
     def __post_init__(self) -> None:
-        _checks.check_positive(self.omega, "omega")
+        initializers.check_frequencies(self.omega, self.first_omega)
 
     def __call__(self, u: Array, /) -> Array:
         """Return the activation of each entry."""
@@ -153,15 +156,19 @@ class Quadratic:
 
 @dataclasses.dataclass(frozen=True)
 class Gabor:
-    r"""WIRE's wavelet, real part: :math:`e^{-s^2u^2}\cos(\omega u + \varphi)`, with weights U(±1/sqrt(n)).
+    r"""The wave under a window :math:`e^{-s^2u^2}\cos(\omega u + \varphi)`, with weights U(±1/sqrt(n)).
+
+    It is the real part of WIRE's wavelet at one real pre-activation u. WIRE's networks take complex ones, or, where
+    they are real, two for each unit, one for the wave and one for the window: :class:`ntk_inr.networks.Wire`.
 
     Args:
         scale: s, the inverse width of the window.
         omega: angular frequency of the wave.
         phase: :math:`\varphi`, in radians.
+        first_omega: angular frequency in the first layer; None is omega.
 
     Raises:
-        ValueError: scale or omega is not a finite number above 0.
+        ValueError: scale, omega or first_omega is not a finite number above 0.
 
     Example:
         >>> import jax.numpy as jnp
@@ -174,10 +181,11 @@ class Gabor:
     scale: float = real(10.0)
     omega: float = real(20.0)
     phase: float = real(0.0)
+    first_omega: float | None = real(None)
 
     def __post_init__(self) -> None:
         _checks.check_positive(self.scale, "scale")
-        _checks.check_positive(self.omega, "omega")
+        initializers.check_frequencies(self.omega, self.first_omega)
 
     def __call__(self, u: Array, /) -> Array:
         """Return the activation of each entry."""
@@ -257,3 +265,9 @@ def resolve(activation: str | Callable[[Array], Array]) -> Activation:
     if not callable(activation):
         raise TypeError(f"activation is {activation!r}; expected a name ({', '.join(ACTIVATIONS)}) or a callable.")
     return activation if isinstance(activation, Activation) else Elementwise(activation)
+
+
+def of_layer(activation: Any, *, first: bool) -> Any:
+    """Return the activation of a layer: in the first one the frequency is ``first_omega``, where that is given."""
+    omega = getattr(activation, "first_omega", None)
+    return dataclasses.replace(activation, omega=omega) if first and omega is not None else activation

@@ -10,8 +10,8 @@ from typing import Any
 import flax.linen as nn
 
 from ntk_inr import _checks
-from ntk_inr.networks.activations import Gauss
-from ntk_inr.networks.encodings import GaussianFourier, Identity, NeRFEncoding, OneBlob, TriangleWave
+from ntk_inr.networks.activations import Gauss, Sine
+from ntk_inr.networks.encodings import GaussianFourier, NeRFEncoding, OneBlob, TriangleWave
 from ntk_inr.networks.film import FiLM
 from ntk_inr.networks.filter_networks import BACON, FourierNet, GaborNet
 from ntk_inr.networks.hash_grid import HashGrid
@@ -19,7 +19,7 @@ from ntk_inr.networks.mlp import CoordinateMLP
 from ntk_inr.networks.modulated_sines import Finer
 from ntk_inr.networks.modulation import FourierModulation, GaborModulation, MLPModulation
 from ntk_inr.networks.normalization import Sphere
-from ntk_inr.networks.settings import with_settings
+from ntk_inr.networks.settings import names_like, with_settings, words_of
 from ntk_inr.networks.sparsity import TopK
 from ntk_inr.networks.wire import Wire
 
@@ -76,7 +76,7 @@ VARIANTS: dict[str, Variant] = {
     "oneblob": _mlp("one-blob encoding, 32 bins a coordinate, then ReLU", encoding=OneBlob(bins=32)),
     "hash": _mlp("multiresolution hash grid, 8 levels, then ReLU", encoding=HashGrid(levels=8, log2_size=12, base=8)),
     "siren": _mlp("sine activations, omega 30, SIREN initialisation", activation="sine"),
-    "siren+fast": _mlp("siren, first omega 3000, for audio", activation="sine", encoding=Identity(scale=100.0)),
+    "siren+fast": _mlp("siren, first omega 3000, for audio", activation=Sine(first_omega=3000.0)),
     "siren+film": _mlp("siren, modulated by a trained latent code", activation="sine", modulation=FiLM(latent=64)),
     "finer": _mlp("sines of growing frequency, omega 30, first biases up to 1", activation=Finer(bias_spread=1.0)),
     "spder": _mlp("damped sines, omega 30", activation="spder"),
@@ -84,10 +84,14 @@ VARIANTS: dict[str, Variant] = {
     "sinc": _mlp("cardinal sines, omega 30", activation="sinc"),
     "gauss": _mlp("Gaussian bumps, exp(-(30 u)^2)", activation=Gauss(width=1 / (30 * 2**0.5))),
     "quadratic": _mlp("bumps with long tails, 1 / (1 + (10 u)^2)", activation="quadratic"),
-    "gabor": _mlp("real Gabor wavelets, omega 20, scale 10", activation="gabor"),
+    "gabor": _mlp("real Gabor wavelets of one map, omega 20, scale 10", activation="gabor"),
     "tanh": _mlp("tanh network on raw coordinates", activation="tanh"),
     "gelu": _mlp("GELU network on raw coordinates", activation="gelu"),
     "wire": Variant("complex Gabor wavelets, omega 20, scale 10 (WIRE)", Wire),
+    "wire2d": Variant("wire under windows of two dimensions (WIRE-2D)", functools.partial(Wire, wavelet="complex2d")),
+    "wire+real": Variant(
+        "real Gabor wavelets, wave and window of two maps (WIRE's real layer)", functools.partial(Wire, wavelet="real")
+    ),
     "fouriernet": Variant("multiplicative Fourier filters, scale 64", functools.partial(FourierNet, scale=64.0)),
     "gabornet": Variant("multiplicative Gabor filters, scale 64", functools.partial(GaborNet, scale=64.0)),
     "bacon": Variant("band-limited multiplicative filters, 16 cycles a unit", functools.partial(BACON, bandwidth=16.0)),
@@ -109,7 +113,7 @@ def variant(name: str, *, features: int = 256, depth: int = 4, out: int = 1, **s
 
     Args:
         name: one of :func:`variants`, and settings of it as :func:`settings_of` has them, by their full or short names:
-            "siren:omega=10", "rff:scale=4,depth=3".
+            "siren:omega=10", "rff:scale=4,depth=3"; "siren:precision=bfloat16" for the settings that are words.
         features: width of the hidden layers.
         depth: number of hidden layers.
         out: number of outputs.
@@ -120,7 +124,7 @@ def variant(name: str, *, features: int = 256, depth: int = 4, out: int = 1, **s
 
     Raises:
         ValueError: an unknown name or setting, with the nearest; a short name that several settings have; a setting
-            that is no number.
+            that is no number, or no word that it may be.
 
     Example:
         >>> variant("siren", features=64, depth=3).activation
@@ -128,32 +132,44 @@ def variant(name: str, *, features: int = 256, depth: int = 4, out: int = 1, **s
         >>> variant("siren:omega=10").activation.omega
         10
     """
-    name, numbers = parse(name)
+    name, values = parse(name)
     _checks.check_choice(name, VARIANTS, "variant")
-    return with_settings(VARIANTS[name].build(features=features, depth=depth, out=out, **settings), numbers)
+    net = VARIANTS[name].build(features=features, depth=depth, out=out, **settings)
+    words = words_of(net)
+    for setting, value in values.items():
+        if isinstance(value, str) and not names_like(words, setting, alias=False):
+            raise _no_number(name, setting, value)
+    return with_settings(net, values)
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
     """Return the name and the settings that a text such as "rff:scale=4,depth=3" names.
 
     Raises:
-        ValueError: a setting without a value, or with one that is no number.
+        ValueError: a setting without a value, or with one that is neither a number nor a word.
 
     Example:
         >>> parse("rff:scale=4,depth=3")
         ('rff', {'scale': 4, 'depth': 3})
     """
     name, colon, settings = text.partition(":")
-    numbers = {}
+    values: dict[str, Any] = {}
     for setting in settings.split(",") if colon else ():
-        key, _, value = setting.partition("=")
+        key, _, value = (part.strip() for part in setting.partition("="))
         try:
-            numbers[key.strip()] = int(value) if value.strip().lstrip("+-").isdecimal() else float(value)
+            values[key] = int(value) if value.lstrip("+-").isdecimal() else float(value)
         except ValueError:
-            raise ValueError(
-                f"variant {text!r} has the setting {setting!r}; write name=number, such as {name}:features=128,depth=3."
-            ) from None
-    return name, numbers
+            if not value.isidentifier():
+                raise _no_number(name, key, value) from None
+            values[key] = value
+    return name, values
+
+
+def _no_number(name: str, setting: str, value: str) -> ValueError:
+    written = f"{setting}={value}" if value else setting
+    return ValueError(
+        f"variant {name!r} has the setting {written!r}; write name=number, such as {name}:features=128,depth=3."
+    )
 
 
 def written(name: str, settings: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from ntk_inr.networks import initializers
 from ntk_inr.networks.fields import WHOLE
 from ntk_inr.networks.initializers import Law
+from ntk_inr.networks.products import Precision, product
 
 PARAMETERIZATIONS = ("standard", "ntk")
 
@@ -33,6 +34,9 @@ class Dense(nn.Module):
         parameterization: "standard" or "ntk".
         param_dtype: dtype that parameters are drawn in.
         weight_norm: train length and direction of each unit's weights apart; see :class:`WeightNorm`.
+        precision: of the product: "default", "high" or "highest", as JAX names them; "bfloat16", whose parameters stay
+            as they are drawn; or None, JAX's own choice. "highest" is for a layer that takes coordinates.
+        readout: the last layer, whose sums stay in float32 where ``precision`` is "bfloat16".
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -47,6 +51,8 @@ class Dense(nn.Module):
     parameterization: Literal["standard", "ntk"] = "standard"
     param_dtype: Any = jnp.float32
     weight_norm: bool = False
+    precision: Precision | None = None
+    readout: bool = False
 
     @nn.compact
     def __call__(self, h: Float[Array, "n fan_in"]) -> Float[Array, "n features"]:
@@ -64,7 +70,7 @@ class Dense(nn.Module):
 
         kernel, alpha = entered("kernel", self.law, (fan_in, self.features))
         h, kernel = nn.dtypes.promote_dtype(h, kernel, dtype=None)
-        u = (h if stored else alpha * h) @ kernel
+        u = product(h if stored else alpha * h, kernel, self.precision, sums=self.readout)
         shift = None
         if self.bias_law is not None:
             bias, beta = entered("bias", self.bias_law, (self.features,))

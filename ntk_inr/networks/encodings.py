@@ -13,16 +13,20 @@ from jaxtyping import Float
 from ntk_inr import _checks
 from ntk_inr.networks import trig
 from ntk_inr.networks.fields import real, whole
+from ntk_inr.networks.products import of_coordinates
 
 CONSTANTS = "constants"
 """The collection of fixed matrices: initialised with the network, never trained."""
 
 
 class Identity(nn.Module):
-    r"""Multiply the coordinates by a factor, by which SIREN gives its first layer a frequency of its own.
+    r"""Multiply the coordinates by a factor.
+
+    Before sines it multiplies the frequencies of the first layer, but not its biases; ``Sine(first_omega=...)``
+    multiplies both.
 
     Attributes:
-        scale: the factor; 100 before ``Sine(omega=30.0)`` is a first omega of 3000, as SIREN has it for audio.
+        scale: the factor.
 
     Raises:
         ValueError: scale is not a finite number above 0.
@@ -94,7 +98,8 @@ class GaussianFourier(nn.Module):
 
     Attributes:
         features: number of frequencies M; the encoding has 2 M entries.
-        scale: standard deviation sigma of the frequencies, in cycles per unit length.
+        scale: standard deviation sigma of the frequencies, in cycles per unit length of coordinates in [-1, 1]. On
+            [0, 1], as Tancik et al. have images, the same frequencies have twice that: their 10 is 5 here.
         trained: True puts B among the parameters, as learnable Fourier features do.
         param_dtype: dtype that the frequencies are drawn in.
 
@@ -132,7 +137,7 @@ class GaussianFourier(nn.Module):
             matrix = self.param("frequencies", draw)
         else:
             matrix = self.variable(CONSTANTS, "frequencies", lambda: draw(self.make_rng("params"))).value
-        sine, cosine = trig.sincos(2 * jnp.pi * (x @ matrix.astype(x.dtype)))
+        sine, cosine = trig.sincos(2 * jnp.pi * of_coordinates(x, matrix.astype(x.dtype)))
         return jnp.concatenate([cosine, sine], axis=-1)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 REAL = {"setting": float}
 """Metadata of a field that is a real setting; beside ``"tuned": False``, ``settings_of`` leaves it out."""
@@ -30,3 +30,8 @@ def real(default: Any, *, tuned: bool = True) -> Any:
 def whole(default: Any) -> Any:
     """Declare a whole setting with a default."""
     return dataclasses.field(default=default, metadata=WHOLE)
+
+
+def word(default: str | None, choices: Any) -> Any:
+    """Declare a setting that is one of the words of a ``Literal``, which a variant's name may carry."""
+    return dataclasses.field(default=default, metadata={"words": get_args(choices)})

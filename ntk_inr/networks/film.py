@@ -67,7 +67,10 @@ class FiLM(nn.Module):
         law = nn.initializers.normal(self.scale / self.latent**0.5)
         shape = (self.latent, layers * features)
         gain, shift = (
-            (z[None, :] @ self.param(name, law, shape, self.param_dtype)).reshape(layers, features)
+            # In full precision: it is one row, that all coordinates share.
+            jnp.matmul(z[None, :], self.param(name, law, shape, self.param_dtype), precision="highest").reshape(
+                layers, features
+            )
             for name in ("gain", "shift")
         )
         return Affine(1 + gain, shift)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -16,9 +15,10 @@ from ntk_inr import _checks
 from ntk_inr.networks import trig
 from ntk_inr.networks.dense import PARAMETERIZATIONS, Dense
 from ntk_inr.networks.encodings import CONSTANTS
-from ntk_inr.networks.fields import real, whole
+from ntk_inr.networks.fields import real, whole, word
 from ntk_inr.networks.initializers import BIAS_UNIFORM, Law
 from ntk_inr.networks.modulation import squared_distances
+from ntk_inr.networks.products import Precision, check_precision, of_coordinates
 
 
 class FilterNetwork(nn.Module):
@@ -30,15 +30,17 @@ class FilterNetwork(nn.Module):
 
     Attributes:
         features: number of filters of each layer.
-        depth: number of layers L, each with filters of its own.
+        depth: number of layers L, each with filters of its own; the reference code's ``n_layers`` is L - 1.
         out: number of outputs c.
-        weight_scale: hidden weights and the readout's are :math:`U(\pm\sqrt{s/m})`.
+        weight_scale: s, for hidden weights :math:`U(\pm\sqrt{s/m})`. The readout's are :math:`U(\pm1/\sqrt m)` whatever
+            it is, as in the reference code, and all biases have that law.
         trained: train the filters too.
         parameterization: of W and b, "standard" or "ntk"; see :class:`~ntk_inr.networks.Dense`.
         param_dtype: dtype that parameters are drawn in.
+        precision: of the products of hidden layers and of the readout; see :class:`~ntk_inr.CoordinateMLP`.
 
     Raises:
-        ValueError: a size below 1, a scale not above 0, or an unknown parameterization.
+        ValueError: a size below 1, a scale not above 0, or an unknown parameterization or precision.
 
     Source: Fathony et al. 2021, Multiplicative Filter Networks (ICLR, openreview OmtmcPkkhT), and its
     reference code for the laws.
@@ -51,18 +53,19 @@ class FilterNetwork(nn.Module):
     trained: bool = True
     parameterization: Literal["standard", "ntk"] = "standard"
     param_dtype: Any = jnp.float32
+    precision: Precision | None = word(None, Precision)
 
     def __post_init__(self) -> None:
         for name in ("features", "depth", "out"):
             _checks.check_positive(getattr(self, name), name, integer=True)
         _checks.check_positive(self.weight_scale, "weight_scale")
         _checks.check_choice(self.parameterization, PARAMETERIZATIONS, "parameterization")
+        check_precision(self.precision)
         super().__post_init__()
 
-    @property
-    def law(self) -> Law:
-        """Law of the hidden weights and of the readout's."""
-        return Law(self.weight_scale / 3, "uniform")
+    def law(self, *, readout: bool = False) -> Law:
+        """Return the law of the hidden weights, or of the readout's."""
+        return BIAS_UNIFORM if readout else Law(self.weight_scale / 3, "uniform")
 
     @nn.compact
     def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n out"]:
@@ -70,15 +73,24 @@ class FilterNetwork(nn.Module):
         z = self.filter(x, 0)
         for layer in range(1, self.depth):
             z = self.affine(self.features, f"hidden_{layer}")(z) * self.filter(x, layer)
-        return self.affine(self.out, "readout")(z)
+        return self.affine(self.out, "readout", readout=True)(z)
 
     def filter(self, x: Array, layer: int) -> Array:
         """Return the filters of a layer, (n, features)."""
         raise NotImplementedError(f"{type(self).__name__} defines no filters; use FourierNet, GaborNet or BACON.")
 
-    def affine(self, features: int, name: str) -> Dense:
+    def affine(self, features: int, name: str, *, readout: bool = False) -> Dense:
         """Return the affine map of a layer."""
-        return Dense(features, self.law, BIAS_UNIFORM, self.parameterization, self.param_dtype, name=name)
+        return Dense(
+            features,
+            self.law(readout=readout),
+            BIAS_UNIFORM,
+            parameterization=self.parameterization,
+            param_dtype=self.param_dtype,
+            precision=self.precision,
+            readout=readout,
+            name=name,
+        )
 
     def entry(self, name: str, draw: Any, *, trained: bool) -> Array:
         """Return an array of a filter, from the parameters where ``trained``, else from the "constants" collection."""
@@ -93,7 +105,10 @@ class FilterNetwork(nn.Module):
             return jax.random.uniform(key, (self.features,), self.param_dtype, -jnp.pi, jnp.pi)
 
         omega = self.entry(f"frequency_{layer}", frequency, trained=trained).astype(x.dtype)
-        return trig.sin(x @ omega + self.entry(f"phase_{layer}", phase, trained=self.trained).astype(x.dtype)[None, :])
+        return trig.sin(
+            of_coordinates(x, omega)
+            + self.entry(f"phase_{layer}", phase, trained=self.trained).astype(x.dtype)[None, :]
+        )
 
     def uniform(self, key: Array, x: Array, scale: float) -> Array:
         """Return uniform frequencies (d, features), bounded so that the sum over all layers has the size ``scale``."""
@@ -192,18 +207,22 @@ class BACON(FilterNetwork):
     r"""A Fourier network whose frequencies are fixed multiples of pi, so that its layers have known band limits.
 
     The frequencies of layer l are uniform on the multiples of pi up to :math:`2\pi B_l`, for
-    :math:`B_l = B/L` rounded down to halves, so a network of period 2 in each coordinate; what layer l gives has none
+    :math:`B_l = s_lB` rounded to halves, so a network of period 2 in each coordinate; what layer l gives has none
     above :math:`\sum_{j\le l} B_j` cycles per unit length. Phases are trained, weights are
-    :math:`U(\pm\sqrt{6/m})`, which keeps the variance of z. The other settings are as in
+    :math:`U(\pm\sqrt{6/m})`, the readout's too, which keeps the variance of z. The other settings are as in
     :class:`~ntk_inr.networks.filter_networks.FilterNetwork`.
 
     Attributes:
-        bandwidth: B, cycles per unit length; N/4 is the Nyquist limit of N samples over [-1, 1].
+        bandwidth: B, cycles per unit length; N/4 is the Nyquist limit of N samples over [-1, 1], so that the reference
+            code's ``frequency`` is 4 B.
         scales: layers that have a readout of their own, 1 to L; their values stand side by side, (n, len(scales) c),
             coarse to fine. None is the last layer alone.
+        input_scales: the part of the bandwidth that each layer has, :math:`s_1 \dots s_L`; for images the reference
+            code has (1/8, 1/8, 1/4, 1/4, 1/4) with readouts after layers 2, 3 and 5. None is 1/L for each.
 
     Raises:
-        ValueError: a bandwidth of less than half a cycle a layer, or scales that are not layers in rising order.
+        ValueError: a bandwidth of which a layer's part rounds to 0, scales that are not layers in rising
+            order, or input_scales that are not L numbers above 0.
 
     Example:
         >>> import jax, jax.numpy as jnp, ntk_inr as ni
@@ -218,23 +237,33 @@ class BACON(FilterNetwork):
     weight_scale: float = real(6.0)
     bandwidth: float = real(16.0)
     scales: Sequence[int] | None = None
+    input_scales: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         _checks.check_positive(self.bandwidth, "bandwidth")
         super().__post_init__()
-        if self.steps < 1:
+        if self.input_scales is not None:
+            if len(self.input_scales) != self.depth:
+                raise ValueError(
+                    f"input_scales has {len(self.input_scales)} entries for {self.depth} layers; expected one for each."
+                )
+            for scale in self.input_scales:
+                _checks.check_positive(scale, "an entry of input_scales")
+        if min(self.steps) < 1:
+            bound = 1 / (4 * min(self.input_scales or [1 / self.depth]))
             raise ValueError(
-                f"bandwidth is {self.bandwidth} for {self.depth} layers; expected at least {self.depth / 2}, half a "
-                "cycle for each."
+                f"bandwidth is {self.bandwidth} for {self.depth} layers; expected more than {bound:g}, so that "
+                "no layer's part rounds to 0 cycles."
             )
         chosen = self.readouts
         if list(chosen) != sorted(set(chosen)) or not chosen or chosen[0] < 1 or chosen[-1] > self.depth:
             raise ValueError(f"scales is {self.scales!r}; expected layers from 1 to {self.depth} in rising order.")
 
     @property
-    def steps(self) -> int:
-        """The highest frequency of a layer, in units of pi."""
-        return math.floor(2 * self.bandwidth / self.depth + 1e-9)
+    def steps(self) -> tuple[int, ...]:
+        """The highest frequency of each layer, in units of pi."""
+        scales = self.input_scales or [1 / self.depth] * self.depth
+        return tuple(round(2 * self.bandwidth * scale) for scale in scales)
 
     @property
     def readouts(self) -> tuple[int, ...]:
@@ -249,14 +278,19 @@ class BACON(FilterNetwork):
             if layer > 1:
                 z = self.affine(self.features, f"hidden_{layer - 1}")(z) * self.filter(x, layer - 1)
             if layer in self.readouts:
-                values.append(self.affine(self.out, f"readout_{layer}")(z))
+                values.append(self.affine(self.out, f"readout_{layer}", readout=True)(z))
         return jnp.concatenate(values, axis=-1)
+
+    def law(self, *, readout: bool = False) -> Law:
+        """Return the law of the hidden weights and of the readout's."""
+        return super().law()
 
     def filter(self, x: Array, layer: int) -> Array:
         """Return the filters of a layer, (n, features)."""
 
         def frequency(key: Array) -> Array:
-            steps = jax.random.randint(key, (x.shape[1], self.features), -self.steps, self.steps + 1)
+            most = self.steps[layer]
+            steps = jax.random.randint(key, (x.shape[1], self.features), -most, most + 1)
             return (jnp.pi * steps).astype(self.param_dtype)
 
         return self.waves(x, layer, frequency, trained=False)

@@ -86,6 +86,13 @@ BIAS_UNIFORM = Law(1 / 3, "uniform")
 """U(±1/sqrt(fan_in)): the law of weights and biases of the field's reference code (PyTorch's ``Linear``)."""
 
 
+def check_frequencies(omega: Any, first_omega: Any = None) -> None:
+    """Raise where a frequency, or that of the first layer where it has one of its own, is not above 0."""
+    for name, value in (("omega", omega), ("first_omega", first_omega)):
+        if value is not None:
+            _checks.check_positive(value, name)
+
+
 def siren_first() -> Law:
     """Return SIREN's first-layer law U(±1/d) (Sitzmann et al. 2020, arXiv 2006.09661, section 3.2)."""
     return Law(1 / 3, "uniform", power=2)

@@ -13,11 +13,12 @@ from jaxtyping import Float
 from ntk_inr import _checks
 from ntk_inr.networks import activations, initializers, normalization
 from ntk_inr.networks.dense import PARAMETERIZATIONS, Dense
-from ntk_inr.networks.fields import whole
+from ntk_inr.networks.fields import whole, word
 from ntk_inr.networks.film import FiLM
 from ntk_inr.networks.initializers import Law, Scheme
 from ntk_inr.networks.modulation import FourierModulation, GaborModulation, MLPModulation
-from ntk_inr.networks.normalization import BatchNorm, Normalization, WeightNorm
+from ntk_inr.networks.normalization import BatchNorm, LayerNorm, Normalization, WeightNorm
+from ntk_inr.networks.products import Precision, check_precision
 from ntk_inr.networks.sparsity import TopK
 
 SCHEDULE = "schedule"
@@ -52,6 +53,10 @@ class CoordinateMLP(nn.Module):
         head: what the readout passes through: "sigmoid", "tanh", any callable, or None.
         parameterization: "standard" or "ntk"; see :class:`Dense`.
         param_dtype: dtype that parameters are drawn in.
+        precision: of the products of hidden layers after the first, and of the readout. "default", "high" and
+            "highest" are JAX's; None is what ``jax.default_matmul_precision`` says. "bfloat16" rounds what enters
+            these products to it, and hidden layers' sums, while parameters, activations and the readout's sums stay in
+            float32. What takes the coordinates (encoding, first layer, modulation) is in full precision always.
 
     Raises:
         ValueError: a size below 1, an unknown name, or an initializer of means other than 0 in the "ntk"
@@ -79,6 +84,7 @@ class CoordinateMLP(nn.Module):
     head: str | Callable[[Array], Array] | None = None
     parameterization: Literal["standard", "ntk"] = "standard"
     param_dtype: Any = jnp.float32
+    precision: Precision | None = word(None, Precision)
 
     def __post_init__(self) -> None:
         for name in ("features", "depth", "out"):
@@ -90,6 +96,7 @@ class CoordinateMLP(nn.Module):
         if isinstance(self.head, str):
             _checks.check_choice(self.head, HEADS, "head")
         _checks.check_choice(self.parameterization, PARAMETERIZATIONS, "parameterization")
+        check_precision(self.precision)
         if self.parameterization == "ntk" and any(law.shift or not law.gain for law in self.every_law()):
             raise ValueError(
                 f"initializer={self.initializer!r} draws from laws of nonzero mean or no variance, which the "
@@ -125,11 +132,21 @@ class CoordinateMLP(nn.Module):
                 return h
             if isinstance(norm, BatchNorm):
                 return norm.module(train=train, name=f"batch_norm_{layer}")(h)
+            if isinstance(norm, LayerNorm) and norm.trained:
+                return norm.module(param_dtype=self.param_dtype, name=f"layer_norm_{layer}")(h)
             return norm(h)
 
         def dense(features: int, name: str, **layer: bool) -> Dense:
-            laws = self.laws(**layer)
-            return Dense(features, *laws, self.parameterization, self.param_dtype, weight_norm, name=name)
+            return Dense(
+                features,
+                *self.laws(**layer),
+                parameterization=self.parameterization,
+                param_dtype=self.param_dtype,
+                weight_norm=weight_norm,
+                precision="highest" if layer.get("first") else self.precision,
+                readout=layer.get("readout", False),
+                name=name,
+            )
 
         step = None
         if self.sparsity is not None and self.sparsity.scheduled:
@@ -145,7 +162,7 @@ class CoordinateMLP(nn.Module):
             u = normalized(dense(self.features, f"hidden_{layer}", first=layer == 0)(h), "hidden_pre", layer)
             if film is not None:
                 u = film.scale[layer][None, :] * u + film.shift[layer][None, :]
-            h = activation(u)
+            h = activations.of_layer(activation, first=layer == 0)(u)
             if self.sparsity is not None:
                 h = self.sparsity(h, step)
             if factors is not None:

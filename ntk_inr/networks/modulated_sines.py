@@ -30,9 +30,10 @@ class Finer:
         frozen_scale: take :math:`|u| + 1` as a constant in derivatives, as the reference code does by default.
             Derivatives by the coordinates are then not those of the function: False for equations and eikonal losses.
             Nor is the kernel of :func:`ntk` the one that training follows, which is :func:`training_kernel`.
+        first_omega: angular frequency in the first layer; None is omega.
 
     Raises:
-        ValueError: omega or bias_spread is not a finite number above 0.
+        ValueError: omega, bias_spread or first_omega is not a finite number above 0.
 
     Example:
         >>> import jax.numpy as jnp
@@ -45,9 +46,11 @@ class Finer:
     omega: float = real(30.0)
     bias_spread: float | None = real(None)
     frozen_scale: bool = True
+    first_omega: float | None = real(None)
 
     def __post_init__(self) -> None:
         initializers.siren(self.omega, self.bias_spread)
+        initializers.check_frequencies(self.omega, self.first_omega)
 
     def __call__(self, u: Array, /) -> Array:
         """Return the activation of each entry."""
@@ -71,9 +74,10 @@ class Spder:
 
     Args:
         omega: angular frequency.
+        first_omega: angular frequency in the first layer; None is omega.
 
     Raises:
-        ValueError: omega is not a finite number above 0.
+        ValueError: omega or first_omega is not a finite number above 0.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -84,9 +88,10 @@ class Spder:
     """
 
     omega: float = real(30.0)
+    first_omega: float | None = real(None)
 
     def __post_init__(self) -> None:
-        _checks.check_positive(self.omega, "omega")
+        initializers.check_frequencies(self.omega, self.first_omega)
 
     def __call__(self, u: Array, /) -> Array:
         """Return the activation of each entry."""
@@ -106,9 +111,10 @@ class Sinc:
 
     Args:
         omega: angular frequency, the band limit.
+        first_omega: angular frequency in the first layer; None is omega.
 
     Raises:
-        ValueError: omega is not a finite number above 0.
+        ValueError: omega or first_omega is not a finite number above 0.
 
     Example:
         >>> import jax.numpy as jnp
@@ -119,9 +125,10 @@ class Sinc:
     """
 
     omega: float = real(30.0)
+    first_omega: float | None = real(None)
 
     def __post_init__(self) -> None:
-        _checks.check_positive(self.omega, "omega")
+        initializers.check_frequencies(self.omega, self.first_omega)
 
     def __call__(self, u: Array, /) -> Array:
         """Return the activation of each entry."""
@@ -143,9 +150,10 @@ class Hosc:
     Args:
         sharpness: beta.
         omega: angular frequency.
+        first_omega: angular frequency in the first layer; None is omega.
 
     Raises:
-        ValueError: sharpness or omega is not a finite number above 0.
+        ValueError: sharpness, omega or first_omega is not a finite number above 0.
 
     Example:
         >>> import jax.numpy as jnp
@@ -157,10 +165,11 @@ class Hosc:
 
     sharpness: float = real(8.0)
     omega: float = real(30.0)
+    first_omega: float | None = real(None)
 
     def __post_init__(self) -> None:
         _checks.check_positive(self.sharpness, "sharpness")
-        _checks.check_positive(self.omega, "omega")
+        initializers.check_frequencies(self.omega, self.first_omega)
 
     def __call__(self, u: Array, /) -> Array:
         """Return the activation of each entry."""

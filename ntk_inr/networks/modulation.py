@@ -15,6 +15,7 @@ from ntk_inr.networks import initializers, trig
 from ntk_inr.networks.dense import Dense
 from ntk_inr.networks.encodings import CONSTANTS
 from ntk_inr.networks.fields import real
+from ntk_inr.networks.products import of_coordinates
 
 
 class FourierModulation(nn.Module):
@@ -69,7 +70,7 @@ class FourierModulation(nn.Module):
         else:
             v = self.variable(CONSTANTS, "v", lambda: direction(self.make_rng("params"))).value
             b = self.variable(CONSTANTS, "b", lambda: phase(self.make_rng("params"))).value
-        angle = (self.omega * x) @ v.astype(x.dtype) + b.astype(x.dtype)[None, :]
+        angle = of_coordinates(self.omega * x, v.astype(x.dtype)) + b.astype(x.dtype)[None, :]
         return 2**0.5 * trig.sin(angle)
 
 
@@ -162,7 +163,14 @@ class MLPModulation(nn.Module):
         """Return the factors of ``layers`` layers at coordinates ``x`` (n, d), (n, layers * features)."""
         h, factors = x, []
         for layer in range(layers):
-            dense = Dense(features, initializers.HE_NORMAL, param_dtype=self.param_dtype, name=f"hidden_{layer}")
+            # In full precision, since every layer takes the coordinates.
+            dense = Dense(
+                features,
+                initializers.HE_NORMAL,
+                param_dtype=self.param_dtype,
+                precision="highest",
+                name=f"hidden_{layer}",
+            )
             factors.append(nn.relu(dense(h)))
             h = jnp.concatenate([factors[-1], x], axis=-1)
         return jnp.concatenate(factors, axis=-1) + self.shift

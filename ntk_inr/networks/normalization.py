@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -65,15 +65,19 @@ class Sphere:
 
 @dataclasses.dataclass(frozen=True)
 class LayerNorm:
-    r"""Shift each row to mean zero and scale it to variance one, with nothing trained.
+    r"""Shift each row to mean zero and scale it to variance one, and by a trained gain and bias where asked.
 
-    .. math:: z = (h - \bar h) / \sqrt{\mathrm{Var}(h) + \epsilon}
+    .. math:: z = \gamma\,(h - \bar h) / \sqrt{\mathrm{Var}(h) + \epsilon} + \beta
 
-    At infinite width this is the sphere of radius sqrt(m) where h has mean zero, as pre-activations do.
+    Layer normalization as it is published has a gain and a bias for each unit, 1 and 0 at first, which
+    ``trained=True`` gives. The default, and ``normalization="layer"``, leave them out: at infinite width this is the
+    sphere of radius sqrt(m) where h has mean zero, as pre-activations do.
 
     Args:
         placement: as of :class:`Sphere`.
         epsilon: added to the variance.
+        trained: train a gain and a bias for each unit; in :class:`CoordinateMLP`, which holds them as "layer_norm_0"
+            and so on.
 
     Raises:
         ValueError: unknown placement, or epsilon not above 0.
@@ -84,20 +88,25 @@ class LayerNorm:
         >>> [round(float(v), 3) for v in z[0]]
         [-1.0, 1.0]
 
-    Source: Ba et al. 2016, arXiv 1607.06450, without gain and bias.
+    Source: Ba et al. 2016, arXiv 1607.06450.
     """
 
     placement: Literal["input", "hidden_post", "hidden_pre"] = "hidden_pre"
     epsilon: float = real(1e-6, tuned=False)
+    trained: bool = False
 
     def __post_init__(self) -> None:
         _checks.check_choice(self.placement, PLACEMENTS, "placement")
         _checks.check_positive(self.epsilon, "epsilon")
 
     def __call__(self, h: Float[Array, "*batch m"]) -> Float[Array, "*batch m"]:
-        """Return ``h`` with each last-axis row standardised."""
+        """Return ``h`` with each last-axis row standardised, which a gain of 1 and a bias of 0 leave as it is."""
         centred = h - jnp.mean(h, axis=-1, keepdims=True)
         return centred / jnp.sqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.epsilon)
+
+    def module(self, *, param_dtype: Any, name: str) -> nn.LayerNorm:
+        """Return the Flax module of one layer, with gain and bias."""
+        return nn.LayerNorm(self.epsilon, param_dtype=param_dtype, use_fast_variance=False, name=name)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,14 @@ from ntk_inr import _checks
 from ntk_inr.networks import activations, normalization
 
 _RESOLVED = {"activation": activations.resolve, "normalization": normalization.resolve}
-_ALIASES = {"omega_0": "omega", "omega0": "omega", "sigma": "scale", "width": "features", "L": "bands"}
+_ALIASES = {
+    "omega_0": "omega",
+    "omega0": "omega",
+    "first_omega_0": "first_omega",
+    "sigma": "scale",
+    "width": "features",
+    "L": "bands",
+}
 
 
 def settings_of(net: nn.Module) -> dict[str, Any]:
@@ -32,12 +39,29 @@ def settings_of(net: nn.Module) -> dict[str, Any]:
     Example:
         >>> import ntk_inr as ni
         >>> settings_of(ni.variant("siren", features=64))
-        {'features': 64, 'depth': 4, 'activation.omega': 30.0, 'activation.phase': 0.0}
+        {'features': 64, 'depth': 4, 'activation.omega': 30.0, 'activation.phase': 0.0, 'activation.first_omega': None}
     """
     settings = dict(_numbers(net))
     for name, part in parts_of(net).items():
         settings |= {f"{name}.{field}": value for field, value in _numbers(part).items()}
     return settings
+
+
+def words_of(net: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Return the settings of a network and of its parts that are words, with the words to choose from.
+
+    Example:
+        >>> import ntk_inr as ni
+        >>> words_of(ni.variant("hash"))["encoding.interpolation"]
+        ('linear', 'smoothstep')
+    """
+    parts = {"": net, **{f"{name}.": part for name, part in parts_of(net).items()}}
+    return {
+        prefix + field.name: field.metadata["words"]
+        for prefix, part in parts.items()
+        for field in dataclasses.fields(part)
+        if "words" in field.metadata
+    }
 
 
 def setting_name(net: nn.Module, name: str, known: Iterable[str] | None = None) -> str:
@@ -83,7 +107,7 @@ def with_settings(net: nn.Module, values: Mapping[str, Any]) -> nn.Module:
     Args:
         net: as :func:`settings_of` takes it; it stays as it is.
         values: by name: the full one, "encoding.scale", or its end, "scale", where that names one setting only.
-            "omega_0", "sigma" and "width" are understood, too.
+            "omega_0", "sigma" and "width" are understood, too. Words are for what :func:`words_of` returns.
 
     Returns:
         A network of the same kind.
@@ -102,7 +126,8 @@ def with_settings(net: nn.Module, values: Mapping[str, Any]) -> nn.Module:
     own: dict[str, Any] = {}
     of_parts: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
-        part, _, field = setting_name(net, name).rpartition(".")
+        known = words_of(net) if isinstance(value, str) else None
+        part, _, field = setting_name(net, name, known).rpartition(".")
         (of_parts.setdefault(part, {}) if part else own)[field] = value
     parts = parts_of(net)
     return net.clone(**own, **{name: with_fields(parts[name], changed) for name, changed in of_parts.items()})

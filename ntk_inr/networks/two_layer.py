@@ -15,6 +15,7 @@ from ntk_inr import _checks
 from ntk_inr.networks.encodings import CONSTANTS
 from ntk_inr.networks.modulation import FourierModulation
 from ntk_inr.networks.normalization import Sphere
+from ntk_inr.networks.products import of_coordinates
 from ntk_inr.networks.sparsity import TopK
 
 Readout = Literal["signs", "normal", "constant"]
@@ -41,7 +42,9 @@ class TwoLayerNetwork(nn.Module):
     def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n 1"]:
         """Return the network's values at coordinates ``x``, shape (n, 1)."""
         gamma = self._normalized(x if self.encoding is None else self.encoding(x), "input")
-        u = gamma @ self._drawn("weights", "weights", (gamma.shape[-1], self.width), self.weight_std, x.dtype)
+        u = of_coordinates(
+            gamma, self._drawn("weights", "weights", (gamma.shape[-1], self.width), self.weight_std, x.dtype)
+        )
         if self.bias_std is not None:
             u = u + self._drawn("bias", "bias", (1, self.width), self.bias_std, x.dtype)
         u = self._normalized(u, "hidden_pre")

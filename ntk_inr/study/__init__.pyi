@@ -1,10 +1,12 @@
 from ntk_inr.study.comparison import compare as compare
+from ntk_inr.study.fitted import Fitted as Fitted
+from ntk_inr.study.kept import load_fit as load_fit
+from ntk_inr.study.plan import TrainingOptions as TrainingOptions
 from ntk_inr.study.record import Study as Study
 from ntk_inr.study.record import VariantResult as VariantResult
 from ntk_inr.study.record import load_study as load_study
 from ntk_inr.study.report import write_report as write_report
 from ntk_inr.study.search import tune as tune
-from ntk_inr.study.single import Fitted as Fitted
 from ntk_inr.study.single import fit_task as fit_task
 from ntk_inr.study.summary import Correlation as Correlation
 from ntk_inr.study.summary import Summary as Summary

@@ -31,7 +31,7 @@ def check_derivatives(task: Task, networks: Mapping[str, nn.Module]) -> list[str
     if isinstance(task, IndirectTask) and task.differentiates:
         for net in networks.values():
             _refuse_partial_derivatives(task, net)
-    twice, dimensions = differentiates_twice(task), task.x.shape[1]
+    twice, dimensions = differentiates_twice(task), task.rows(np.arange(1))[0].shape[1]
     sentences = [
         f"The Laplacian of {name} is zero at each of {_PLACES} random places, and {task.name} is about second "
         "derivatives: no training changes them. Take a network that bends, such as siren."
@@ -54,7 +54,7 @@ def differentiates_twice(task: Task) -> bool:
         >>> differentiates_twice(ni.pde_task("poisson")), differentiates_twice(ni.pde_task("poisson-gradients"))
         (True, False)
     """
-    places = jnp.asarray(task.x[np.linspace(0, len(task.x) - 1, _PLACES).astype(int)])
+    places = jnp.asarray(task.rows(np.linspace(0, task.n - 1, _PLACES).astype(int))[0])
 
     def surface(power: int) -> Any:
         def raised(foot: Array, x: Array) -> Array:

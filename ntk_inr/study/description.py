@@ -1,4 +1,4 @@
-"""What a file of results says of networks, tasks, their baselines, and of how a training was set."""
+"""What a file of results says of networks, tasks and their baselines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from ntk_inr.networks.settings import parts_of, settings_of
 from ntk_inr.tasks.image import ImageTask
 from ntk_inr.tasks.interface import IndirectTask, Task
 from ntk_inr.tasks.metrics import BASELINES
-from ntk_inr.training.optimizers import DEFAULT_RATE
 
 _COMPONENTS = ("encoding", "normalization", "modulation", "sparsity")
 
@@ -41,7 +40,7 @@ def numbers_of(net: nn.Module) -> dict[str, Any]:
     Example:
         >>> import ntk_inr as ni
         >>> numbers_of(ni.variant("siren", features=64, depth=3))
-        {'features': 64, 'depth': 3, 'activation.omega': 30.0, 'activation.phase': 0.0}
+        {'features': 64, 'depth': 3, 'activation.omega': 30.0, 'activation.phase': 0.0, 'activation.first_omega': None}
     """
     return {"features": None, "depth": None, **settings_of(net)}
 
@@ -98,7 +97,7 @@ def describe_task(task: Task) -> dict[str, Any]:
         "name": task.name,
         "digest": task.digest,
         "shape": None if image is None else list(image.shape),
-        "rows": len(task.x),
+        "rows": task.n,
         "heldout": 0 if task.heldout is None else len(task.heldout[0]),
         "metric": task.metric,
         "data_range": float(task.data_range),
@@ -135,21 +134,6 @@ def baselines_of(task: Task) -> tuple[Record, ...]:
     others = getattr(task, "baselines", {})
     entries = ({"name": name, "kind": "baseline", "scores": own_scores(task, other)} for name, other in others.items())
     return tuple(map(Record, entries))
-
-
-def training_settings(
-    task: Task, optimizer: str, learning_rate: float | None = None, schedule: str = "constant"
-) -> dict[str, Any]:
-    """Return how a training is set, the rate that None stands for and the rows of a step included.
-
-    The rate is None where the optimizer searches for its step.
-    """
-    if learning_rate is None and optimizer != "lbfgs":
-        learning_rate = DEFAULT_RATE
-    return {
-        "optimizer": optimizer, "learning_rate": learning_rate, "schedule": schedule,
-        "batch_size": task.sampling or len(task.x),
-    }  # fmt: skip
 
 
 def _fields(value: Any) -> dict[str, Any]:

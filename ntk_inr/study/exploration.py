@@ -29,6 +29,7 @@ from ntk_inr.study.candidate import (
     predict_infinite,
     stable_rate,
 )
+from ntk_inr.study.plan import Plan
 from ntk_inr.study.programs import free_programs_if_full
 from ntk_inr.study.space import Axis, between
 from ntk_inr.study.tuning import Candidate, Tuning, write
@@ -55,7 +56,7 @@ class Search:
     """Measures candidates, once each, and keeps them."""
 
     task: Task
-    networks: dict[str, nn.Module]
+    plans: dict[str, tuple[nn.Module, Plan]]
     samples: list[Sample]
     tuning: Tuning
     folder: Path | None
@@ -98,7 +99,7 @@ class Search:
 
     def _repeat(self, candidate: Candidate, sample: Sample, key: Any) -> None:
         """Add one prediction to a candidate."""
-        asked, net = self.tuning.settings, self.networks[candidate.variant]
+        asked, (net, plan) = self.tuning.settings, self.plans[candidate.variant]
         if asked["infinite"]:
             try:
                 curves = predict_infinite(with_settings(net, candidate.settings), sample, int(jax.random.bits(key)))
@@ -110,7 +111,7 @@ class Search:
             kernels = kernels_of(observed, params, sample)
             if asked["pilot"]:
                 before = kernels.own
-                params = self._piloted(observed, params, kernels, sample, key)
+                params = self._piloted(observed, params, kernels, sample, key, plan)
                 kernels = kernels_of(observed, params, sample)
                 candidate.drift.append(float(np.linalg.norm(kernels.own - before) / np.linalg.norm(before)))
             curves = predict(observed, params, kernels, sample)
@@ -118,26 +119,27 @@ class Search:
             raise ValueError("its kernel at initialisation is not finite; scale its weights down.")
         self._score(candidate, curves)
 
-    def _piloted(self, observed: Any, params: Any, kernels: Kernels, sample: Sample, key: Any) -> Any:
+    def _piloted(self, observed: Any, params: Any, kernels: Kernels, sample: Sample, key: Any, plan: Plan) -> Any:
         """Return the parameters after the pilot run, which does not see what the sample holds out."""
         asked, task = self.tuning.settings, self.task
-        rate = asked["learning_rate"]
-        if asked["optimizer"] == "sgd":
+        recipe = plan.recipe
+        if recipe.optimizer == "sgd":
             rate = stable_rate(largest_eigenvalue(kernels.followed, sample), sample) / 2
-        batch = task.sampling if task.sampling is None else min(task.sampling, int(sample.seen.sum()))
+            recipe = dataclasses.replace(recipe, learning_rate=rate)
+        batch = None if plan.rows is None else min(plan.rows, int(sample.seen.sum()))
         run = fit(
             observed, params, task.x[sample.seen], task.y[sample.seen], steps=asked["pilot"], loss=task.loss, key=key,
             batch_size=batch, data_range=task.data_range,
-            optimizer=make_optimizer(asked["optimizer"], learning_rate=rate),
+            optimizer=make_optimizer(**recipe.arguments, steps=asked["steps"]),
         )  # fmt: skip
         if run.status == "diverged":
-            raise ValueError(f"diverged in the pilot run at learning rate {rate:g}.")
+            raise ValueError(f"diverged in the pilot run at learning rate {recipe.learning_rate:g}.")
         return run.params
 
     def _score(self, candidate: Candidate, curves: Curves) -> None:
         """Add the PSNR that curves predict, and the score that the objective makes of it, to a candidate."""
         asked, pilot = self.tuning.settings, self.tuning.settings["pilot"]
-        steps, floor = self._steps_and_floor(curves)
+        steps, floor = self._steps_and_floor(curves, candidate.variant)
         train = psnr(curves.train + floor, self.task.data_range)
         heldout = None if curves.heldout is None else psnr(curves.heldout + floor, self.task.data_range)
         at, budget = np.log(steps), np.log(asked["steps"] - pilot)
@@ -162,16 +164,20 @@ class Search:
             candidate.steps_to_target.append(needed)
             candidate.score.append(-math.log10(needed))
 
-    def _steps_and_floor(self, curves: Curves) -> tuple[np.ndarray, np.ndarray]:
+    def _steps_and_floor(self, curves: Curves, variant: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the training's steps after the pilot run at TIMES, and the error that they can't fall below."""
         asked, pilot = self.tuning.settings, self.tuning.settings["pilot"]
-        steps = self.tuning.steps_of(self.tuning.time_of(pilot) + TIMES) - pilot
+        training, pace = self.tuning.training[variant], self.tuning.pace(variant)
+        steps = pace.steps_of(pace.time_of(pilot) + TIMES) - pilot
         floor = np.full(len(TIMES), _LEAST)
-        if asked["optimizer"] == "adam":
-            steps = np.maximum(steps, curves.path / (asked["adam_reach"] * asked["learning_rate"] * curves.push))
+        if training["optimizer"] != "sgd":
+            rate = training["learning_rate"]
+            needed = curves.path / (asked["adam_reach"] * rate * curves.push)
+            steps = np.maximum(steps, pace.steps_for(pace.effective(pilot) + needed) - pilot)
             loss = str(self.task.loss)  # a name, as was checked
             noisy = pilot + steps > (0 if loss == "l1" else ADAM_MEMORY)
-            floor[noisy] += (ADAM_JITTER[loss] * asked["learning_rate"]) ** 2 * curves.gradient
+            jitter = ADAM_JITTER[loss] * rate * pace.share_at(pilot + steps)
+            floor += np.where(noisy, jitter**2 * curves.gradient, 0)
         return steps, floor
 
 

@@ -79,7 +79,7 @@ def end_at_exact(axis: Any) -> None:
 
 
 def convergence_figure(study: Study, summary: Summary) -> Any:
-    """Return, over cv: the task's own metric, Adam's steps to the target, and PSNR of gradient descent.
+    """Return, over cv: the task's own metric, the steps to the target, and PSNR of gradient descent.
 
     Args:
         study: the study.
@@ -95,10 +95,12 @@ def convergence_figure(study: Study, summary: Summary) -> Any:
     with style.figure_style():
         figure, row = plt.subplots(1, len(panels), figsize=(4.3 * len(panels) + 2.2, 4.1), squeeze=False)
         axes = dict(zip(panels, row[0], strict=True))
-        _label(axes[goal.key], f"{goal.title} after {last} steps of Adam", "cv of the NTK", _axis_title(goal))
+        _label(
+            axes[goal.key], f"{goal.title} after {last} steps of {study.optimizer}", "cv of the NTK", _axis_title(goal)
+        )
         if "steps_to_target" in axes:
-            title = f"Adam: steps to target{_rho(summary, 'steps_to_target')}"
-            _label(axes["steps_to_target"], title, "cv of the NTK", f"Adam steps to {summary.target_psnr:g} dB")
+            title = f"{study.optimizer}: steps to target{_rho(summary, 'steps_to_target')}"
+            _label(axes["steps_to_target"], title, "cv of the NTK", f"steps to {summary.target_psnr:g} dB")
             axes["steps_to_target"].set_yscale("log")
         if "gd" in axes:
             title = f"Gradient descent{_rho(summary, f'gd_{last}')}"
@@ -192,7 +194,7 @@ def _spectrum(axis: Any, result: VariantResult, summary: Summary) -> None:
 def _training(axis: Any, study: Study, result: VariantResult) -> None:
     steps = np.arange(study.settings["steps"] + 1)
     curves = (
-        ("adam_psnr", "Adam", style.FAST, "-"),
+        ("adam_psnr", f"{result.optimizer}, {result.rate}", style.FAST, "-"),
         ("gd_psnr", "gradient descent", style.MEASURED, "-"),
         ("predicted_psnr", "predicted for it", style.PREDICTED, "--"),
     )
@@ -214,7 +216,7 @@ def _training(axis: Any, study: Study, result: VariantResult) -> None:
         axis.plot(np.arange(1, len(losses) + 1), losses, color=style.FAST, linewidth=1.2)
     if np.nanmin(result.arrays["adam_loss"]) > 0:
         axis.set_yscale("log")
-    _label(axis, "Training with Adam", "step", f"loss ({study.task['loss']})")
+    _label(axis, f"Training with {result.optimizer}", "step", f"loss ({study.task['loss']})")
 
 
 def _reconstruction(figure: Any, left: Any, right: Any, study: Study, result: VariantResult) -> None:
@@ -225,7 +227,7 @@ def _reconstruction(figure: Any, left: Any, right: Any, study: Study, result: Va
     figure.colorbar(picture, ax=[left, right], shrink=0.75, label="error")
     psnr = result.seeds[0]["score_psnr"]
     level = "" if psnr is None else f", {decibels(psnr, eight_bit=study.task['eight_bit'])}"
-    left.set_title(in_two_lines(f"Adam's image{level}"))
+    left.set_title(in_two_lines(f"{result.optimizer}'s image{level}"))
     right.set_title("|error|")
     for axis in (left, right):
         axis.set(xticks=[], yticks=[])

@@ -1,4 +1,4 @@
-"""What a study measures of one variant: its kernels, gradient descent beside what they predict, and Adam."""
+"""What a study measures of one variant: its kernels, gradient descent beside what they predict, and its training."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from ntk_inr.spectra.eigen import condition_number, eigenvalues, max_learning_ra
 from ntk_inr.study.candidate import kernel_in_float64, training_kernel_in_float64
 from ntk_inr.study.description import descends, describe, image_of, numbers_of, own_scores
 from ntk_inr.study.figures import picture
+from ntk_inr.study.fitted import Context, Fitted
+from ntk_inr.study.plan import Plan
 from ntk_inr.study.record import VariantResult
 from ntk_inr.tasks.grid import in_batches
 from ntk_inr.tasks.interface import Task
@@ -36,20 +38,24 @@ _DEFAULT_MEMORY = 4 * 2**30
 _FLOATS_PER_UNIT = 8
 
 
-def measure(name: str, net: nn.Module, task: Task, settings: dict[str, Any], report: Progress) -> VariantResult:
-    """Return everything that a study keeps of one variant."""
+def measure(
+    name: str, net: nn.Module, task: Task, plan: Plan, settings: dict[str, Any], report: Progress,
+    keep: Callable[[int, Fitted], Any] | None = None,
+) -> VariantResult:  # fmt: skip
+    """Return everything that a study keeps of one variant; ``keep`` is called with each seed and what it trained."""
     measurement = _Measurement(name, net, task, settings, report)
     kernels, spectra = measurement.measure_kernels()
     if descends(task):
         measurement.descend(kernels, spectra)
-    reconstruction = measurement.train()
+    reconstruction = measurement.train(plan, keep or (lambda seed, found: None))
     if image_of(task) is not None:
         measurement.arrays["reconstruction"] = reconstruction
     else:
         measurement.arrays["picture"] = picture(task.figure(reconstruction))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(measurement.single[0][2]))
     scalars = [Record(figures) for figures in measurement.scalars]
-    return VariantResult(name, describe(net), parameters, scalars, measurement.arrays, Record(numbers_of(net)))
+    described, training = Record(numbers_of(net)), Record(plan.described(task))
+    return VariantResult(name, describe(net), parameters, scalars, measurement.arrays, described, training)
 
 
 class _Measurement:
@@ -65,7 +71,7 @@ class _Measurement:
 
     def __init__(self, name: str, net: nn.Module, task: Task, settings: dict[str, Any], report: Progress) -> None:
         self.name, self.net, self.task, self.report = name, net, task, report
-        self.steps, self.seeds, self.rate = settings["steps"], settings["seeds"], settings["learning_rate"]
+        self.steps, self.seeds = settings["steps"], settings["seeds"]
         self.x, self.y = jnp.asarray(task.x), jnp.asarray(task.y)
 
         def build(key: Array) -> tuple[Any, Any, Any]:
@@ -107,7 +113,7 @@ class _Measurement:
             )
             for kernel, (_, observed, params) in zip(followed, self.single, strict=True)
         ]  # fmt: skip
-        runs = self._trained("gradient descent", optax.sgd(rate))
+        runs = self._trained("gradient descent", {"optimizer": optax.sgd(rate), "steps": self.steps})
         for figures, (_, observed, _), kernel, run in zip(self.scalars, self.single, kernels, runs, strict=True):
             moved = kernel_in_float64(observed, run.params, self.points)
             figures.update(
@@ -118,13 +124,17 @@ class _Measurement:
         self.arrays["predicted_psnr"] = np.stack([curve.psnr for curve in predicted]).astype(np.float32)
         self.arrays["gd_psnr"] = np.stack([_curve(run, self.steps) for run in runs])
 
-    def train(self) -> Any:
-        """Train by Adam and score what each seed reconstructs; return the first reconstruction."""
+    def train(self, plan: Plan, keep: Callable[[int, Fitted], Any]) -> Any:
+        """Train as planned, keep and score what each seed has learned; return the first reconstruction."""
         steps = self.steps
-        runs = self._trained("Adam", optax.adam(self.rate), batch_size=self.task.sampling)
+        options = plan.keywords(steps) | ({"validation": self.task.heldout} if self.task.heldout is not None else {})
+        runs = self._trained(plan.recipe.optimizer, options)
         reconstructions = []
-        for figures, (apply, _, _), run in zip(self.scalars, self.single, runs, strict=True):
-            reconstruction = self.task.reconstruct(functools.partial(trained(apply, run), run.params))
+        context = Context(self.net, self.x.shape[1], self.task, describe(self.net))
+        for seed, (figures, (apply, _, _), run) in enumerate(zip(self.scalars, self.single, runs, strict=True)):
+            found = Fitted(run, {}, None, apply=trained(apply, run), context=context)
+            keep(seed, found)
+            reconstruction = self.task.reconstruct(found)
             reconstructions.append(reconstruction)
             scores = own_scores(self.task, reconstruction)
             if self.task.heldout is not None and "heldout_psnr" not in scores:
@@ -140,17 +150,14 @@ class _Measurement:
         ).astype(np.float32)
         return reconstructions[0]
 
-    def _trained(self, what: str, optimizer: optax.GradientTransformation, **options: Any) -> list[FitResult]:
+    def _trained(self, what: str, options: dict[str, Any]) -> list[FitResult]:
         """Train all seeds together where memory allows, else one after the other; all from the same shuffles."""
 
-        def report(done: int, total: int, seed: int = 0, seeds: int = 1) -> None:
+        def report(done: int, total: int, figures: dict[str, float], seed: int = 0, seeds: int = 1) -> None:
             self.report(f"{self.name}: {what}", seed * total + done, seeds * total)
 
-        options = {
-            "optimizer": optimizer, "steps": self.steps, "loss": self.task.loss, "data_range": self.task.data_range,
-            "key": self.shuffles, **options,
-        }  # fmt: skip
-        if self._fits_together(options.get("batch_size") or len(self.x)):
+        options = {"loss": self.task.loss, "data_range": self.task.data_range, "key": self.shuffles, **options}
+        if self._fits_together(options.get("microbatch") or options.get("batch_size") or len(self.x)):
             return fit_seeds(*self.models[1:], self.x, self.y, progress=report, **options)
         runs = []
         for s, (_, observed, params) in enumerate(self.single):

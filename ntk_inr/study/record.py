@@ -29,6 +29,7 @@ from ntk_inr.training.curves import first_reaching
 SCHEMA = "ntk_inr.study"
 VERSION = 3
 RESULTS = "results.json"
+_OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "lbfgs": "L-BFGS"}
 # Variants, or scalars of one, that ``print`` shows.
 _MOST_ROWS = 16
 
@@ -42,14 +43,17 @@ class VariantResult:
         network: its settings, as a line to read.
         parameters: number of trained parameters.
         seeds: one dict of scalars a seed: of the kernel "ntk_mean", "ntk_variance", "cv", "effective_rank",
-            "condition_number" and "condition_resolved"; of Adam's run "adam_status", "adam_steps", "adam_seconds";
-            "score_psnr" and the task's other scores; where gradient descent ran "gd_status", "gd_steps",
-            "gd_learning_rate", and of its kernel at the end "gd_cv_after" and "gd_kernel_drift".
+            "condition_number" and "condition_resolved"; of the training by its recipe, which is Adam's as a rule,
+            "adam_status", "adam_steps", "adam_seconds"; "score_psnr" and the task's other scores; where gradient
+            descent ran "gd_status", "gd_steps", "gd_learning_rate", and of its kernel at the end "gd_cv_after" and
+            "gd_kernel_drift".
         arrays: "kernel" (first seed, subsampled, over its mean diagonal), "eigenvalues" (seeds, n), "adam_psnr" and
             "adam_seconds" (seeds, steps + 1), "adam_loss" (seeds, steps); where gradient descent ran
             "predicted_psnr" and "gd_psnr" (seeds, steps + 1); and of the first seed "reconstruction" (h, w, c) of an
             image, "picture" (h, w, 3) of other tasks. Curves are NaN after a run's end.
         numbers: width ("features"), depth and every other number of the network's modules, by name.
+        training: how it was trained: "recipe", "optimizer", "learning_rate", "schedule", "batch_size", "source" of the
+            recipe, and whatever else is not as ever.
     """
 
     name: str = static()
@@ -58,6 +62,7 @@ class VariantResult:
     seeds: Sequence[Record]
     arrays: dict[str, Any]
     numbers: Record = static(default=Record())
+    training: Record = static(default=Record())
 
     def rows(self) -> dict[str, Any]:
         """Return what ``print`` shows: the mean over seeds of each scalar that is a number."""
@@ -77,7 +82,7 @@ class VariantResult:
         return np.array([math.inf if step is None else step for step in steps])
 
     def seconds_to(self, target_psnr: float) -> np.ndarray:
-        """Return the seconds that each seed trained with Adam until ``target_psnr``, infinity where never."""
+        """Return the seconds that each seed trained by its recipe until ``target_psnr``, infinity where never."""
         steps = self.steps_to(target_psnr)
         return np.array(
             [
@@ -87,17 +92,30 @@ class VariantResult:
         )
 
     @property
+    def optimizer(self) -> str:
+        """The name to read of what trained it."""
+        name = self.training.get("optimizer", "adam")
+        return _OPTIMIZERS.get(name, name)
+
+    @property
+    def rate(self) -> str:
+        """Its largest learning rate and schedule, to read: "0.001 cosine"."""
+        rate, schedule = self.training.get("learning_rate"), self.training.get("schedule", "constant")
+        end = f" to {self.training['end']:g} of it" if self.training.get("end") is not None else ""
+        return "line search" if rate is None else f"{rate:g} {schedule}{end}"
+
+    @property
     def diverged_seeds(self) -> int:
-        """How many seeds diverged under Adam."""
+        """How many seeds diverged in training by the recipe."""
         return self.seeds_that("diverged")
 
     def seeds_that(self, status: str) -> int:
-        """Return how many seeds ended with this status under Adam."""
+        """Return how many seeds ended with this status."""
         return sum(seed["adam_status"] == status for seed in self.seeds)
 
     @property
     def diverged(self) -> bool:
-        """Whether every seed diverged under Adam."""
+        """Whether every seed diverged."""
         return self.diverged_seeds == len(self.seeds)
 
 
@@ -143,6 +161,11 @@ class Study:
             **shown,
             **more,
         }
+
+    @property
+    def optimizer(self) -> str:
+        """The names to read of what trained the variants."""
+        return " or ".join(dict.fromkeys(result.optimizer for result in self.variants))
 
     def __getitem__(self, name: str) -> VariantResult:
         """Return the result of the variant called ``name``."""
@@ -265,6 +288,7 @@ def save_index(folder: Path, study: Study) -> Path:
                 "kind": "network",
                 "network": result.network,
                 "numbers": result.numbers,
+                "training": result.training,
                 "parameters": result.parameters,
                 "arrays": str(_arrays_path(folder, result.name).relative_to(folder)),
                 "seeds": result.seeds,
@@ -320,6 +344,9 @@ def load_study(folder: str | Path) -> Study:
             f"{str(folder / RESULTS)!r} has schema version {content['version']}, this ntk_inr reads 2 and {VERSION}; "
             f"use the ntk_inr that wrote it ({content['environment']['ntk_inr']})."
         )
+    # Where variants don't say how they were trained, the study's settings do for all of them.
+    names = ("optimizer", "learning_rate", "schedule", "batch_size")
+    before = {name: content["settings"][name] for name in names if name in content["settings"]}
     variants = []
     for entry in content["variants"]:
         del entry["kind"]
@@ -327,7 +354,8 @@ def load_study(folder: str | Path) -> Study:
         if not arrays_path.is_file():
             raise FileNotFoundError(f"{str(arrays_path)!r} is missing; copy the whole folder, not {RESULTS} alone.")
         with np.load(arrays_path) as arrays:
-            entry |= {"numbers": Record(entry["numbers"]), "seeds": [Record(seed) for seed in entry["seeds"]]}
+            entry |= {"training": Record(entry.get("training", before)), "numbers": Record(entry["numbers"])}
+            entry |= {"seeds": [Record(seed) for seed in entry["seeds"]]}
             variants.append(VariantResult(**entry, arrays=dict(arrays)))
     return Study(
         task=Record(content["task"]),

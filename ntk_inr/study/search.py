@@ -13,20 +13,20 @@ import numpy as np
 
 from ntk_inr import _checks
 from ntk_inr._results import Record
-from ntk_inr.networks.catalogue import networks_of
 from ntk_inr.study import record
 from ntk_inr.study.candidate import check_room, draw_sample
 from ntk_inr.study.derivatives import check_derivatives
-from ntk_inr.study.description import describe, describe_task, numbers_of, readable, training_settings
+from ntk_inr.study.description import describe, describe_task, numbers_of, readable
 from ntk_inr.study.environment import environment
 from ntk_inr.study.exploration import ADAM_FACTOR, ADAM_JITTER, ADAM_REACH, Search
+from ntk_inr.study.plan import Plan, given, options_from, plans_of
 from ntk_inr.study.space import Axis, spaces_of
 from ntk_inr.study.tuning import OBJECTIVES, Candidate, Objective, Tuning, load_tuning, write
 from ntk_inr.tasks.interface import Task
 
 _SAMPLE = 512
 _HELD_OUT = 0.2
-_DESCENTS = ("adam", "sgd")
+DESCENTS = ("adam", "adamw", "sgd")
 
 
 def tune(
@@ -39,8 +39,6 @@ def tune(
     target_psnr: float | None = None,
     features: int = 256,
     depth: int = 4,
-    optimizer: str = "adam",
-    learning_rate: float = 1e-3,
     points: int = 8,
     refine: int = 4,
     sample: int | None = None,
@@ -52,6 +50,7 @@ def tune(
     overwrite: bool = False,
     resume: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
+    **training: Any,
 ) -> Tuning:
     r"""Rank settings of a network by what its kernel predicts, without training it.
 
@@ -65,7 +64,8 @@ def tune(
     a way of :math:`\alpha S\,\lVert g\rVert_1/2\lVert g\rVert_2` along the gradient g. Beyond 1000 steps, when Adam has
     forgotten the first gradients, its steps leave a noise floor of mean square
     :math:`(0.1\,\alpha)^2\,\overline{K_{ii}}` (for "l1", whose gradient does not shrink with the error, 0.5 and from
-    the start). These factors were fitted to trainings such as those of ``benchmarks.tune_validation``.
+    the start). Under a schedule S is the sum of the rates over their largest, and alpha in the floor is the rate of the
+    step. These factors were fitted to trainings such as those of ``benchmarks.tune_validation``, at constant rates.
 
     The prediction is that of a kernel that stays as it is. A ``pilot`` run of so many steps measures how far it moves,
     and the ranking is then by the kernels that it ends with. It does not see what its sample holds out.
@@ -84,8 +84,6 @@ def tune(
         target_psnr: in dB, for "speed".
         features: width of the hidden layers.
         depth: number of hidden layers.
-        optimizer: "adam", or "sgd" at half of the largest stable rate.
-        learning_rate: of Adam, in the pilot run and in what is recommended.
         points: values of a range that are tried first.
         refine: further candidates around the best.
         sample: rows of a sample; None is 512, or all.
@@ -97,6 +95,9 @@ def tune(
         overwrite: replace what ``out`` holds.
         resume: go on from what ``out`` holds, without repeating candidates.
         progress: called with (what, done, total).
+        **training: how the networks will be trained, as :class:`ntk_inr.study.TrainingOptions` lists it, each by its
+            recipe but for what is given: by "adam" or "adamw"; or by ``optimizer="sgd"``, at half of the largest stable
+            rate. What is recommended is trained so.
 
     Returns:
         :class:`Tuning`, with ``.best``, ``.recommendation`` in words, ``.command()``, ``.snippet()`` and ``.plot()``.
@@ -119,36 +120,39 @@ def tune(
     Source: T10 of the theory; Jacot et al. 2018, arXiv 1806.07572.
     """
     task = readable(task)
-    _check_words_and_counts(objective, optimizer, steps, learning_rate, points, refine, repeats, pilot, seed)
+    _check_words_and_counts(objective, steps, points, refine, repeats, pilot, seed)
     _check_target(objective, target_psnr)
     _check_pilot(pilot, steps, infinite)
     share = _HELD_OUT if objective == "heldout" else 0.0
     size = _checked_sample(task, sample, share)
-    networks = networks_of(variants, features=features, depth=depth, out=task.channels)
+    options = options_from(training)
+    plans = plans_of(task, variants, options, features=features, depth=depth, steps=steps)
+    _check_descents(plans)
+    networks = {name: net for name, (net, _) in plans.items()}
     spaces = spaces_of(networks, space, points)
     settings = {
         "objective": objective, "steps": steps, "target_psnr": target_psnr, "features": features, "depth": depth,
-        "optimizer": optimizer, "learning_rate": learning_rate, "sample": size, "repeats": repeats, "pilot": pilot,
+        **given(options), "sample": size, "repeats": repeats, "pilot": pilot,
         "infinite": infinite, "seed": seed, "adam_factor": ADAM_FACTOR, "adam_reach": ADAM_REACH,
         "networks": {name: describe(net) for name, net in networks.items()},
     }  # fmt: skip
-    tuning = _without_candidates(task, networks, settings)
+    tuning = _without_candidates(task, plans, settings)
     with record.results_folder(out, overwrite=overwrite, resume=resume) as folder:
         if folder is not None and resume and (folder / record.RESULTS).exists():
             tuning = dataclasses.replace(tuning, candidates=_resumed(folder, tuning, spaces))
         samples = [draw_sample(task, size, share, seed + repeat) for repeat in range(repeats)]
-        search = Search(task, networks, samples, tuning, folder)
+        search = Search(task, plans, samples, tuning, folder)
         search.run(spaces, refine, progress or (lambda what, done, total: None))
-        training = tuning.training | {"learning_rate": tuning.learning_rate(tuning.best)}  # that of sgd is predicted
-        tuning = dataclasses.replace(tuning, training=training, complete=True)
+        tuning = dataclasses.replace(tuning, complete=True)
         if folder is not None:
             write(folder, tuning)
     return tuning
 
 
-def _without_candidates(task: Task, networks: Mapping[str, nn.Module], settings: dict[str, Any]) -> Tuning:
+def _without_candidates(task: Task, plans: Mapping[str, tuple[nn.Module, Plan]], settings: dict[str, Any]) -> Tuning:
     """Return a search before its first candidate."""
-    training = training_settings(task, settings["optimizer"], settings["learning_rate"])
+    networks = {name: net for name, (net, _) in plans.items()}
+    training = {name: plan.described(task) for name, (_, plan) in plans.items()}
     return Tuning(
         Record(describe_task(task)), Record(settings), Record(environment()), [],
         warnings=tuple(check_derivatives(task, networks)), training=Record(training),
@@ -157,17 +161,24 @@ def _without_candidates(task: Task, networks: Mapping[str, nn.Module], settings:
 
 
 def _check_words_and_counts(
-    objective: str, optimizer: str, steps: int, learning_rate: float, points: int, refine: int, repeats: int,
-    pilot: int, seed: int,
-) -> None:  # fmt: skip
+    objective: str, steps: int, points: int, refine: int, repeats: int, pilot: int, seed: int
+) -> None:
     _checks.check_choice(objective, OBJECTIVES, "objective")
-    _checks.check_choice(optimizer, _DESCENTS, "optimizer")
     for name, value in {"steps": steps, "repeats": repeats}.items():
         _checks.check_positive(value, name, integer=True)
     _checks.check_positive(points, "points", integer=True, least=2)
     for name, value in {"refine": refine, "pilot": pilot, "seed": seed}.items():
         _checks.check_positive(value, name, integer=True, least=0)
-    _checks.check_positive(learning_rate, "learning_rate")
+
+
+def _check_descents(plans: Mapping[str, tuple[nn.Module, Plan]]) -> None:
+    """Raise where a network is trained by what nothing is predicted for."""
+    for name, (_, plan) in plans.items():
+        if plan.recipe.optimizer not in DESCENTS:
+            raise ValueError(
+                f"{name} is trained by {plan.recipe.optimizer}, and predictions are for {', '.join(DESCENTS)}; give "
+                "one of them, such as optimizer='adam'."
+            )
 
 
 def _check_target(objective: str, target_psnr: float | None) -> None:
@@ -188,7 +199,7 @@ def _check_pilot(pilot: int, steps: int, infinite: bool) -> None:
 
 def _checked_sample(task: Task, sample: int | None, share: float) -> int:
     """Return the rows of a sample, or say what of the task can't be sampled."""
-    rows, y = len(task.x), np.asarray(task.y)
+    rows, y = task.n, np.asarray(task.y)
     if sample is not None:
         _checks.check_positive(sample, "sample", integer=True, least=2)
         check_room(sample, "sample")

@@ -2,77 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
-from collections.abc import Callable
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ntk_inr._results import Record, result, static
+from ntk_inr._results import Record
 from ntk_inr.kernels.adapters import init
-from ntk_inr.networks.catalogue import networks_of
+from ntk_inr.kernels.planning import Plan, explain
 from ntk_inr.study import record
 from ntk_inr.study.derivatives import check_derivatives
 from ntk_inr.study.description import (
     baselines_of,
     describe,
     describe_task,
-    eight_bits,
     numbers_of,
     own_scores,
     readable,
-    training_settings,
 )
 from ntk_inr.study.environment import environment
 from ntk_inr.study.figures import save_figure
+from ntk_inr.study.fitted import Context, Fitted, suffix_of
+from ntk_inr.study.kept import FIT, keep, load_fit, network_in
+from ntk_inr.study.legs import Leg, legs_of, optimizer_of
 from ntk_inr.study.measurement import trained
+from ntk_inr.study.plan import options_from, plans_of
 from ntk_inr.tasks.interface import Task
-from ntk_inr.tasks.metrics import score_lines
-from ntk_inr.tasks.registry import TASKS
+from ntk_inr.training.data import shuffled
 from ntk_inr.training.fitting import fit
-from ntk_inr.training.optimizers import optimizer as make_optimizer
 from ntk_inr.training.recorder import Recorder
-from ntk_inr.training.result import FitResult
 
-_SCHEMA = "ntk_inr.fit v1"
-
-
-@result
-class Fitted:
-    """What became of a task.
-
-    Attributes:
-        run: the training.
-        scores: of the reconstruction, by the task's own metrics.
-        reconstruction: what the task makes of the network.
-        files: what was written, by what it is; empty without a folder.
-        baselines: what simpler methods reach, a dict each with "name", "kind" ("baseline") and "scores".
-    """
-
-    run: FitResult
-    scores: dict[str, Any]
-    reconstruction: Any
-    files: Record = static(default=Record())
-    baselines: tuple[Record, ...] = static(default=())
-
-    def rows(self) -> dict[str, Any]:
-        """Return what ``print`` shows: how the training ended, the scores, and what was written."""
-        files = {name: str(path) for name, path in self.files.items()}
-        return {"status": self.run.status, "steps": self.run.steps, **self.scores, **files}
-
-    def score_lines(self, task: Task) -> list[tuple[str, str]]:
-        """Return scores as a label and a number each, by the task's metric first; those of baselines are last."""
-        shown = functools.partial(score_lines, metric=task.metric, eight_bit=eight_bits(task)["eight_bit"])
-        others = [
-            (f"baseline, {other['name']}: {label}", text)
-            for other in self.baselines
-            for label, text in shown(other["scores"])
-        ]
-        return shown(self.scores) + others
+_LARGE = 2**28
+"""Bytes of x and y above which their rows are made for each step."""
+_KERNEL_ROWS = 256
+"""Rows that a kernel is taken on where one is recorded."""
 
 
 def fit_task(
@@ -82,20 +53,22 @@ def fit_task(
     features: int = 256,
     depth: int = 4,
     steps: int = 1000,
-    optimizer: str = "adam",
-    learning_rate: float | None = None,
-    schedule: str = "constant",
+    further: str | None = None,
+    start: str | os.PathLike[str] | Fitted | None = None,
+    record_kernel: bool = False,
     seed: int = 0,
     out: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int, dict[str, float]], None] | None = None,
+    **training: Any,
 ) -> Fitted:
     """Train one network on a task and score what it reconstructs.
 
-    With ``out`` it is safe to stop: ``checkpoints/`` holds the last states, ``history.jsonl`` the curve and the kernel
-    as they come, and the same call with ``resume=True`` goes on. At the end come ``results.json``, ``figure.png``, and
-    the reconstruction as a file that other programs open.
+    With ``out`` it is safe to stop: ``checkpoints/`` holds the last states, ``history.jsonl`` the curve as it comes,
+    and the same call with ``resume=True`` goes on, also with more ``steps``. The network is kept as soon as it is
+    trained, for :func:`load_fit`; then come ``results.json``, ``figure.png``, and the reconstruction as a file that
+    other programs open.
 
     Args:
         task: what to fit.
@@ -104,14 +77,18 @@ def fit_task(
         features: width of the hidden layers.
         depth: number of hidden layers.
         steps: training steps; of minibatches where the task recommends them.
-        optimizer: a name, as of :func:`ntk_inr.optimizer`.
-        learning_rate: its largest; None is 1e-3, and for "lbfgs" its line search.
-        schedule: "constant", "cosine", "exponential" or "linear", over all steps.
+        further: schedule of the steps beyond those that ``out`` holds, beginning at the learning rate. A run at
+            a constant rate needs none.
+        start: the folder of another run, or what :func:`load_fit` gives, whose network is trained on.
+        record_kernel: take the kernel on 256 rows at steps 0, 1, 2, 4, ... and write it to ``history.jsonl``.
         seed: of the initialisation and of the batches.
         out: folder to keep everything in; None keeps it in memory.
         overwrite: replace what ``out`` holds.
         resume: go on from what ``out`` holds.
-        progress: called with (steps done, steps).
+        progress: called with (steps done, steps, figures), as by :func:`ntk_inr.fit`.
+        **training: how it is trained, ``recipe="published"`` or ``learning_rate=1e-3, schedule="cosine"`` say, as
+            :class:`ntk_inr.study.TrainingOptions` lists it; what is not given is as the network's recipe says
+            (:func:`ntk_inr.networks.recipe`). What the task holds out is the validation set.
 
     Returns:
         :class:`Fitted`. Its run's status is "diverged" or "interrupted" where it is not whole, and "ended above the
@@ -119,77 +96,212 @@ def fit_task(
 
     Raises:
         ValueError: an unknown variant, optimizer or schedule, a task about derivatives that the network holds back,
-            or ``resume`` of what is no fit.
+            ``resume`` of what is no fit, more steps of a run whose schedule has ended without ``further``, or a
+            ``start`` of another network.
         FileExistsError: ``out`` is not empty and neither ``overwrite`` nor ``resume`` was given, or someone else is
             writing to it.
+        OSError: what comes after the training can't be written; the network is kept.
 
     Example:
         >>> import ntk_inr as ni
         >>> fitted = ni.fit_task(ni.load_task("signal", "sines", samples=64), "siren", features=32, depth=2, steps=50)
-        >>> fitted.run.status, sorted(fitted.scores)
-        ('finished', ['psnr'])
+        >>> fitted.run.status, sorted(fitted.scores), fitted([0.5]).shape
+        ('finished', ['psnr'], (1,))
     """
     task = readable(task)
-    ((name, net),) = networks_of(variant, features=features, depth=depth, out=task.channels).items()
-    if optimizer == "lbfgs" and task.sampling is not None:
-        raise ValueError(
-            f"{task.name} has {len(task.x)} rows and is trained in batches of {task.sampling}, but optimizer='lbfgs' "
-            "compares losses of one and the same batch; take another, such as optimizer='adam', or a smaller task."
-        )
+    plans = plans_of(task, variant, options_from(training), features=features, depth=depth, steps=steps)
+    ((name, (net, plan)),) = plans.items()
+    how = plan.recipe
+    legs = legs_of(
+        _settings_in(out) if resume else None, name=how.optimizer, schedule=how.schedule,
+        learning_rate=how.learning_rate, steps=steps, further=further,
+    )  # fmt: skip
+    keywords = plan.keywords(steps) | {"optimizer": optimizer_of(how, legs)}
     warned, numbers = check_derivatives(task, {name: net}), numbers_of(net)
-    maker = make_optimizer(optimizer, learning_rate=learning_rate, schedule=schedule, steps=steps)
-    start, shuffles = jax.random.split(jax.random.key(seed))
+    first, shuffles = jax.random.split(jax.random.key(seed))
     with record.results_folder(out, overwrite=overwrite, resume=resume) as folder:
-        options = {} if folder is None else _kept_in(folder, overwrite)
-        x, y = jnp.asarray(task.x), jnp.asarray(task.y)
-        apply, params = init(net, start, x)
-        run = fit(
-            task.observe(apply), params, x, y, optimizer=maker, steps=steps, key=shuffles, loss=task.loss,
-            batch_size=task.sampling, data_range=task.data_range, progress=progress, resume=not overwrite, **options,
-        )  # fmt: skip
-        if run.status == "interrupted":
-            return Fitted(run, {}, None)
-        reconstruction = task.reconstruct(functools.partial(trained(apply, run), run.params))
-        fitted = Fitted(run, own_scores(task, reconstruction), reconstruction, baselines=baselines_of(task))
-        if folder is None:
-            return fitted
+        x = task.rows(np.arange(1))[0]
+        apply, params = init(net, first, x) if start is None else _started(start, net)
         settings = {
             "features": numbers["features"], "depth": numbers["depth"], "steps": steps,
-            **training_settings(task, optimizer, learning_rate, schedule), "seed": seed,
+            **plan.described(task), "learning_rate": legs[0]["learning_rate"], "legs": legs, "seed": seed,
+            "start": None if start is None else str(start) if not isinstance(start, Fitted) else "a network at hand",
         }  # fmt: skip
-        described = {"network": describe(net), "numbers": numbers, "settings": settings, "warnings": warned}
-        return dataclasses.replace(fitted, files=Record(_write(folder, task, described, fitted)))
+        described = {
+            "network": describe(net), "numbers": numbers, "settings": settings, "warnings": warned,
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        }  # fmt: skip
+        results = _Results(folder, task, described)
+        options = {} if folder is None else _kept_in(folder, overwrite, resume, record_kernel)
+        results.begin()
+        run = fit(
+            task.observe(apply), params, **keywords | _data_of(task, plan.rows, shuffles), key=shuffles, loss=task.loss,
+            data_range=task.data_range, validation=task.heldout, progress=progress, resume=_resumes(overwrite, legs),
+            **options,
+        )  # fmt: skip
+        context = Context(net, x.shape[1], task, described["network"])
+        fitted = Fitted(run, {}, None, apply=trained(apply, run), context=context)
+        return results.complete(fitted) if run.status != "interrupted" else results.trained(fitted)
 
 
-def _kept_in(folder: Path, overwrite: bool) -> dict[str, Any]:
-    """Return the options of a training that keeps its states and its curve in a folder, unless that is no fit's."""
-    if (folder / record.RESULTS).exists():
-        record.read_results(folder, _SCHEMA, what="a fit", writer="ntk-inr fit")
-    recorder = Recorder(jsonl=folder / "history.jsonl", overwrite=overwrite)
-    return {"checkpoint": folder / "checkpoints", "overwrite": overwrite, "recorder": recorder}
+def summary_of(task: Task, net: nn.Module, batch_size: int | None) -> str:
+    """Return what will be fitted by how much: "photo.png 64 × 48; 1,219 parameters for 9,216 values"."""
+    described, x = task.describe(), task.rows(np.arange(1))[0]
+    model = jax.eval_shape(lambda key: init(net, key, x)[1], jax.random.key(0))
+    parameters, values = sum(leaf.size for leaf in jax.tree.leaves(model)), described["values"]
+    batch = "" if batch_size is None else f" by {batch_size:,} {described['noun']} a step"
+    text = f"{described['summary']}{batch}; {parameters:,} parameters for {values:,} values"
+    return f"{text}: more parameters than values" if parameters > values else text
 
 
-def _write(folder: Path, task: Task, described: dict[str, Any], fitted: Fitted) -> dict[str, Path]:
-    """Write the figure, the reconstruction and the results."""
-    save_figure(task.figure(fitted.reconstruction), folder / "figure", "png")
-    kind = TASKS.get(task.kind)
-    saved = folder / f"reconstruction{'.png' if kind is None else kind.writes}"
-    files = {
-        "figure": folder / "figure.png",
-        "reconstruction": task.save(fitted.reconstruction, saved, overwrite=True),
-        "result": folder / record.RESULTS,
-    }
-    content = {
-        "schema": _SCHEMA,
-        "task": describe_task(task),
-        **described,
-        "environment": environment(),
-        "status": fitted.run.status,
-        "steps": fitted.run.steps,
-        "seconds": float(fitted.run.history["seconds"][-1]),
-        "scores": fitted.scores,
-        "baselines": fitted.baselines,
-        "files": {name: path.name for name, path in files.items() if name != "result"},
-    }
-    record.write_json(files["result"], content)
-    return files
+def kernel_plan(task: Task, net: nn.Module) -> Plan:
+    """Return what one kernel costs that ``fit_task(record_kernel=True)`` takes, as :func:`ntk_inr.explain` plans it."""
+    x = jnp.asarray(task.rows(np.arange(min(task.n, _KERNEL_ROWS)))[0])
+    apply, params = init(net, jax.random.key(0), x)
+    return explain(task.observe(apply), params, x)
+
+
+class _Results:
+    """Write what comes of a training to its folder, each part as soon as it is there; nothing where there is none."""
+
+    def __init__(self, folder: Path | None, task: Task, described: Mapping[str, Any]) -> None:
+        self.folder, self.task = folder, task
+        self.content = {"schema": FIT, "task": describe_task(task), **described, "environment": environment()}
+        self.earlier = None if folder is None else _results_in(folder)
+        if folder is not None and self.earlier is not None:
+            _check_same(folder, self.earlier, self.content)
+
+        self.saved = None if folder is None else folder / f"reconstruction{suffix_of(task.kind)}"
+
+    def begin(self) -> None:
+        """Refuse what the end would fail over; write what is asked for, beside the scores of an earlier part."""
+        check: Any = getattr(self.task, "check", None)  # of tasks of this package
+        if check is not None:
+            check(out=self.saved, overwrite=True)
+        if self.folder is None:
+            return
+        fresh = {"status": "running", "steps": 0, "scores": {}, "files": {}}
+        self._write({**(self.earlier or fresh), **self.content})
+
+    def trained(self, fitted: Fitted) -> Fitted:
+        """Keep the network."""
+        if self.folder is None:
+            return fitted
+        run = fitted.run
+        self.content |= {
+            "status": run.status, "steps": run.steps, "seconds": float(run.history["seconds"][-1]), "scores": {},
+            "baselines": [], "files": {},
+        }  # fmt: skip
+        files = {"network": keep(network_in(self.folder), fitted), "result": self._write(self.content)}
+        return dataclasses.replace(fitted, files=Record(files))
+
+    def complete(self, fitted: Fitted) -> Fitted:
+        """Keep the network, then score, draw and write what it reconstructs."""
+        task, fitted = self.task, self.trained(fitted)
+        with self._network_is_kept():
+            reconstruction = _reconstructed(task, fitted, self.saved)
+            fitted = dataclasses.replace(
+                fitted, reconstruction=reconstruction, scores=own_scores(task, reconstruction),
+                baselines=baselines_of(task),
+            )  # fmt: skip
+            if self.folder is None or self.saved is None:
+                return fitted
+            self.content |= {"scores": fitted.scores, "baselines": fitted.baselines}
+            self._write(self.content)
+            save_figure(task.figure(reconstruction), self.folder / "figure", "png")
+            files = {"figure": self.folder / "figure.png", "reconstruction": self.saved}
+            self._write(self.content | {"files": {name: path.name for name, path in files.items()}})
+        return dataclasses.replace(fitted, files=Record({**files, **fitted.files}))
+
+    @contextlib.contextmanager
+    def _network_is_kept(self) -> Iterator[None]:
+        """Say with an error inside what is not lost."""
+        try:
+            yield
+        except Exception as error:
+            if self.folder is not None:
+                error.add_note(
+                    f"The network is trained and kept in {str(self.folder)!r}; the same call with resume=True does the "
+                    "rest."
+                )
+            raise
+
+    def _write(self, content: Mapping[str, Any]) -> Path:
+        assert self.folder is not None
+        record.write_json(self.folder / record.RESULTS, content)
+        return self.folder / record.RESULTS
+
+
+def _reconstructed(task: Task, fitted: Fitted, saved: Path | None) -> Any:
+    """Return what a task makes of a network, written to ``saved`` where that is given."""
+    if saved is None:
+        return task.reconstruct(fitted)
+    whole: Any = task.reconstruct
+    if "overwrite" in inspect.signature(whole).parameters:
+        return whole(fitted, out=saved, overwrite=True)
+    reconstruction = whole(fitted)  # of a class of the user's own
+    task.save(reconstruction, saved, overwrite=True)
+    return reconstruction
+
+
+def _started(start: Any, net: nn.Module) -> tuple[Any, Any]:
+    """Return the network of another run, or say that it is another one."""
+    found = start if isinstance(start, Fitted) else load_fit(start, net=net)
+    kept, wanted = found.context.text if found.context else "", describe(net)
+    if kept != wanted:
+        raise ValueError(f"start= holds {kept}, and the network to train is {wanted}; expected the same one.")
+    return found.apply, found.params
+
+
+def _data_of(task: Task, batch_size: int | None, key: jax.Array) -> dict[str, Any]:
+    """Return what ``fit`` takes its rows from: arrays, or by the step where these would be large."""
+    row = sum(part.nbytes for part in task.rows(np.arange(1)))
+    if batch_size is not None and task.n * row > _LARGE:
+        rows = shuffled(task.rows, task.n, batch_size, key, name=task.digest)
+        return {"data": rows, "batch_size": None}
+    return {"x": jnp.asarray(task.x), "y": jnp.asarray(task.y), "batch_size": batch_size}
+
+
+def _resumes(overwrite: bool, legs: list[Leg]) -> Any:
+    """Return how ``fit`` takes up what the folder holds."""
+    return "further" if len(legs) > 1 and not overwrite else not overwrite
+
+
+def _results_in(folder: Path) -> dict[str, Any] | None:
+    """Return the results of an earlier part of a fit, None where there are none; refuse those of something else."""
+    if not (folder / record.RESULTS).exists():
+        return None
+    return record.read_results(folder, FIT, what="a fit", writer="ntk-inr fit")
+
+
+def _check_same(folder: Path, earlier: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise where a folder holds a fit of another network or task, or with other settings, but for how long it is."""
+    kept, asked = (
+        {"network": content["network"], "task": content["task"]["digest"], **content["settings"]}
+        for content in (earlier, wanted)
+    )
+    both = [name for name in asked if name in kept and name not in ("steps", "legs", "stop_at", "report_every")]
+    differ = [f"{name} was {kept[name]!r}, now {asked[name]!r}" for name in both if kept[name] != asked[name]]
+    if differ:
+        raise ValueError(
+            f"{str(folder)!r} holds a fit with other settings ({'; '.join(differ)}); resume with the same ones, or "
+            "choose another folder."
+        )
+
+
+def _settings_in(out: str | Path | None) -> dict[str, Any] | None:
+    earlier = None if out is None else _results_in(Path(out))
+    return None if earlier is None else earlier["settings"]
+
+
+def _kept_in(folder: Path, overwrite: bool, resume: bool, record_kernel: bool) -> dict[str, Any]:
+    """Return the options of a training that keeps its states and its curve in a folder."""
+    checkpoints, network = folder / "checkpoints", network_in(folder)
+    if resume and not checkpoints.exists() and network.with_name(f"{network.name}.json").exists():
+        raise FileNotFoundError(
+            f"{str(folder)!r} holds a trained network, but not the checkpoints that its training would go on from; "
+            f"choose another folder and start={str(folder)!r}, or overwrite=True to begin anew."
+        )
+    points = _KERNEL_ROWS if record_kernel else 0
+    recorder = Recorder(points, jsonl=folder / "history.jsonl", overwrite=overwrite)
+    return {"checkpoint": checkpoints, "overwrite": overwrite, "recorder": recorder}

@@ -18,6 +18,7 @@ _USUAL: dict[str, tuple[Any, Any]] = {
     "encoding.bins": (4, 128),
     "encoding.levels": (1, 12),
     "encoding.scale": (1 / 16, 16.0),
+    "activation.first_omega": (1 / 16, 16.0),
     "activation.omega": (1 / 8, 4.0),
     "activation.width": (1 / 4, 16.0),
     "activation.scale": (1 / 8, 4.0),

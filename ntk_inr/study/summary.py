@@ -125,7 +125,7 @@ def summarize(study: Study, target_psnr: float | None = None) -> Summary:
 
     Args:
         study: with at least one variant.
-        target_psnr: in dB; None is the highest that every variant's every seed reached with Adam
+        target_psnr: in dB; None is the highest that every variant's every seed reached
             (rounded down to 0.5 dB; variants that diverged left out; of 8-bit data at most 60).
 
     Raises:
@@ -185,8 +185,8 @@ def _common_target(study: Study) -> float:
 def _correlations(study: Study, counted: Counted) -> list[Correlation]:
     last = study.settings["steps"]
     pairs = [
-        ("cv", "steps_to_target", "cv and Adam's steps to the target", 1),
-        ("ntk_variance", "steps_to_target", "variance and Adam's steps to the target", 1),
+        ("cv", "steps_to_target", f"cv and {study.optimizer}'s steps to the target", 1),
+        ("ntk_variance", "steps_to_target", f"variance and {study.optimizer}'s steps to the target", 1),
         ("cv", f"predicted_{last}", "cv and predicted gradient descent", -1),
         ("cv", f"gd_{last}", "cv and measured gradient descent", -1),
         (f"predicted_{last}", f"gd_{last}", "predicted and measured gradient descent", 1),
@@ -231,7 +231,7 @@ def _conclude(study: Study, summary: Summary, counted: Counted) -> list[str]:
 
 def _headline(study: Study, summary: Summary) -> str:
     goal, rows = summary.goal, summary.rows
-    when = f"after {study.settings['steps']} steps of Adam"
+    when = f"after {study.settings['steps']} steps of {study.optimizer}"
     best = summary.leaders[goal.key]
     if len(rows) == 1:
         name = next(iter(rows))
@@ -246,15 +246,16 @@ def _headline(study: Study, summary: Summary) -> str:
 
 
 def _not_learned(study: Study) -> list[str]:
-    rate = study.settings["learning_rate"]
     sentences = []
     for status, what in (
-        ("diverged", f"Diverged with Adam at learning rate {rate:g}, and so not ranked"),
-        ("ended above the start", f"Ended with a loss above the start, with Adam at learning rate {rate:g}"),
+        ("diverged", "Diverged, and so not ranked"),
+        ("ended above the start", "Ended with a loss above the start"),
     ):
         counts = [(result, result.seeds_that(status)) for result in study.variants]
         listed = ", ".join(
-            f"{result.name} in {count} of {len(result.seeds)} seeds" for result, count in counts if count
+            f"{result.name} in {count} of {len(result.seeds)} seeds, with {result.optimizer} at {result.rate}"
+            for result, count in counts
+            if count
         )
         if listed:
             sentences.append(f"{what}: {listed}. Try a lower rate.")
@@ -283,10 +284,10 @@ def _fastest(summary: Summary) -> list[str]:
         return []
     best = summary.leaders[column.key]
     if not best:
-        return [f"No variant reached {summary.target_psnr:g} dB with Adam in every seed."]
+        return [f"No variant reached {summary.target_psnr:g} dB in every seed."]
     if len(best) == len(summary.rows):
-        return [f"No variant is faster than the others with Adam to {summary.target_psnr:g} dB."]
-    return [f"Fastest with Adam to {summary.target_psnr:g} dB: {_listed(summary, column, best)}."]
+        return [f"No variant is faster than the others to {summary.target_psnr:g} dB."]
+    return [f"Fastest to {summary.target_psnr:g} dB: {_listed(summary, column, best)}."]
 
 
 def _conditioning(summary: Summary) -> list[str]:

@@ -17,7 +17,7 @@ ERRORS = 2.0
 
 GROUPS = {
     "quality": "Reconstruction, best first",
-    "adam": "Training with Adam",
+    "adam": "Training, each by its recipe",
     "conditioning": "Conditioning at initialisation",
     "descent": "Gradient descent: PSNR predicted from that kernel, and measured",
 }
@@ -93,6 +93,9 @@ def columns_of(study: Study, target: float) -> list[Column]:
             Column(f"{kind}_{step}", f"{title} @{step}", "max", group, f"PSNR after {step} steps", "dB", curves)
             for step in report_steps(study)
         ]
+    if any(result.training for result in study.variants):
+        about = "largest learning rate, and how it falls over the steps"
+        table.append(Column("learning_rate", "rate", None, "adam", about))
     if math.isfinite(target):
         table += [
             Column("steps_to_target", f"steps to {target:g} dB", "min", "adam", "steps to the target PSNR", "steps"),
@@ -114,6 +117,8 @@ def values_of(study: Study, result: VariantResult, target: float) -> dict[str, n
     keys = ["ntk_mean", "ntk_variance", "cv", "effective_rank", "condition_number", goal_of(study).key, *_scores(study)]
     values = {key: result.over_seeds(key) for key in keys}
     values["parameters"] = np.array([result.parameters], float)
+    rate = result.training.get("learning_rate")
+    values["learning_rate"] = np.array([math.nan if rate is None else rate])
     for kind in ("predicted", "gd", "adam"):
         curves = result.arrays.get(f"{kind}_psnr")
         if curves is not None:
@@ -170,6 +175,9 @@ def ranked(study: Study, counted: Mapping[str, np.ndarray], best: str | None) ->
 
 def cell(result: VariantResult, column: Column, values: np.ndarray) -> Cell:
     """Return what is shown of one figure of one variant."""
+    if column.key == "learning_rate":
+        other = "" if result.optimizer == "Adam" else f"{result.optimizer}, "
+        return Cell(float(values[0]), math.nan, other + result.rate)
     if np.isnan(values).all():
         return Cell(math.nan, math.nan, "–")
     known = values[~np.isnan(values)]

@@ -15,12 +15,18 @@ from ntk_inr import style
 from ntk_inr._results import Record, Scalar, result, static
 from ntk_inr.networks.catalogue import written
 from ntk_inr.study import record
+from ntk_inr.study.pace import Pace
 
 Objective = Literal["heldout", "fit", "speed"]
 OBJECTIVES = get_args(Objective)
 SCHEMA = "ntk_inr.tune v2"
 # Above this relative change of the kernel a constant one is no description of training any more.
 _LAZY = 0.5
+# What a user may have given of a training, and is not in every plan of one.
+_ALSO_GIVEN = (
+    "end", "warmup", "clip", "weight_decay", "optimizer_set", "batch_size", "microbatch", "keep", "stop_at",
+    "report_every",
+)  # fmt: skip
 # Candidates that ``print`` shows.
 _MOST_ROWS = 12
 
@@ -99,7 +105,8 @@ class Tuning:
         environment: versions, device and time.
         candidates: in the order they were tried.
         complete: False where the search was interrupted.
-        training: how the training is set that is planned: optimizer, schedule, learning rate, rows of a step.
+        training: how each variant's training is planned, by its name: recipe, optimizer, schedule, learning rate (None
+            where it is predicted), rows of a step, and whatever else is not as ever.
         numbers: width, depth and the other numbers of each variant's modules, before settings are varied.
         warnings: what was found wrong with a variant on this task, a sentence each.
     """
@@ -119,7 +126,7 @@ class Tuning:
         more = {"...": f"{len(self.candidates) - len(shown)} more"} if len(self.candidates) > len(shown) else {}
         return {
             "task": f"{self.task.get('name')} ({self.task.get('kind')}, {self.task.get('rows')} rows)",
-            "objective": f"{asked.get('objective')}, {asked.get('steps')} steps of {asked.get('optimizer')}",
+            "objective": f"{asked.get('objective')}, {asked.get('steps')} steps of {self._optimizers()}",
             "complete": self.complete,
             **{candidate.label: self.describe(candidate) for candidate in shown},
             **more,
@@ -223,35 +230,54 @@ class Tuning:
         words = ["ntk-inr", "fit", *arguments, "--variant", written(best.variant, best.settings)]
         for name in ("features", "depth", "steps"):
             words += [f"--{name}", str(asked[name])]
-        rate = self.learning_rate(best)
-        return shlex.join([*words, "--optimizer", asked["optimizer"], "--learning-rate", f"{rate:.3g}"])
+        for name, value in self._keywords(best).items():
+            pairs = [f"{key}={setting}" for key, setting in value] if name == "optimizer_set" else [str(value)]
+            words += [f"--{name.replace('_', '-')}", *pairs]
+        return shlex.join(words)
+
+    def _keywords(self, candidate: Candidate) -> dict[str, Any]:
+        """Return the keywords that train a candidate, of ``fit_task`` and of the command."""
+        planned, asked = self.training[candidate.variant], self.settings
+        recipe = planned.get("recipe", "default")
+        rate = self.learning_rate(candidate)
+        return {
+            **({} if recipe == "default" else {"recipe": recipe}),
+            "optimizer": planned["optimizer"],
+            "learning_rate": float(f"{rate:.3g}"),
+            "schedule": planned.get("schedule", "constant"),
+            **{name: asked[name] for name in _ALSO_GIVEN if name in asked},
+        }
 
     def learning_rate(self, candidate: Candidate) -> float:
-        """Return the rate to train with: Adam's own, or half of gradient descent's largest stable one."""
-        if self.settings["optimizer"] == "adam":
-            return float(self.settings["learning_rate"])
+        """Return the rate to train with: that of its recipe, or half of gradient descent's largest stable one."""
+        planned = self.training[candidate.variant]
+        if planned["optimizer"] != "sgd":
+            return float(planned["learning_rate"])
         return float(np.min(candidate.stable_rate)) / 2
 
-    def time_of(self, steps: Any) -> Any:
-        """Return the steps of gradient descent at half of its stable rate that steps of the training count as."""
-        return self.settings["adam_factor"] * steps**2 if self.settings["optimizer"] == "adam" else steps
+    def pace(self, variant: str) -> Pace:
+        """Return how far the training of a variant comes with its steps."""
+        planned = self.training[variant]
+        return Pace(
+            planned["optimizer"], planned.get("schedule", "constant"), planned.get("end"), planned.get("warmup", 0),
+            self.settings["steps"], self.settings["adam_factor"],
+        )  # fmt: skip
 
-    def steps_of(self, time: Any) -> Any:
-        """Return the steps of the training that come as far as so many of gradient descent, if the rate lets them."""
-        return (time / self.settings["adam_factor"]) ** 0.5 if self.settings["optimizer"] == "adam" else time
+    def _optimizers(self) -> str:
+        return " or ".join(dict.fromkeys(planned["optimizer"] for planned in self.training.values()))
 
     def snippet(self, task: str = 'ni.image_task("photo.png")') -> str:
         """Return the Python that trains the best on ``task``, an expression."""
         asked, best = self.settings, self.best
         network = written(best.variant, best.settings)
         seed = f", seed={asked['seed']}" if asked["seed"] else ""
+        keywords = ", ".join(f"{name}={_quoted(value)}" for name, value in self._keywords(best).items())
         return "\n".join(
             [
                 "import ntk_inr as ni",
                 f"task = {task}",
                 f'fitted = ni.fit_task(task, "{network}", features={asked["features"]}, depth={asked["depth"]}, '
-                f'steps={asked["steps"]}, optimizer="{asked["optimizer"]}", '
-                f"learning_rate={self.learning_rate(best):.3g}{seed})",
+                f"steps={asked['steps']}, {keywords}{seed})",
                 "print(fitted.scores)",
             ]
         )
@@ -365,6 +391,7 @@ def load_tuning(folder: str | Path) -> Tuning:
     """
     content = record.read_results(Path(folder), SCHEMA, what="of a search of settings", writer="ntk-inr tune")
     candidates = [Candidate(**_numbers(entry)) for entry in content["candidates"]]
+    content["training"] = _of_each_variant(content)
     described = ("task", "settings", "environment", "training", "numbers")
     return Tuning(
         candidates=candidates,
@@ -383,6 +410,20 @@ def _numbers(entry: dict[str, Any]) -> dict[str, Any]:
     }
     lists = {name: [restored(value) for value in entry[name]] for name, restored in missing.items()}
     return entry | lists | {"settings": Record(entry["settings"])}
+
+
+def _of_each_variant(content: dict[str, Any]) -> dict[str, Any]:
+    """Return how each variant's training is planned; earlier results plan one for all."""
+    planned = content.get("training") or {
+        name: content["settings"][name] for name in ("optimizer", "learning_rate") if name in content["settings"]
+    }
+    if "optimizer" not in planned:
+        return planned
+    return dict.fromkeys(content["settings"].get("networks", content.get("numbers", {})), planned)
+
+
+def _quoted(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
 def _short(value: Any) -> str:

@@ -9,6 +9,7 @@ from ntk_inr.tasks.interface import Task as Task
 from ntk_inr.tasks.pde import EquationTask as EquationTask
 from ntk_inr.tasks.pde import pde_task as pde_task
 from ntk_inr.tasks.registry import load_task as load_task
+from ntk_inr.tasks.rendering import render as render
 from ntk_inr.tasks.restored import RestorationTask as RestorationTask
 from ntk_inr.tasks.restored import denoising_task as denoising_task
 from ntk_inr.tasks.restored import inpainting_task as inpainting_task

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -11,18 +12,22 @@ import numpy as np
 
 from ntk_inr import _checks, style
 from ntk_inr.tasks import metrics
+from ntk_inr.tasks.cost import Cost
 from ntk_inr.tasks.files import bundled_name, existing_file, finite_floats
-from ntk_inr.tasks.grid import grid_coordinates, in_batches
-from ntk_inr.tasks.interface import PointwiseTask, fingerprint
+from ntk_inr.tasks.grid import GridPoints, Progress, in_batches
+from ntk_inr.tasks.interface import OnDemandTask, fingerprint
+from ntk_inr.tasks.origin import with_origin
 from ntk_inr.tasks.wav import Recording, read_wav, write_wav
 
 BUNDLED = ("chord", "sweep")
 _RATE = 8000
 _WINDOW = 256
+# Columns of a spectrogram that are drawn at most.
+_MOST_FRAMES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
-class AudioTask(PointwiseTask):
+class AudioTask(OnDemandTask):
     """A recording in one channel, to be fitted as a function of time.
 
     The network fits the waveform scaled to a peak of 1; reconstructions are in the sound's own scale.
@@ -32,25 +37,42 @@ class AudioTask(PointwiseTask):
         rate: samples a second.
         samples: (n,) float32; full scale of a file is [-1, 1].
         eight_bit: whether they came as integers of 8 bits.
+        origin: how :func:`ntk_inr.load_task` builds it again; None for arrays.
     """
 
     kind: ClassVar[str] = "audio"
+    noun: ClassVar[str] = "samples"
+    suffixes: ClassVar[tuple[str, ...]] = (".wav",)
+    smaller: ClassVar[str] = "fewer seconds=, or a lower rate="
     metric: ClassVar[str] = "snr"
 
     name: str
     rate: int
     samples: np.ndarray
     eight_bit: bool = False
+    origin: Any = None
 
     @property
-    def x(self) -> np.ndarray:
-        """Times (n, 1), from -1 at the start to 1 at the end."""
-        return grid_coordinates(self.samples.shape)
+    def n(self) -> int:
+        """How many samples there are."""
+        return len(self.samples)
+
+    def rows(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return times (k, 1), from -1 at the start to 1 at the end, and the waveform there (k, 1) with a peak of 1."""
+        return GridPoints(self.samples.shape)[indices], (self.samples[indices] / self._peak)[:, None]
 
     @property
-    def y(self) -> np.ndarray:
-        """The waveform (n, 1) with a peak of 1."""
-        return (self.samples / self._peak)[:, None]
+    def summary(self) -> str:
+        """What is fitted, in a few words."""
+        return f"{self.name}, {self.seconds:.3g} s at {self.rate} Hz"
+
+    def describe(self) -> dict[str, Any]:
+        """Return, for JSON, what is fitted: kind, name, rows and values trained on, and what rendering needs."""
+        return super().describe() | {"shape": [self.n], "rate": self.rate, "peak": float(self._peak)}
+
+    def cost(self, out: str | Path | None = None) -> Cost:
+        """Return what a reconstruction, its scores and its figure take of memory, and its file of disk."""
+        return sound_cost(self.n, out)
 
     @property
     def data_range(self) -> float:
@@ -62,18 +84,18 @@ class AudioTask(PointwiseTask):
         """Duration of the sound."""
         return len(self.samples) / self.rate
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """A fingerprint of the samples and their rate."""
         return fingerprint(self.rate, self.samples)
 
-    @property
+    @functools.cached_property
     def _peak(self) -> np.floating:
-        return np.abs(self.samples).max()
+        return max(self.samples.max(), -self.samples.min())
 
-    def reconstruct(self, predict: Callable[[Any], Any]) -> np.ndarray:
+    def signal_of(self, predict: Callable[[Any], Any], progress: Progress | None = None) -> np.ndarray:
         """Return the waveform (n,) in the sound's own scale."""
-        return in_batches(predict, self.x, 1)[:, 0] * self._peak
+        return sound_of(predict, self.n, float(self._peak), progress)
 
     def scores(self, reconstruction: np.ndarray) -> dict[str, float]:
         """Return "snr" in dB, and "psnr" in dB against twice the sound's peak."""
@@ -91,14 +113,13 @@ class AudioTask(PointwiseTask):
                 (title, reconstruction, style.FAST),
                 ("error", reconstruction - self.samples, style.PREDICTED),
             ]
-        times = np.arange(len(self.samples)) / self.rate
         top = self._power(self.samples)[2].max()
         with style.figure_style():
             figure, axes = style.pyplot().subplots(
                 len(lines), 2, figsize=(10, 0.6 + 1.7 * len(lines)), squeeze=False, sharex=True, sharey="col"
             )
             for (title, samples, color), (left, right) in zip(lines, axes, strict=True):
-                left.plot(times, samples, color=color, linewidth=0.5)
+                left.plot(*self._drawable(samples), color=color, linewidth=0.5)
                 left.set(title=title, ylabel="amplitude")
                 frequencies, frames, power = self._power(samples)
                 drawn = right.pcolormesh(
@@ -120,10 +141,38 @@ class AudioTask(PointwiseTask):
         import scipy.signal
 
         window = min(_WINDOW, len(samples))
-        frequencies, times, power = scipy.signal.spectrogram(samples, self.rate, nperseg=window)
+        if len(samples) <= _MOST_FRAMES * window:
+            frequencies, times, power = scipy.signal.spectrogram(samples, self.rate, nperseg=window)
+        else:
+            starts = np.linspace(0, len(samples) - window, _MOST_FRAMES).astype(int)
+            shown = samples[starts[:, None] + np.arange(window)].ravel()
+            frequencies, _, power = scipy.signal.spectrogram(shown, self.rate, nperseg=window, noverlap=0)
+            times = (starts + window / 2) / self.rate
         return frequencies, times, 10 * np.log10(power + np.finfo(np.float32).tiny)
 
+    def _drawable(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return times in seconds and samples, of long sounds the least and the greatest of equal parts."""
+        part = len(samples) // (_MOST_FRAMES * 4)
+        if part < 4:
+            return np.arange(len(samples)) / self.rate, samples
+        parts = samples[: len(samples) // part * part].reshape(-1, part)
+        times = np.repeat(np.arange(len(parts)) * part / self.rate, 2)
+        return times, np.stack([parts.min(axis=1), parts.max(axis=1)], axis=1).ravel()
 
+
+def sound_of(predict: Callable[[Any], Any], samples: int, peak: float, progress: Progress | None = None) -> np.ndarray:
+    """Return a waveform (samples,) over the time that a network has learnt, times ``peak``."""
+    sound = in_batches(predict, GridPoints((samples,)), 1, progress=progress)[:, 0]
+    sound *= np.float32(peak)
+    return sound
+
+
+def sound_cost(samples: int, out: str | Path | None) -> Cost:
+    """Return what a sound of so many samples takes, made, scored, drawn and written."""
+    return Cost(12 * samples + 2**27, 0 if out is None else 2 * samples, (("matplotlib", "report"),))
+
+
+@with_origin("audio", BUNDLED)
 def audio_task(
     source: Any,
     *,
@@ -179,7 +228,7 @@ def audio_task(
         import scipy.signal
 
         common = np.gcd(rate, recording.rate)
-        samples = scipy.signal.resample_poly(samples, rate // common, recording.rate // common)
+        samples = scipy.signal.resample_poly(samples.astype(np.float64), rate // common, recording.rate // common)
         how = ", ".join(filter(None, [how, f"resampled from {recording.rate} Hz"]))
     samples = samples.astype(np.float32)
     if not samples.any():

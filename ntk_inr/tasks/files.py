@@ -63,14 +63,20 @@ def finite_floats(array: np.ndarray, name: str) -> np.ndarray:
     return array.astype(np.float64)
 
 
-@contextlib.contextmanager
-def new_file(path: str | Path, suffixes: Sequence[str], *, overwrite: bool) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; the file written there is moved to ``path`` once it is whole."""
+def check_new(path: str | Path, suffixes: Sequence[str], *, overwrite: bool) -> Path:
+    """Return the path of a file to be written; refuse a suffix that is not known, and what exists unless asked for."""
     path = Path(path)
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"can't save as {path.name!r}; expected a name that ends in {', '.join(suffixes)}.")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{str(path)!r} exists; pass overwrite=True to replace it, or choose another name.")
+    return path
+
+
+@contextlib.contextmanager
+def new_file(path: str | Path, suffixes: Sequence[str], *, overwrite: bool) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; the file written there is moved to ``path`` once it is whole."""
+    path = check_new(path, suffixes, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as folder:
         written = Path(folder) / path.name

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ntk_inr import _checks
 from ntk_inr.tasks import metrics
-from ntk_inr.tasks.grid import grid_coordinates, in_batches
-from ntk_inr.tasks.image_file import has_eight_bits, load_prepared
+from ntk_inr.tasks.grid import GridPoints, grid_coordinates
+from ntk_inr.tasks.image_file import BUNDLED, has_eight_bits, load_prepared
 from ntk_inr.tasks.interface import SampledTask, fingerprint
+from ntk_inr.tasks.origin import with_origin
 from ntk_inr.tasks.pictures import Panel, PictureTask, picture_rows
+
+_CHUNK = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,16 +28,21 @@ class ImageTask(PictureTask, SampledTask):
         image: (height, width, c) values in [0, 1], c = 1 (grey) or 3 (colour).
         train: (height * width,) True where a pixel is trained on, in raster order.
         eight_bit: whether the values came as integers of 8 bits.
+        source_size: (height, width) in pixels before reduction; None where that is not known.
+        origin: how :func:`ntk_inr.load_task` builds it again; None for arrays.
     """
 
     kind: ClassVar[str] = "image"
+    noun: ClassVar[str] = "pixels"
 
     name: str
     image: np.ndarray
     train: np.ndarray
     eight_bit: bool = False
+    source_size: tuple[int, int] | None = None
+    origin: Any = None
 
-    @functools.cached_property
+    @property
     def coordinates(self) -> np.ndarray:
         """Pixel centres (n, 2) as (row, column), each axis in (-1, 1), in raster order."""
         return grid_coordinates(self.image.shape[:2])
@@ -45,14 +52,14 @@ class ImageTask(PictureTask, SampledTask):
         """Pixel values (n, c) in [0, 1], in raster order."""
         return self.image.reshape(-1, self.image.shape[2])
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """A fingerprint of the image and of the choice of training pixels."""
         return fingerprint(self.image, self.train)
 
-    def reconstruct(self, predict: Callable[[Any], Any]) -> np.ndarray:
-        """Return ``predict(coordinates)`` as an image (height, width, c), clipped to [0, 1]."""
-        return reconstruct_image(predict, self.image.shape)
+    def at(self, places: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return centres (k, 2) and values (k, c) of pixels by their places (k,) in raster order."""
+        return GridPoints(self.image.shape[:2])[places], self.values[places]
 
     def scores(self, reconstruction: np.ndarray) -> dict[str, float]:
         """Return the scores of a reconstruction in [0, 1].
@@ -64,24 +71,24 @@ class ImageTask(PictureTask, SampledTask):
             "psnr" in dB on the training pixels, "heldout_psnr" on the others (if there are any), and
             "ssim" of the whole image (Wang et al. 2004; absent where a side is below 7 pixels).
         """
-        values = reconstruction.reshape(self.values.shape)
-        scores = {"psnr": metrics.psnr(values[self.train], self.y)}
-        if not self.train.all():
-            scores["heldout_psnr"] = metrics.psnr(values[~self.train], self.values[~self.train])
+        scores = {"psnr": self.psnr(reconstruction)}
+        if self.n < len(self.train):
+            values = reconstruction.reshape(self.values.shape)
+            scores["heldout_psnr"] = metrics.psnr(values, self.values, where=~self.train)
         return scores | ssim_score(reconstruction, self.image)
+
+    def psnr(self, reconstruction: np.ndarray) -> float:
+        """Return the PSNR of a reconstruction in dB, on the training pixels."""
+        where = None if self.n == len(self.train) else self.train
+        return metrics.psnr(reconstruction.reshape(self.values.shape), self.values, where=where)
 
     def figure(self, reconstruction: np.ndarray | None = None) -> Any:
         """Return the image, the pixels trained on where some are held out, the reconstruction and its error."""
         panels = [Panel(self.name, self.image)]
-        if not self.train.all():
-            seen = np.where(self.train.reshape(*self.image.shape[:2], 1), self.image, 1.0)
+        if self.n < len(self.train):
+            seen = np.where(self.train.reshape(*self.image.shape[:2], 1), self.image, np.float32(1))
             panels.append(Panel("trained on", seen))
         return picture_rows([panels + self.comparison(reconstruction)])
-
-
-def reconstruct_image(predict: Callable[[Any], Any], shape: tuple[int, ...]) -> np.ndarray:
-    """Return ``predict`` at the pixel centres of an image of ``shape`` (h, w, c), clipped to [0, 1]."""
-    return np.clip(in_batches(predict, grid_coordinates(shape[:2]), shape[2]), 0, 1).reshape(shape)
 
 
 def ssim_score(reconstruction: np.ndarray, image: np.ndarray) -> dict[str, float]:
@@ -91,8 +98,9 @@ def ssim_score(reconstruction: np.ndarray, image: np.ndarray) -> dict[str, float
     return {"ssim": metrics.ssim(reconstruction, image)}
 
 
+@with_origin("image", BUNDLED)
 def image_task(
-    source: Any, *, size: int | None = 64, holdout: float = 0.0, grey: bool = False, seed: int = 0
+    source: Any, *, size: int | None = 512, holdout: float = 0.0, grey: bool = False, seed: int = 0
 ) -> ImageTask:
     """Load an image and make a task of it.
 
@@ -102,7 +110,8 @@ def image_task(
             "coffee", "chelsea"), an image of Pillow, or an array (h, w), (h, w, 3) or (h, w, 4), of NumPy, JAX
             or lists. Unsigned integers of 8 and 16 bits are divided by their type's range, other integers by 1, 255
             or 65535, the smallest that none exceeds, floats are in [0, 1]. What an array masks is refused.
-        size: the longer side in pixels after anti-aliased reduction; a smaller image, or None, is kept.
+        size: the longer side in pixels after anti-aliased reduction; a smaller image, or None, is kept. What was
+            reduced says so in the task's ``summary``.
         holdout: share of the pixels held out for testing, at random, in [0, 1).
         grey: turn colour into luma (ITU-R 601).
         seed: of the choice of held-out pixels.
@@ -122,15 +131,21 @@ def image_task(
         ((32, 2), (32, 1), (8, 8, 1))
     """
     _checks.check_positive(seed, "seed", integer=True, least=0)
-    name, image = load_prepared(source, size=size, grey=grey)
+    name, image, whole = load_prepared(source, size=size, grey=grey)
     train = training_rows(image.shape[0] * image.shape[1], holdout, seed)
-    return ImageTask(name, image, train, has_eight_bits(source))
+    return ImageTask(name, image, train, has_eight_bits(source), whole)
 
 
 def training_rows(n: int, holdout: float, seed: int, name: str = "holdout") -> np.ndarray:
     """Return a mask (n,) that is True for the rows to train on; a random share ``holdout`` of them is False."""
     if not 0 <= holdout < 1:
         raise ValueError(f"{name} is {holdout}; expected a share in [0, 1), such as 0.5 for half of the rows.")
-    train = np.ones(n, bool)
-    train[np.random.default_rng(seed).permutation(n)[: min(round(holdout * n), n - 1)]] = False
+    train, rng = np.ones(n, bool), np.random.default_rng(seed)
+    left = min(round(holdout * n), n - 1)
+    # Chunk by chunk, each with its random share of what is left, so that no permutation of all rows is made.
+    for start in range(0, n if left else 0, _CHUNK):
+        rows = min(_CHUNK, n - start)
+        drawn = left if start + rows == n else int(rng.hypergeometric(left, n - start - left, rows))
+        train[start + rng.permutation(rows)[:drawn]] = False
+        left -= drawn
     return train

@@ -18,9 +18,10 @@ PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 """Suffixes of the images of a folder."""
 
 
-def load_prepared(source: Any, *, size: int | None, grey: bool) -> tuple[str, np.ndarray]:
-    """Return a name and the image, grey if asked for, with its longer side at most ``size`` pixels."""
+def load_prepared(source: Any, *, size: int | None, grey: bool) -> tuple[str, np.ndarray, tuple[int, int]]:
+    """Return a name, the image, grey if asked for, with its longer side at most ``size`` pixels, and (h, w) before."""
     name, image = load_image(source)
+    whole = image.shape[0], image.shape[1]
     if grey and image.shape[2] == 3:
         image = (image @ np.array([0.299, 0.587, 0.114], np.float32))[:, :, None]
     if size is not None:
@@ -29,7 +30,7 @@ def load_prepared(source: Any, *, size: int | None, grey: bool) -> tuple[str, np
     pixels = image.shape[0] * image.shape[1]
     if pixels < 2:
         raise ValueError(f"image {name!r} has {pixels} pixel; expected at least 2 to fit anything.")
-    return name, np.ascontiguousarray(image, np.float32)
+    return name, np.ascontiguousarray(image, np.float32), whole
 
 
 def load_image(source: Any) -> tuple[str, np.ndarray]:
@@ -141,7 +142,9 @@ def to_unit(array: np.ndarray, name: str) -> np.ndarray:
         )
     if white is None and not 0 <= low <= high <= 65535:
         raise ValueError(f"{name} has integers from {low} to {high}; expected 0 to 255 or 0 to 65535.")
-    unit = np.clip(array.astype(np.float32) / np.float32(white or 65535), 0, 1)
+    unit = array.astype(np.float32)
+    unit /= np.float32(white or 65535)
+    np.clip(unit, 0, 1, out=unit)
     if unit.shape[2] in (2, 4):
         alpha = unit[:, :, -1:]
         unit = unit[:, :, :-1] * alpha + (1 - alpha)
@@ -155,4 +158,7 @@ def reduce_image(image: np.ndarray, size: int) -> np.ndarray:
     if longer <= size:
         return image
     shape = tuple(max(1, round(side * size / longer)) for side in (height, width))
-    return np.clip(require("skimage.transform").resize(image, shape, anti_aliasing=True), 0, 1)
+    resize = require("skimage.transform").resize
+    # One channel at a time, so that what is filtered is a third of a colour image.
+    channels = [resize(image[:, :, channel], shape, anti_aliasing=True) for channel in range(image.shape[2])]
+    return np.clip(np.stack(channels, axis=2), 0, 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +14,8 @@ from ntk_inr._optional import require
 from ntk_inr.training import curves
 
 SSIM_WINDOW = 7
+# Numbers that are compared at a time.
+_PART = 2**22
 EXACT_DB = 60.0
 """PSNR in dB from which 8-bit data count as reproduced: the root mean square error, 0.26 of a level, is below the 0.29
 of rounding to 8 bits itself (58.9 dB). What lies above is no property of the data."""
@@ -99,13 +103,14 @@ def score_lines(scores: dict[str, float], *, metric: str, eight_bit: bool) -> li
     return lines
 
 
-def psnr(estimate: Any, target: Any, *, data_range: float = 1.0) -> float:
+def psnr(estimate: Any, target: Any, *, data_range: float = 1.0, where: np.ndarray | None = None) -> float:
     r"""Return the peak signal-to-noise ratio in dB, :math:`10\log_{10}(R^2/\mathrm{mse})`.
 
     Args:
         estimate: any shape.
         target: the same shape.
         data_range: R, the span that values can have; 1 for images in [0, 1].
+        where: True for the entries of the first axis that count; None is all of them.
 
     Returns:
         dB; infinity for equal arrays.
@@ -117,8 +122,11 @@ def psnr(estimate: Any, target: Any, *, data_range: float = 1.0) -> float:
         >>> psnr([0.0, 0.5], [0.1, 0.4])
         20.0
     """
-    estimate, target = _pair(estimate, target)
-    return float(curves.psnr(np.mean((estimate - target) ** 2), data_range))
+    estimate, target = _same_shape(estimate, target)
+    squares, count = 0.0, 0
+    for a, b in _parts(estimate, target, where):
+        squares, count = squares + float(((a - b) ** 2).sum()), count + a.size
+    return float(curves.psnr(squares / count if count else np.nan, data_range))
 
 
 def ssim(estimate: Any, target: Any, *, data_range: float = 1.0) -> float:
@@ -148,12 +156,24 @@ def ssim(estimate: Any, target: Any, *, data_range: float = 1.0) -> float:
 
     Source: Wang, Bovik, Sheikh & Simoncelli, IEEE Transactions on Image Processing 13 (2004).
     """
-    a, b = _pair(estimate, target)
+    a, b = _same_shape(estimate, target)
     if a.ndim not in (2, 3) or min(a.shape[:2]) < SSIM_WINDOW:
         raise ValueError(f"images have shape {a.shape}; SSIM needs (h, w) or (h, w, c) of at least 7 by 7 pixels.")
     similarity = require("skimage.metrics").structural_similarity
-    axis = None if a.ndim == 2 else -1
-    return float(similarity(a, b, win_size=SSIM_WINDOW, data_range=data_range, channel_axis=axis))
+    total, edge, height = 0.0, SSIM_WINDOW - 1, max(SSIM_WINDOW, _PART // math.prod(a.shape[1:]))
+    places = a.shape[0] - edge
+    for start in range(0, places, height):
+        stop = min(start + height, places)
+        for channel in range(1 if a.ndim == 2 else a.shape[2]):
+            one, other = (
+                np.asarray(
+                    part[start : stop + edge] if part.ndim == 2 else part[start : stop + edge, :, channel], float
+                )
+                for part in (a, b)
+            )
+            # Windows that lie inside a strip, which has the rows that its last windows reach.
+            total += (stop - start) * float(similarity(one, other, win_size=SSIM_WINDOW, data_range=data_range))
+    return total / places / (1 if a.ndim == 2 else a.shape[2])
 
 
 def snr(estimate: Any, target: Any) -> float:
@@ -194,11 +214,13 @@ def relative_l2(estimate: Any, target: Any) -> float:
         >>> round(relative_l2([1.1, 0.0], [1.0, 0.0]), 6)
         0.1
     """
-    estimate, target = _pair(estimate, target)
-    size = float(np.linalg.norm(target))
-    if size == 0:
+    estimate, target = _same_shape(estimate, target)
+    errors = squares = 0.0
+    for a, b in _parts(estimate, target):
+        errors, squares = errors + float(((a - b) ** 2).sum()), squares + float((b**2).sum())
+    if squares == 0:
         raise ValueError("the target is zero everywhere; an error relative to it has no meaning.")
-    return float(np.linalg.norm(estimate - target)) / size
+    return float(np.sqrt(errors) / np.sqrt(squares))
 
 
 def iou(estimate: Any, target: Any) -> float:
@@ -292,11 +314,26 @@ def _nearest(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
     return tree_b.query(a)[0], tree_a.query(b)[0]
 
 
-def _pair(estimate: Any, target: Any) -> tuple[np.ndarray, np.ndarray]:
+def _same_shape(estimate: Any, target: Any) -> tuple[np.ndarray, np.ndarray]:
     _checks.unmasked((estimate, target), "what is compared")
-    estimate, target = np.asarray(estimate, np.float64), np.asarray(target, np.float64)
+    estimate, target = np.asarray(estimate), np.asarray(target)
     _check_shapes(estimate, target)
     return estimate, target
+
+
+def _parts(
+    estimate: np.ndarray, target: np.ndarray, where: np.ndarray | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield two arrays in float64, a part of their entries after the other; of the first axis those of ``where``."""
+    if not estimate.ndim:
+        estimate, target = estimate[None], target[None]
+    rows = max(1, _PART // max(1, math.prod(estimate.shape[1:])))
+    for start in range(0, len(estimate), rows):
+        place = slice(start, start + rows)
+        a, b = estimate[place], target[place]
+        if where is not None:
+            a, b = a[where[place]], b[where[place]]
+        yield a.astype(np.float64), b.astype(np.float64)
 
 
 def _check_shapes(estimate: np.ndarray, target: np.ndarray) -> None:

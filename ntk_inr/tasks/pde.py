@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -13,12 +13,15 @@ from jax import Array
 
 from ntk_inr import _checks
 from ntk_inr.tasks import metrics
+from ntk_inr.tasks.cost import Cost
 from ntk_inr.tasks.derivatives import value_and_laplacian
 from ntk_inr.tasks.files import new_file
-from ntk_inr.tasks.grid import grid_coordinates, in_batches
+from ntk_inr.tasks.grid import Progress, grid_coordinates
+from ntk_inr.tasks.image_file import BUNDLED as IMAGES
 from ntk_inr.tasks.image_gradients import ImageGradientTask, image_gradient_task
 from ntk_inr.tasks.interface import IndirectTask, fingerprint
-from ntk_inr.tasks.pictures import Panel, error_panel, picture_rows
+from ntk_inr.tasks.origin import with_origin
+from ntk_inr.tasks.pictures import Panel, error_panel, picture_cost, picture_of, picture_rows
 
 Equation = Literal["poisson-gradients", "poisson", "helmholtz"]
 
@@ -37,9 +40,13 @@ class EquationTask(IndirectTask):
         boundary_weight: what u is multiplied by on the boundary, in prediction and data.
         x: points (n, 2).
         resolution: points a side of the grid that reconstructions are compared on.
+        origin: how :func:`ntk_inr.load_task` builds it again.
     """
 
     kind: ClassVar[str] = "pde"
+    noun: ClassVar[str] = "points"
+    suffixes: ClassVar[tuple[str, ...]] = (".npy",)
+    smaller: ClassVar[str] = "a smaller resolution="
 
     name: str
     frequencies: tuple[float, float]
@@ -47,6 +54,7 @@ class EquationTask(IndirectTask):
     boundary_weight: float
     x: np.ndarray
     resolution: int
+    origin: Any = None
 
     @property
     def differentiates(self) -> bool:
@@ -61,8 +69,13 @@ class EquationTask(IndirectTask):
     @property
     def y(self) -> np.ndarray:
         """The observations (n, 1): q over the size of :attr:`factor` inside, the weighted u on the boundary."""
-        u = self.solution(self.x.astype(np.float64))
-        return np.where(_boundary(self.x), self.boundary_weight * u, np.sign(self.factor) * u).astype(np.float32)
+        return self.rows(slice(None))[1]
+
+    def rows(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return some of the points (k, 2), and the observations there (k, 1)."""
+        x = self.x[indices]
+        u = self.solution(x.astype(np.float64))
+        return x, np.where(_boundary(x), self.boundary_weight * u, np.sign(self.factor) * u).astype(np.float32)
 
     @property
     def digest(self) -> str:
@@ -86,10 +99,17 @@ class EquationTask(IndirectTask):
 
         return observed
 
-    def reconstruct(self, predict: Callable[[Any], Any]) -> np.ndarray:
+    def describe(self) -> dict[str, Any]:
+        """Return, for JSON, what is fitted: kind, name, rows and values trained on, and what rendering needs."""
+        return super().describe() | {"shape": [self.resolution, self.resolution, 1], "equation": self.name}
+
+    def cost(self, out: str | Path | None = None) -> Cost:
+        """Return what a reconstruction, its scores and its figure take of memory, and its file of disk."""
+        return picture_cost((self.resolution, self.resolution, 1), out)
+
+    def signal_of(self, predict: Callable[[Any], Any], progress: Progress | None = None) -> np.ndarray:
         """Return u (r, r, 1) on the grid; ``predict`` is the network itself."""
-        shape = (self.resolution, self.resolution)
-        return in_batches(predict, grid_coordinates(shape), 1).reshape(*shape, 1)
+        return picture_of(predict, (self.resolution, self.resolution, 1), progress, clipped=False)
 
     def scores(self, reconstruction: np.ndarray) -> dict[str, float]:
         """Return "psnr" in dB against the span of the solution, 2, and "relative_l2" (smaller is better)."""
@@ -119,11 +139,12 @@ class EquationTask(IndirectTask):
         return self.solution(grid_coordinates(shape).astype(np.float64)).reshape(*shape, 1)
 
 
+@with_origin("pde", (*get_args(Equation), *IMAGES))
 def pde_task(
     equation: Equation = "helmholtz",
     *,
     points: int = 48,
-    frequencies: tuple[float, float] = (1.0, 4.0),
+    frequencies: Sequence[float] = (1.0, 4.0),
     wavenumber: float = 1.0,
     boundary_weight: float = 3.0,
     resolution: int = 64,

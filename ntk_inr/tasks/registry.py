@@ -33,6 +33,7 @@ class TaskKind:
         suffixes: of files that are taken for this kind where none is named.
         bundled: sources that come with the package, and are taken for this kind where none is named.
         writes: suffix of the file that a reconstruction is written to.
+        sample: settings of a small sample of a signal, which ``compare`` and ``tune`` take where none are asked for.
     """
 
     summary: str
@@ -40,6 +41,7 @@ class TaskKind:
     suffixes: tuple[str, ...] = ()
     bundled: tuple[str, ...] = ()
     writes: str = ".png"
+    sample: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -50,7 +52,7 @@ class TaskKind:
 
 _IMAGE = f"an image file, or {', '.join(image_file.BUNDLED)}"
 TASKS: dict[str, TaskKind] = {
-    "image": TaskKind(f"fit {_IMAGE}", image_task, bundled=image_file.BUNDLED),
+    "image": TaskKind(f"fit {_IMAGE}", image_task, bundled=image_file.BUNDLED, sample={"size": 64}),
     "super-resolution": TaskKind(f"enlarge {_IMAGE}", super_resolution_task),
     "denoising": TaskKind(f"add noise to, and restore, {_IMAGE}", denoising_task),
     "inpainting": TaskKind(f"fill in the missing pixels of {_IMAGE}", inpainting_task),
@@ -64,6 +66,7 @@ TASKS: dict[str, TaskKind] = {
         (".npy",),
         volume_file.BUNDLED,
         ".npy",
+        {"rows": 2**20},
     ),
     "shape": TaskKind(
         f"fit a mesh file, or {', '.join(SOLIDS)}",

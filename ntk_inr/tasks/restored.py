@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Literal
+import functools
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from ntk_inr import _checks
 from ntk_inr._optional import require
 from ntk_inr.tasks import metrics
-from ntk_inr.tasks.grid import grid_coordinates
-from ntk_inr.tasks.image import reconstruct_image, ssim_score, training_rows
-from ntk_inr.tasks.image_file import has_eight_bits, load_prepared
-from ntk_inr.tasks.interface import PointwiseTask, fingerprint
-from ntk_inr.tasks.pictures import Panel, PictureTask, picture_rows
+from ntk_inr.tasks.grid import GridPoints
+from ntk_inr.tasks.image import ssim_score, training_rows
+from ntk_inr.tasks.image_file import BUNDLED, has_eight_bits, load_prepared
+from ntk_inr.tasks.interface import OnDemandTask, fingerprint
+from ntk_inr.tasks.origin import with_origin
+from ntk_inr.tasks.pictures import Panel, PictureTask, picture_rows, strips
 
 _BASELINES = {
     "super-resolution": "cubic interpolation",
@@ -25,45 +26,68 @@ _BASELINES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class RestorationTask(PictureTask, PointwiseTask):
+class RestorationTask(PictureTask, OnDemandTask):
     """Restore an image from a smaller, noisy or incomplete one; scores are against the clean image.
 
     Attributes:
         name: what to call it in a report.
         kind: "super-resolution", "denoising" or "inpainting".
         image: the clean image (h, w, c) in [0, 1].
-        x: where something is seen, (n, 2) pixel centres as (row, column) in (-1, 1).
-        y: what is seen there, (n, c); noise may leave [0, 1].
-        seen: what is seen, as a picture (h', w', c).
-        baseline: a simple restoration (h, w, c) to beat: cubic interpolation, the noisy image itself, or
-            for inpainting the nearest pixel.
+        seen: what is seen, as a picture (h', w', c); noise may leave [0, 1].
         missing: (h, w) True where a pixel is not seen; None where that has no meaning.
         eight_bit: whether the clean image's values came as integers of 8 bits.
+        source_size: (height, width) in pixels before reduction; None where that is not known.
+        origin: how :func:`ntk_inr.load_task` builds it again; None for arrays.
     """
+
+    noun: ClassVar[str] = "pixels"
 
     name: str
     kind: Literal["super-resolution", "denoising", "inpainting"]
     image: np.ndarray
-    x: np.ndarray
-    y: np.ndarray
     seen: np.ndarray
-    baseline: np.ndarray
     missing: np.ndarray | None = None
     eight_bit: bool = False
+    source_size: tuple[int, int] | None = None
+    origin: Any = None
 
-    @property
+    @functools.cached_property
+    def _places(self) -> np.ndarray | None:
+        """The places of the pixels that are seen; None where all of ``seen`` are."""
+        return None if self.missing is None else np.flatnonzero(~self.missing.ravel()).astype(np.int32)
+
+    @functools.cached_property
+    def n(self) -> int:
+        """How many pixels are seen."""
+        return self.seen.shape[0] * self.seen.shape[1] if self._places is None else len(self._places)
+
+    def rows(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return pixel centres (k, 2) as (row, column) in (-1, 1), and what is seen there (k, c)."""
+        places = np.asarray(indices) if self._places is None else self._places[indices]
+        return GridPoints(self.seen.shape[:2])[places], self.seen.reshape(-1, self.seen.shape[2])[places]
+
+    @functools.cached_property
+    def baseline(self) -> np.ndarray:
+        """A simple restoration (h, w, c) to beat: cubic interpolation, the noisy image itself, the nearest pixel."""
+        if self.missing is not None:
+            import scipy.ndimage
+
+            near = scipy.ndimage.distance_transform_edt(self.missing, return_distances=False, return_indices=True)
+            return self.image[tuple(near)]
+        if self.kind == "denoising":
+            return np.clip(self.seen, 0, 1)
+        larger = require("skimage.transform").resize(self.seen, self.image.shape, order=3, anti_aliasing=False)
+        return np.clip(larger, 0, 1)
+
+    @functools.cached_property
     def digest(self) -> str:
         """A fingerprint of the clean image and of what is seen of it."""
-        return fingerprint(self.kind, self.image, self.x, self.y)
+        return fingerprint(self.kind, self.image, self.seen, self.missing)
 
     @property
     def baselines(self) -> dict[str, Any]:
         """The simple restoration, under the name of its method."""
         return {_BASELINES[self.kind]: self.baseline}
-
-    def reconstruct(self, predict: Callable[[Any], Any]) -> np.ndarray:
-        """Return the restored image (h, w, c), clipped to [0, 1]."""
-        return reconstruct_image(predict, self.image.shape)
 
     def scores(self, reconstruction: np.ndarray) -> dict[str, float]:
         """Return how close a restored image is to the clean one.
@@ -75,7 +99,7 @@ class RestorationTask(PictureTask, PointwiseTask):
             "psnr" in dB and "ssim" of the whole image, "baseline_psnr" of the simple restoration, and for
             inpainting "missing_psnr" of the pixels that were not seen.
         """
-        scores = {"psnr": metrics.psnr(reconstruction, self.image), **ssim_score(reconstruction, self.image)}
+        scores = {"psnr": self.psnr(reconstruction), **ssim_score(reconstruction, self.image)}
         scores["baseline_psnr"] = metrics.psnr(self.baseline, self.image)
         if self.missing is not None:
             scores["missing_psnr"] = metrics.psnr(reconstruction[self.missing], self.image[self.missing])
@@ -90,6 +114,7 @@ class RestorationTask(PictureTask, PointwiseTask):
         return picture_rows([panels + self.comparison(reconstruction, "restored")])
 
 
+@with_origin("super-resolution", BUNDLED)
 def super_resolution_task(
     source: Any, *, factor: int = 4, size: int | None = 128, grey: bool = False
 ) -> RestorationTask:
@@ -117,7 +142,7 @@ def super_resolution_task(
         ((16, 2), (4, 4, 1), (16, 16, 1))
     """
     _checks.check_positive(factor, "factor", integer=True, least=2)
-    name, image = load_prepared(source, size=size, grey=grey)
+    name, image, whole = load_prepared(source, size=size, grey=grey)
     height, width = (side // factor for side in image.shape[:2])
     if height * width < 2:
         raise ValueError(
@@ -125,14 +150,12 @@ def super_resolution_task(
         )
     image = np.ascontiguousarray(image[: height * factor, : width * factor])
     seen = image.reshape(height, factor, width, factor, -1).mean(axis=(1, 3))
-    larger = require("skimage.transform").resize(seen, image.shape, order=3, anti_aliasing=False)
     return RestorationTask(
-        f"{name}, {factor} times smaller", "super-resolution", image, grid_coordinates((height, width)),
-        seen.reshape(height * width, -1), seen, np.clip(larger, 0, 1),
-        eight_bit=has_eight_bits(source),
-    )  # fmt: skip
+        f"{name}, {factor} times smaller", "super-resolution", image, seen, None, has_eight_bits(source), whole
+    )
 
 
+@with_origin("denoising", BUNDLED)
 def denoising_task(
     source: Any, *, noise: Literal["gaussian", "poisson"] = "gaussian", sigma: float = 0.1,
     photons: float = 30.0, size: int | None = 128, grey: bool = False, seed: int = 0,
@@ -167,19 +190,20 @@ def denoising_task(
     _checks.check_positive(sigma, "sigma")
     _checks.check_positive(photons, "photons")
     _checks.check_positive(seed, "seed", integer=True, least=0)
-    name, image = load_prepared(source, size=size, grey=grey)
+    name, image, whole = load_prepared(source, size=size, grey=grey)
     rng = np.random.default_rng(seed)
-    if noise == "gaussian":
-        noisy, label = image + sigma * rng.standard_normal(image.shape), f"sigma {sigma:g}"
-    else:
-        noisy, label = rng.poisson(photons * image) / photons, f"{photons:g} photons"
-    noisy = noisy.astype(np.float32)
-    return RestorationTask(
-        f"{name}, {label}", "denoising", image, grid_coordinates(image.shape[:2]), noisy.reshape(-1, image.shape[2]),
-        noisy, np.clip(noisy, 0, 1), eight_bit=has_eight_bits(source),
-    )  # fmt: skip
+    noisy = np.empty_like(image)
+    for place in strips(image.shape):
+        clean = image[place]
+        if noise == "gaussian":
+            noisy[place] = clean + sigma * rng.standard_normal(clean.shape)
+        else:
+            noisy[place] = rng.poisson(photons * clean) / photons
+    label = f"sigma {sigma:g}" if noise == "gaussian" else f"{photons:g} photons"
+    return RestorationTask(f"{name}, {label}", "denoising", image, noisy, None, has_eight_bits(source), whole)
 
 
+@with_origin("inpainting", BUNDLED)
 def inpainting_task(
     source: Any, *, missing: Any = 0.8, size: int | None = 128, grey: bool = False,
     seed: int = 0,
@@ -208,10 +232,8 @@ def inpainting_task(
         >>> task.x.shape, int(task.missing.sum())
         ((30, 2), 70)
     """
-    import scipy.ndimage
-
     _checks.check_positive(seed, "seed", integer=True, least=0)
-    name, image = load_prepared(source, size=size, grey=grey)
+    name, image, whole = load_prepared(source, size=size, grey=grey)
     if np.ndim(missing):
         mask, label = _checks.as_numpy(missing, "missing"), "masked"
         assert mask is not None
@@ -227,8 +249,5 @@ def inpainting_task(
         label = f"{100 * missing:g} % missing"
     if mask.all() or not mask.any():
         raise ValueError(f"{'all' if mask.all() else 'none'} of the pixels are missing; expected some of them.")
-    nearest = scipy.ndimage.distance_transform_edt(mask, return_distances=False, return_indices=True)
-    return RestorationTask(
-        f"{name}, {label}", "inpainting", image, grid_coordinates(image.shape[:2])[~mask.ravel()], image[~mask],
-        np.where(mask[:, :, None], np.float32(1), image), image[tuple(nearest)], mask, has_eight_bits(source),
-    )  # fmt: skip
+    seen = np.where(mask[:, :, None], np.float32(1), image)
+    return RestorationTask(f"{name}, {label}", "inpainting", image, seen, mask, has_eight_bits(source), whole)

@@ -12,11 +12,14 @@ import numpy as np
 
 from ntk_inr import _checks, style
 from ntk_inr.tasks import metrics
+from ntk_inr.tasks.cost import Cost
 from ntk_inr.tasks.derivatives import value_and_gradient
 from ntk_inr.tasks.eikonal import EikonalLoss
-from ntk_inr.tasks.grid import axis_centres, grid_coordinates, in_batches
+from ntk_inr.tasks.grid import GridPoints, Progress, axis_centres, grid_coordinates, in_batches
 from ntk_inr.tasks.interface import IndirectTask, Loss, fingerprint
-from ntk_inr.tasks.mesh_file import Solid, load_solid, save_mesh
+from ntk_inr.tasks.mesh_file import SUFFIXES, Solid, load_solid, save_mesh
+from ntk_inr.tasks.origin import with_origin
+from ntk_inr.tasks.solids import SOLIDS
 from ntk_inr.tasks.surface import Surface, extract_surface, sample_surface
 
 Formulation = Literal["sdf", "occupancy", "eikonal"]
@@ -40,10 +43,14 @@ class ShapeTask(IndirectTask):
             :class:`EikonalLoss` compares with.
         resolution: r of the grid r x r x r that reconstructions are taken on.
         eikonal_loss: the weights of the eikonal formulation.
+        origin: how :func:`ntk_inr.load_task` builds it again.
     """
 
     kind: ClassVar[str] = "shape"
     large: ClassVar[int] = 2**13
+    noun: ClassVar[str] = "points"
+    suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
+    smaller: ClassVar[str] = "a smaller resolution="
 
     name: str
     formulation: Formulation
@@ -52,6 +59,7 @@ class ShapeTask(IndirectTask):
     y: np.ndarray
     resolution: int
     eikonal_loss: EikonalLoss
+    origin: Any = None
 
     @property
     def differentiates(self) -> bool:
@@ -70,7 +78,7 @@ class ShapeTask(IndirectTask):
             return self.eikonal_loss
         return "l1" if self.formulation == "sdf" else "bce"
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """A fingerprint of the points and of what is known there."""
         return fingerprint(self.formulation, self.x, self.y, self.resolution, self.eikonal_loss)
@@ -83,15 +91,24 @@ class ShapeTask(IndirectTask):
         """Return value and gradient (n, 4), for the eikonal formulation."""
         return value_and_gradient(apply)
 
-    def reconstruct(self, predict: Callable[[Any], Any]) -> Surface:
+    def describe(self) -> dict[str, Any]:
+        """Return, for JSON, what is fitted: kind, name, rows and values trained on, and what rendering needs."""
+        unit = {"centre": [float(value) for value in self.solid.centre], "scale": float(self.solid.scale)}
+        return super().describe() | {"formulation": self.formulation, "resolution": self.resolution, **unit}
+
+    def cost(self, out: str | Path | None = None) -> Cost:
+        """Return what a reconstruction, its scores and its figure take of memory, and its file of disk."""
+        return surface_cost(self.resolution, out)
+
+    def signal_of(self, predict: Callable[[Any], Any], progress: Progress | None = None) -> Surface:
         """Return the field on a grid and its surface by marching cubes.
 
         Args:
             predict: (n, 3) -> (n, 1): a distance that is negative inside, or for occupancy a logit that is
                 positive inside.
+            progress: called with the cells that are done, and all of them.
         """
-        values = in_batches(predict, grid_coordinates((self.resolution,) * 3), 1).reshape((self.resolution,) * 3)
-        return extract_surface(-values if self.formulation == "occupancy" else values)
+        return surface_of(predict, self.resolution, self.formulation, progress)
 
     def scores(self, reconstruction: Surface) -> dict[str, float]:
         """Return how close a reconstructed surface is to the true one.
@@ -166,6 +183,26 @@ class ShapeTask(IndirectTask):
         figure.colorbar(drawn, ax=axis, shrink=0.75)
 
 
+def surface_of(
+    predict: Callable[[Any], Any], resolution: int, formulation: str, progress: Progress | None = None
+) -> Surface:
+    """Return the field of a network on a grid of so many cells a side, negative inside, and its surface."""
+    inwards = np.negative if formulation == "occupancy" else None
+    points = GridPoints((resolution,) * 3)
+    values = in_batches(predict, points, 1, finish=inwards, progress=progress).reshape((resolution,) * 3)
+    return extract_surface(values)
+
+
+def surface_cost(resolution: int, out: str | Path | None) -> Cost:
+    """Return what a surface on a grid of so many cells a side takes, made, scored, drawn and written."""
+    modules = [("matplotlib", "report"), ("skimage.measure", "report")]
+    modules += [("trimesh", "shape")] if out is not None else []
+    # A few surfaces across the cube, two triangles a cell, in the longest of the formats.
+    faces = 12 * resolution**2
+    return Cost(20 * resolution**3 + 200 * faces + 2**28, 0 if out is None else 60 * faces, tuple(modules))
+
+
+@with_origin("shape", SOLIDS)
 def shape_task(
     source: str | Path,
     *,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,13 +12,17 @@ import numpy as np
 
 from ntk_inr import _checks, style
 from ntk_inr.tasks import metrics
+from ntk_inr.tasks.cost import Cost
 from ntk_inr.tasks.files import bundled_name, existing_file, finite_floats, load_npy, new_file
-from ntk_inr.tasks.grid import axis_centres, grid_coordinates, in_batches
+from ntk_inr.tasks.grid import GridPoints, Progress, axis_centres, grid_coordinates, in_batches
 from ntk_inr.tasks.image import training_rows
 from ntk_inr.tasks.interface import SampledTask, fingerprint
+from ntk_inr.tasks.origin import with_origin
 from ntk_inr.tasks.wav import read_wav
 
 BUNDLED = ("sines", "chirp", "steps")
+SUFFIXES = (".npy", ".csv")
+"""What signals are written as."""
 _STEPS = 9
 
 
@@ -32,14 +37,19 @@ class SignalTask(SampledTask):
         signal: (n, c) float32 in its own unit.
         train: (n,) True where a sample is trained on.
         eight_bit: whether the signal came as integers of 8 bits.
+        origin: how :func:`ntk_inr.load_task` builds it again; None for arrays.
     """
 
     kind: ClassVar[str] = "signal"
+    noun: ClassVar[str] = "samples"
+    suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
+    smaller: ClassVar[str] = "a shorter signal"
 
     name: str
     signal: np.ndarray
     train: np.ndarray
     eight_bit: bool = False
+    origin: Any = None
 
     @property
     def coordinates(self) -> np.ndarray:
@@ -49,32 +59,43 @@ class SignalTask(SampledTask):
     @property
     def values(self) -> np.ndarray:
         """What the network fits, (n, c) in [-1, 1]."""
-        middle, half = self._middle_and_half_span()
-        return ((self.signal - middle) / half).astype(np.float32)
+        return self.at(slice(None))[1]
+
+    def at(self, places: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return coordinates (k, 1) and values (k, c) in [-1, 1] of samples by their places (k,)."""
+        middle, half = self._middle_and_half_span
+        return GridPoints(self.signal.shape[:1])[places], ((self.signal[places] - middle) / half).astype(np.float32)
 
     @property
     def data_range(self) -> float:
         """Span of the values, 2."""
         return 2.0
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """A fingerprint of the signal and of the choice of training samples."""
         return fingerprint(self.signal, self.train)
 
-    def reconstruct(self, predict: Callable[[Any], Any]) -> np.ndarray:
+    def describe(self) -> dict[str, Any]:
+        """Return, for JSON, what is fitted: kind, name, rows and values trained on, and what rendering needs."""
+        middle, half = self._middle_and_half_span
+        return super().describe() | {"shape": list(self.signal.shape), "middle": middle, "half_span": half}
+
+    def cost(self, out: str | Path | None = None) -> Cost:
+        """Return what a reconstruction, its scores and its figure take of memory, and its file of disk."""
+        return signal_cost(self.signal.shape, out)
+
+    def signal_of(self, predict: Callable[[Any], Any], progress: Progress | None = None) -> np.ndarray:
         """Return the prediction (n, c) in the signal's own unit."""
-        middle, half = self._middle_and_half_span()
-        values = in_batches(predict, self.coordinates, self.signal.shape[1])
-        return values.astype(np.float64) * half + middle
+        return signal_of(predict, self.signal.shape, *self._middle_and_half_span, progress=progress)
 
     def scores(self, reconstruction: np.ndarray) -> dict[str, float]:
         """Return "psnr" in dB on the training samples, against the span of the signal, and "heldout_psnr"."""
-        span = 2 * self._middle_and_half_span()[1]
-        scores = {"psnr": metrics.psnr(reconstruction[self.train], self.signal[self.train], data_range=span)}
-        if not self.train.all():
-            rest = ~self.train
-            scores["heldout_psnr"] = metrics.psnr(reconstruction[rest], self.signal[rest], data_range=span)
+        span = 2 * self._middle_and_half_span[1]
+        where = None if self.n == len(self.train) else self.train
+        scores = {"psnr": metrics.psnr(reconstruction, self.signal, data_range=span, where=where)}
+        if where is not None:
+            scores["heldout_psnr"] = metrics.psnr(reconstruction, self.signal, data_range=span, where=~where)
         return scores
 
     def figure(self, reconstruction: np.ndarray | None = None) -> Any:
@@ -105,20 +126,45 @@ class SignalTask(SampledTask):
 
     def save(self, reconstruction: np.ndarray, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write a reconstruction as ``.npy`` (n, c), or as ``.csv`` with the coordinate in the first column."""
-        with new_file(path, (".npy", ".csv"), overwrite=overwrite) as written:
-            if written.suffix.lower() == ".npy":
-                np.save(written, reconstruction)
-            else:
-                columns = ",".join(["x", *(f"y{i}" for i in range(reconstruction.shape[1]))])
-                table = np.concatenate([self.coordinates, reconstruction], axis=1)
-                np.savetxt(written, table, "%.9g", delimiter=",", header=columns, comments="")
-        return Path(path)
+        return save_signal(reconstruction, path, overwrite=overwrite)
 
+    @functools.cached_property
     def _middle_and_half_span(self) -> tuple[float, float]:
         low, high = float(self.signal.min()), float(self.signal.max())
         return (low + high) / 2, (high - low) / 2 or 1.0
 
 
+def signal_of(
+    predict: Callable[[Any], Any], shape: tuple[int, ...], middle: float, half: float, progress: Progress | None = None
+) -> np.ndarray:
+    """Return a signal of ``shape`` (n, c) in its own unit, in which [-1, 1] has this middle and half span."""
+    values = in_batches(predict, GridPoints(shape[:1]), shape[1], progress=progress).astype(np.float64)
+    values *= half
+    values += middle
+    return values
+
+
+def signal_cost(shape: tuple[int, ...], out: str | Path | None) -> Cost:
+    """Return what a signal of a shape (n, c) takes, made, scored, drawn and written."""
+    values = shape[0] * shape[1]
+    # Nine digits, a sign, an exponent and a comma of each number of a text.
+    disk = 0 if out is None else 8 * values if Path(out).suffix.lower() == ".npy" else 16 * (values + shape[0])
+    return Cost(20 * values + 2**27, disk, (("matplotlib", "report"),))
+
+
+def save_signal(signal: np.ndarray, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a signal (n, c) as ``.npy``, or as ``.csv`` with the coordinate in the first column."""
+    with new_file(path, SUFFIXES, overwrite=overwrite) as written:
+        if written.suffix.lower() == ".npy":
+            np.save(written, signal)
+        else:
+            columns = ",".join(["x", *(f"y{i}" for i in range(signal.shape[1]))])
+            table = np.concatenate([grid_coordinates(signal.shape[:1]), signal], axis=1)
+            np.savetxt(written, table, "%.9g", delimiter=",", header=columns, comments="")
+    return Path(path)
+
+
+@with_origin("signal", BUNDLED)
 def signal_task(
     source: Any,
     *,

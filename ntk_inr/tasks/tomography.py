@@ -13,11 +13,13 @@ from ntk_inr import _checks
 from ntk_inr._optional import require
 from ntk_inr.tasks import metrics
 from ntk_inr.tasks.files import bundled_name
-from ntk_inr.tasks.grid import axis_centres, grid_coordinates
-from ntk_inr.tasks.image import reconstruct_image, ssim_score
+from ntk_inr.tasks.grid import Progress, axis_centres, grid_coordinates
+from ntk_inr.tasks.image import ssim_score
+from ntk_inr.tasks.image_file import BUNDLED as IMAGES
 from ntk_inr.tasks.image_file import has_eight_bits, load_prepared, reduce_image, to_unit
-from ntk_inr.tasks.interface import IndirectTask, fingerprint
-from ntk_inr.tasks.pictures import Panel, PictureTask, picture_rows
+from ntk_inr.tasks.interface import IndirectTask, OnDemandTask, fingerprint
+from ntk_inr.tasks.origin import with_origin
+from ntk_inr.tasks.pictures import Panel, PictureTask, picture_of, picture_rows
 from ntk_inr.tasks.radon import filtered_back_projection, line_integrals, radon
 
 BUNDLED = ("shepp-logan",)
@@ -26,7 +28,7 @@ _FINER = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class TomographyTask(PictureTask, IndirectTask):
+class TomographyTask(PictureTask, IndirectTask, OnDemandTask):
     """An image in the unit disc, of which integrals along rays are known.
 
     Attributes:
@@ -34,31 +36,37 @@ class TomographyTask(PictureTask, IndirectTask):
         image: (size, size, 1) in [0, 1], 0 outside the unit disc.
         angles: (a,) of the projections, in radians in [0, pi).
         samples: points along a ray at which the network is evaluated.
-        y: integrals (a * size, 1), angle by angle; the disc's diameter has length 2.
+        sinogram: integrals (a, size), a row an angle; the disc's diameter has length 2.
         eight_bit: whether the image's values came as integers of 8 bits.
+        origin: how :func:`ntk_inr.load_task` builds it again; None for arrays.
     """
 
     kind: ClassVar[str] = "tomography"
     large: ClassVar[int] = 2**11
+    noun: ClassVar[str] = "rays"
 
     name: str
     image: np.ndarray
     angles: np.ndarray
     samples: int
-    y: np.ndarray
+    sinogram: np.ndarray
     eight_bit: bool = False
+    origin: Any = None
 
     @property
-    def x(self) -> np.ndarray:
-        """Rays (a * size, 2): angles over pi/2 less 1, and offsets in (-1, 1)."""
-        return _rays(self.angles, len(self.image))
+    def n(self) -> int:
+        """How many rays there are: angles times offsets."""
+        return self.sinogram.size
 
-    @property
-    def sinogram(self) -> np.ndarray:
-        """The integrals as (a, size)."""
-        return self.y.reshape(len(self.angles), -1)
+    def rows(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return rays (k, 2), angles over pi/2 less 1 and offsets in (-1, 1), and their integrals (k, 1)."""
+        return _rays(self.angles, len(self.image), np.asarray(indices)), self.sinogram.reshape(-1, 1)[indices]
 
-    @property
+    def describe(self) -> dict[str, Any]:
+        """Return, for JSON, what is fitted: kind, name, rows and values trained on, and what rendering needs."""
+        return super().describe() | {"disc": True}
+
+    @functools.cached_property
     def digest(self) -> str:
         """A fingerprint of the image and of the rays."""
         return fingerprint(self.image, self.angles, self.samples)
@@ -67,9 +75,9 @@ class TomographyTask(PictureTask, IndirectTask):
         """Return the integrals of the network along rays, ``(params, rays (n, 2)) -> (n, 1)``."""
         return line_integrals(apply, self.samples)
 
-    def reconstruct(self, predict: Callable[[Any], Any]) -> np.ndarray:
+    def signal_of(self, predict: Callable[[Any], Any], progress: Progress | None = None) -> np.ndarray:
         """Return the image (size, size, 1), clipped to [0, 1] and 0 outside the disc, where nothing is measured."""
-        return reconstruct_image(predict, self.image.shape) * _disc(len(self.image))
+        return disc_picture(predict, len(self.image), progress)
 
     @functools.cached_property
     def back_projection(self) -> np.ndarray:
@@ -85,7 +93,7 @@ class TomographyTask(PictureTask, IndirectTask):
 
     def scores(self, reconstruction: np.ndarray) -> dict[str, float]:
         """Return "psnr" in dB and "ssim" of the image, and "fbp_psnr" of filtered back projection."""
-        scores = {"psnr": metrics.psnr(reconstruction, self.image), **ssim_score(reconstruction, self.image)}
+        scores = {"psnr": self.psnr(reconstruction), **ssim_score(reconstruction, self.image)}
         return scores | {"fbp_psnr": metrics.psnr(self.back_projection, self.image)}
 
     def figure(self, reconstruction: np.ndarray | None = None) -> Any:
@@ -100,6 +108,14 @@ class TomographyTask(PictureTask, IndirectTask):
         return picture_rows([panels + self.comparison(reconstruction)])
 
 
+def disc_picture(predict: Callable[[Any], Any], size: int, progress: Progress | None = None) -> np.ndarray:
+    """Return an image (size, size, 1), clipped to [0, 1] and 0 outside the disc."""
+    picture = picture_of(predict, (size, size, 1), progress)
+    picture *= _disc(size)
+    return picture
+
+
+@with_origin("tomography", (*BUNDLED, *IMAGES))
 def tomography_task(
     source: Any = "shepp-logan",
     *,
@@ -141,15 +157,17 @@ def tomography_task(
     image = image * _disc(size)
     if not image.any():
         raise ValueError(f"{name} is black inside the disc: there is nothing to measure.")
-    y = radon(image[:, :, 0], _rays(radians, size), _FINER * samples)[:, None]
-    return TomographyTask(f"{name}, {len(radians)} angles", image, radians, samples, y, has_eight_bits(source))
+    sinogram = np.stack(
+        [radon(image[:, :, 0], _rays(radians, size, row), _FINER * samples) for row in _angle_by_angle(radians, size)]
+    )
+    return TomographyTask(f"{name}, {len(radians)} angles", image, radians, samples, sinogram, has_eight_bits(source))
 
 
 def _load(source: Any, size: int) -> tuple[str, np.ndarray]:
     if name := bundled_name(source, BUNDLED):
         image = to_unit(require("skimage.data").shepp_logan_phantom(), name)
     else:
-        name, image = load_prepared(source, size=None, grey=True)
+        name, image, _ = load_prepared(source, size=None, grey=True)
     side = min(image.shape[:2])
     if side < size:
         raise ValueError(f"{name} has {image.shape[:2]} pixels; pass size={side} or less, or a larger image.")
@@ -167,14 +185,21 @@ def _radians(angles: Any) -> np.ndarray:
     return np.deg2rad(np.maximum(degrees.astype(np.float64), 0))  # degrees made of radians may be less by rounding
 
 
-def _rays(angles: np.ndarray, size: int) -> np.ndarray:
-    scaled = angles * (2 / np.pi) - 1
-    return np.stack(np.meshgrid(scaled, axis_centres(size), indexing="ij"), axis=-1).reshape(-1, 2).astype(np.float32)
+def _rays(angles: np.ndarray, size: int, places: np.ndarray) -> np.ndarray:
+    """Return rays (k, 2) by their places (k,), angle by angle."""
+    angle, offset = np.divmod(places, size)
+    return np.stack([angles[angle] * (2 / np.pi) - 1, axis_centres(size)[offset]], axis=-1).astype(np.float32)
+
+
+def _angle_by_angle(angles: np.ndarray, size: int) -> np.ndarray:
+    """Return the places (a, size) of rays, of which each has thousands of points, one projection at a time."""
+    return np.arange(len(angles) * size).reshape(len(angles), size)
 
 
 def _disc(size: int) -> np.ndarray:
     """Return (size, size, 1) True where a pixel's centre lies in the unit disc."""
-    return (np.hypot(*np.meshgrid(axis_centres(size), axis_centres(size))) <= 1)[:, :, None]
+    along = axis_centres(size)
+    return (along[:, None] ** 2 + along**2 <= 1)[:, :, None]
 
 
 def _square(sinogram: np.ndarray) -> np.ndarray:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,29 @@ import numpy as np
 
 from ntk_inr import _checks
 from ntk_inr._optional import require
+from ntk_inr.kernels.memory import describe
 from ntk_inr.tasks.files import bundled_name, existing_file, load_npy, reading
 from ntk_inr.tasks.image_file import PICTURES, count_frames, is_picture, load_frame, stored_values, to_unit, white_level
 
 BUNDLED = ("orbits",)
 _SLAB_BYTES = 2**24
+_MOST_IN_MEMORY = 2**28
 _MANY_FRAMES = (".tif", ".tiff", ".gif")
+
+
+class Frames:
+    """Frames that are stored somewhere, of which ``array`` (t, h, w, c) has all."""
+
+    array: Any
+
+    def __call__(self, first: int, last: int) -> np.ndarray:
+        """Return frames as they are stored, in the machine's byte order."""
+        return _checks.native(self.array[first:last])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Without the array of those that have it cached: it is found again where they are stored.
+        names = [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +50,15 @@ class Stack:
     Attributes:
         name: what to call it.
         shape: (t, h, w, c).
-        read: ``read(first, last)`` gives frames (last - first, h, w, c) as they are stored.
+        read: ``read(first, last)`` gives frames (last - first, h, w, c) as they are stored; ``read.array`` has all,
+            in memory or mapped into it from a file.
         unit: (offset, scale) that take stored values to [0, 1]: ``(stored - offset) / scale``.
         digest: a fingerprint of all values.
     """
 
     name: str
     shape: tuple[int, int, int, int]
-    read: Callable[[int, int], np.ndarray]
+    read: Frames
     unit: tuple[float, float] = (0.0, 1.0)
     digest: str = ""
 
@@ -47,72 +68,74 @@ class Stack:
 
     def scaled(self, stored: np.ndarray) -> np.ndarray:
         """Return stored values in [0, 1], float32."""
-        return np.clip((stored.astype(np.float64) - self.unit[0]) / self.unit[1], 0, 1).astype(np.float32)
+        values = stored.astype(np.float64)
+        values -= self.unit[0]
+        values /= self.unit[1]
+        return np.clip(values, 0, 1, out=values).astype(np.float32)
 
     def slabs(self) -> Iterator[tuple[int, int]]:
         """Return (first, last) of slabs of a bounded size."""
         frames = max(1, _SLAB_BYTES // (8 * int(np.prod(self.shape[1:]))))
         return ((first, min(first + frames, self.shape[0])) for first in range(0, self.shape[0], frames))
 
-    def rows(self, rows: np.ndarray) -> np.ndarray:
-        """Return values (len(rows), c) in [0, 1] at sorted places of the raster order of (t, h, w)."""
-        _, h, w, c = self.shape
-        values = np.empty((len(rows), c), np.float32)
-        for first, last in self.slabs():
-            begin, end = np.searchsorted(rows, (first * h * w, last * h * w))
-            if end > begin:
-                place = np.unravel_index(rows[begin:end] - first * h * w, (last - first, h, w))
-                values[begin:end] = self.scaled(self.read(first, last)[place])
-        return values
+    def at(self, places: Any) -> np.ndarray:
+        """Return values (k, c) in [0, 1] at places (k,) of the raster order of (t, h, w), in any order."""
+        return self.scaled(_checks.native(self.read.array[np.unravel_index(places, self.shape[:3])]))
 
 
 @dataclasses.dataclass(frozen=True)
-class ArrayFrames:
-    """Frames of an array (t, h, w, c), brought to the machine's byte order as they are read."""
+class ArrayFrames(Frames):
+    """Frames of an array (t, h, w, c)."""
 
     array: np.ndarray
 
-    def __call__(self, first: int, last: int) -> np.ndarray:
-        """Return frames as they are stored."""
-        return _checks.native(self.array[first:last])
-
 
 @dataclasses.dataclass(frozen=True)
-class FileFrames:
+class FileFrames(Frames):
     """Frames of a memory-mapped ``.npy`` file: pickled as its path, since its array would be read as a whole."""
 
     path: Path
 
     @functools.cached_property
     def array(self) -> np.ndarray:
-        """The file's array (t, h, w, c), on disk until a slab of it is computed with."""
+        """The file's array (t, h, w, c), on disk until a part of it is computed with."""
         return _with_channels(load_npy(self.path, memory_map=True), self.path.name)
 
-    def __call__(self, first: int, last: int) -> np.ndarray:
-        """Return frames as they are stored."""
-        return _checks.native(self.array[first:last])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
+@dataclasses.dataclass(frozen=True)
+class PictureFrames(Frames):
+    """Frames of image files, given as (file, frame in it), all of the shape and the dtype of the first.
 
-
-@dataclasses.dataclass
-class PictureFrames:
-    """Frames of image files, given as (file, frame in it), all of the shape and the dtype of the first."""
+    They are decoded once: into memory, or where they are many into a temporary file that is mapped into it, since
+    training asks for voxels of all of them in each step.
+    """
 
     frames: list[tuple[Path, int]]
     shape: tuple[int, ...]
     dtype: np.dtype
-    kept: tuple[tuple[int, int], np.ndarray] | None = None
 
-    def __call__(self, first: int, last: int) -> np.ndarray:
-        """Return frames as they are stored; the last slab is kept, since reading files is slow."""
-        if self.kept is None or self.kept[0] != (first, last):
-            self.kept = (first, last), np.stack([self._read(*frame) for frame in self.frames[first:last]])
-        return self.kept[1]
+    @functools.cached_property
+    def array(self) -> np.ndarray:
+        """All frames (t, h, w, c), decoded: as bytes where all are stored so."""
+        if (stored := self._as_stored()) is not None:
+            return stored
+        array = room_for((len(self.frames), *self.shape), self.dtype)
+        for position, frame in enumerate(self.frames):
+            array[position] = self._read(*frame)
+        return array
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"kept": None}
+    def _as_stored(self) -> np.ndarray | None:
+        """Return all frames in the dtype that they are stored in; None unless they share one, and have no alpha."""
+        array = None
+        for position, frame in enumerate(self.frames):
+            stored = load_frame(*frame)
+            stored = stored[:, :, None] if stored.ndim == 2 else stored
+            if array is None:
+                array = room_for((len(self.frames), *self.shape), stored.dtype)
+            if stored.shape != self.shape or stored.dtype != array.dtype or stored.dtype.kind != "u":
+                return None
+            array[position] = stored
+        return array
 
     def _read(self, path: Path, frame: int) -> np.ndarray:
         image, first = _frame(path, frame), self.frames[0][0].name
@@ -127,6 +150,23 @@ class PictureFrames:
                 "bits, the other of 32; save all frames alike."
             )
         return image
+
+
+def room_for(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Return an array to be written to, in memory, or where it is large in a temporary file mapped into it."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size <= _MOST_IN_MEMORY:
+        return np.empty(shape, dtype)
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    if size > free:
+        raise ValueError(
+            f"the frames take {describe(size)} decoded, and the folder of temporary files, {tempfile.gettempdir()!r}, "
+            f"has {describe(free)} left; set TMPDIR to one with more, or save them as one .npy file, which needs none."
+        )
+    # Without a name of its own, where the system allows it, so that nothing is left however the process ends.
+    with tempfile.TemporaryFile() as file:
+        file.truncate(size)
+        return np.memmap(file, dtype, "r+", shape=shape)
 
 
 def open_stack(source: Any) -> Stack:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import mmap
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from ntk_inr import _checks
 from ntk_inr.tasks.files import existing_file, new_file, reading
 
+# Samples that are read or written at a time.
+_PART = 2**22
 _UNKNOWN = 2**32 - 1
 """A length that the header does not tell."""
 
@@ -22,7 +26,7 @@ class Recording:
 
     Attributes:
         rate: samples a second.
-        channels: (n, channels) float64; full scale is [-1, 1].
+        channels: (n, channels) float32, or float64 where that is more exact; full scale is [-1, 1].
         eight_bit: whether they came as integers of 8 bits.
     """
 
@@ -34,7 +38,11 @@ class Recording:
         """Return what was done, in words ("" for a single channel), and one channel (n,)."""
         count = self.channels.shape[1]
         if channel == "mix":
-            return ("", self.channels[:, 0]) if count == 1 else (f"{count} channels mixed", self.channels.mean(axis=1))
+            return (
+                ("", self.channels[:, 0])
+                if count == 1
+                else (f"{count} channels mixed", self.channels.mean(axis=1, dtype=np.float64))
+            )
         if isinstance(channel, str) or not 0 <= channel < count:
             known = f"0 to {count - 1}" if count > 1 else "0"
             raise ValueError(f'channel is {channel!r}; expected "mix" or one of the file\'s channels, {known}.')
@@ -43,25 +51,61 @@ class Recording:
 
 def read_wav(source: str | Path) -> Recording:
     """Read 8-, 16-, 24- or 32-bit integers or 32- or 64-bit floats; say what is wrong with anything else."""
-    import scipy.io.wavfile
-
     path = existing_file(source, "sound")
     hint = " Expected uncompressed PCM or float samples, whole; convert it with: ffmpeg -i FILE -c:a pcm_s16le out.wav"
-    with reading(path, "a wav file", hint):
-        rate, samples = scipy.io.wavfile.read(io.BytesIO(_plain(path.read_bytes())))
-    samples = samples[:, None] if samples.ndim == 1 else samples
-    if not samples.size or rate < 1:
-        raise ValueError(f"{str(path)!r} holds {len(samples)} samples at {rate} Hz; expected some of both.")
-    if samples.dtype == np.uint8:
-        return Recording(rate, (samples.astype(np.float64) - 128) / 128, eight_bit=True)
-    if np.issubdtype(samples.dtype, np.integer):
-        return Recording(rate, samples / -float(np.iinfo(samples.dtype).min))  # 24 bits come in the top of 32
-    _checks.check_finite(samples, str(path))
-    return Recording(rate, samples.astype(np.float64))
+    with (
+        reading(path, "a wav file", hint),
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        rate, channels, eight_bit = _decoded(content, _layout(content))
+    if not channels.size or rate < 1:
+        raise ValueError(f"{str(path)!r} holds {len(channels)} samples at {rate} Hz; expected some of both.")
+    if channels.dtype.kind == "f":
+        _checks.check_finite(channels, str(path))
+    return Recording(rate, channels, eight_bit)
 
 
-def _plain(content: bytes) -> bytes:
-    """Return a wav file of nothing but its format and its samples, of which the header tells the true length.
+class _Layout(NamedTuple):
+    """Where a wav file has what: byte order, the content of its format chunk, and its samples' first byte and size."""
+
+    order: str
+    form: bytes
+    first: int
+    size: int
+
+
+def _decoded(content: mmap.mmap, layout: _Layout) -> tuple[int, np.ndarray, bool]:
+    """Return rate, samples (n, channels) of which full scale is [-1, 1], and whether they are of 8 bits.
+
+    The file is decoded part by part; numbers of up to 16 bits and 32-bit floats are exact in float32.
+    """
+    import scipy.io.wavfile
+
+    frame = struct.unpack(layout.order + "H", layout.form[12:14])[0]
+    frames, channels, rate = layout.size // frame, None, 0
+    for start in range(0, max(frames, 1), _PART):
+        first = layout.first + start * frame
+        # The last part has what is left of the file, also bytes that are no whole frame, for scipy to judge.
+        last = layout.first + (layout.size if start + _PART >= frames else (start + _PART) * frame)
+        rate, part = scipy.io.wavfile.read(io.BytesIO(_plain(layout, content[first:last])))
+        part = part[:, None] if part.ndim == 1 else part
+        if channels is None:
+            kept = np.float64 if part.dtype in (np.int32, np.int64, np.float64) else np.float32
+            channels, stored = np.empty((max(frames, len(part)), part.shape[1]), kept), part.dtype
+        values = channels[start : start + len(part)]
+        values[...] = part
+        if stored == np.uint8:
+            values -= 128
+            values /= 128
+        elif stored.kind in "iu":
+            values /= -float(np.iinfo(stored).min)  # 24 bits come in the top of 32
+    assert channels is not None
+    return rate, channels, stored == np.uint8
+
+
+def _layout(content: mmap.mmap) -> _Layout:
+    """Return where a file has its format and its samples, of which the header tells the length, or the file's end.
 
     What is streamed has no length in its header, or 0, and goes to the file's end; 64-bit files keep theirs elsewhere.
     """
@@ -72,11 +116,10 @@ def _plain(content: bytes) -> bytes:
     place, long, form = 12, 0, b""
     while place + 8 <= len(content):
         name, size = struct.unpack(f"{order}4sI", content[place : place + 8])
-        chunk = content[place + 8 : place + 8 + size]
-        if name == b"ds64" and len(chunk) >= 16:
-            long = struct.unpack("<Q", chunk[8:16])[0]
+        if name == b"ds64" and size >= 16 and place + 24 <= len(content):
+            long = struct.unpack("<Q", content[place + 16 : place + 24])[0]
         if name == b"fmt ":
-            form = chunk
+            form = content[place + 8 : place + 8 + size]
         if name == b"data":
             break
         place += 8 + size + size % 2
@@ -87,20 +130,25 @@ def _plain(content: bytes) -> bytes:
     frame = struct.unpack(order + "H", form[12:14])[0]
     if not (frame and any(form[2:4])):
         raise ValueError("its format has no channels, or samples without bits")
-    samples = content[place + 8 :]
+    there = len(content) - place - 8
     size = long if size == _UNKNOWN and long else size
     if size == _UNKNOWN or (size == 0 and streamed):
-        size = len(samples) // frame * frame
-    if size > len(samples):
-        raise ValueError(f"it ends after {len(samples)} of {size} bytes of samples")
+        size = there // frame * frame
+    if size > there:
+        raise ValueError(f"it ends after {there} of {size} bytes of samples")
     if size + len(form) > _UNKNOWN - 64:
         raise ValueError("it has more than 4 GiB of samples; cut it")
+    return _Layout(order, form, place + 8, size)
+
+
+def _plain(layout: _Layout, samples: bytes) -> bytes:
+    """Return a wav file of nothing but its format and some of its samples."""
     parts = [
-        struct.pack(f"{order}4sI", name, len(part)) + part
-        for name, part in ((b"fmt ", form), (b"data", samples[:size]))
+        struct.pack(f"{layout.order}4sI", name, len(part)) + part
+        for name, part in ((b"fmt ", layout.form), (b"data", samples))
     ]
     whole = b"WAVE" + b"".join(parts)
-    return struct.pack(f"{order}4sI", b"RIFX" if order == ">" else b"RIFF", len(whole)) + whole
+    return struct.pack(f"{layout.order}4sI", b"RIFX" if layout.order == ">" else b"RIFF", len(whole)) + whole
 
 
 def write_wav(path: str | Path, rate: int, samples: np.ndarray, *, overwrite: bool = False) -> Path:
@@ -108,5 +156,9 @@ def write_wav(path: str | Path, rate: int, samples: np.ndarray, *, overwrite: bo
     import scipy.io.wavfile
 
     with new_file(path, (".wav",), overwrite=overwrite) as written:
-        scipy.io.wavfile.write(written, rate, np.clip(np.round(samples * 32768), -32768, 32767).astype(np.int16))
+        pcm = np.empty(len(samples), np.int16)
+        for start in range(0, len(samples), _PART):
+            part = samples[start : start + _PART]
+            pcm[start : start + _PART] = np.clip(np.round(np.nan_to_num(part) * 32768), -32768, 32767)
+        scipy.io.wavfile.write(written, rate, pcm)
     return Path(path)

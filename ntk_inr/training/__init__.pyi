@@ -1,3 +1,6 @@
+from ntk_inr.training.data import HostData as HostData
+from ntk_inr.training.data import host_data as host_data
+from ntk_inr.training.data import shuffled as shuffled
 from ntk_inr.training.dynamics import Prediction as Prediction
 from ntk_inr.training.dynamics import predict_training as predict_training
 from ntk_inr.training.fitting import fit as fit

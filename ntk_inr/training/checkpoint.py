@@ -20,11 +20,17 @@ import numpy as np
 
 from ntk_inr._version import __version__
 
+OPTIMIZER = "optimizer, its rate or its schedule"
+"""What of a run may be another when it goes further."""
+
 
 class Saved(NamedTuple):
-    """The content of one checkpoint: leaves of the state, columns of the history, and a dictionary that is JSON."""
+    """The content of one checkpoint: leaves of the state by path, columns of the history, and what is JSON.
 
-    leaves: list[np.ndarray | None]
+    A leaf without entries is None.
+    """
+
+    leaves: dict[str, np.ndarray | None]
     history: dict[str, np.ndarray]
     meta: dict[str, Any]
 
@@ -70,8 +76,13 @@ class Store:
         if "_manager" in vars(self):
             self._manager.close()
 
-    def find(self, resume: bool, overwrite: bool) -> Saved | None:
+    def find(self, resume: bool | str, overwrite: bool, most: int) -> Saved | None:
         """Return the newest checkpoint that is whole and of this run, or None for a fresh start; change none yet.
+
+        Args:
+            resume: as of ``fit``; with "further" the optimizer may be another.
+            overwrite: whether other checkpoints there may be deleted.
+            most: as many steps may have been taken.
 
         Raises:
             FileExistsError: the folder has checkpoints that may neither be resumed nor overwritten.
@@ -82,7 +93,10 @@ class Store:
         saved, damaged = (None, []) if old else self._newest(steps)
         other = {} if saved is None else saved.meta["run"]
         differing = [name for name in self.run if saved is not None and other.get(name) != self.run[name]]
-        if saved is not None and resume and not differing:
+        if resume == "further" and OPTIMIZER in differing:
+            differing.remove(OPTIMIZER)
+        beyond = saved is not None and saved.meta["step"] > most
+        if saved is not None and resume and not differing and not beyond:
             self._damaged = damaged
             return saved
         if steps and not overwrite:
@@ -94,6 +108,10 @@ class Store:
             elif differing:
                 wrote = saved.meta["version"]
                 why = f"checkpoints of another run, which ntk_inr {wrote} wrote: {', '.join(differing)} differ"
+                if resume and differing == [OPTIMIZER]:
+                    why += ' (resume="further" goes on with the new one)'
+            elif resume and beyond:
+                why = f"checkpoints of this run up to step {saved.meta['step']}, beyond steps={most}"
             raise FileExistsError(
                 f"{self.folder} has {why}. Give another folder, or overwrite=True to delete them and begin anew."
             )
@@ -107,7 +125,7 @@ class Store:
         for step in self._manager.all_steps() if saved is None else []:
             self._manager.delete(step)
 
-    def save(self, step: int, leaves: list[Any], history: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+    def save(self, step: int, state: Any, history: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
         """Write a checkpoint, then delete the oldest beyond ``keep``.
 
         Raises:
@@ -118,10 +136,11 @@ class Store:
         kept = self._manager.latest_step()
         if kept == step:
             return
-        content = {f"state.{i}": _on_host(leaf) for i, leaf in enumerate(leaves)}
+        leaves = _by_path(state)
+        content = {f"state.{i}": _on_host(leaf) for i, leaf in enumerate(leaves.values())}
         content |= {f"history.{name}": np.asarray(column) for name, column in history.items()}
         content = {name: array for name, array in content.items() if array.size}  # which orbax can't hold
-        described = {"run": self.run, "version": __version__, "step": step, **meta}
+        described = {"run": self.run, "version": __version__, "step": step, "leaves": list(leaves), **meta}
         content["meta"] = np.frombuffer(json.dumps(described, default=np.generic.item).encode(), np.uint8)
         content["digest"] = _digest(content)
         try:
@@ -156,7 +175,7 @@ class Store:
         if not np.array_equal(digest, _digest(content)):
             raise ValueError("its content does not match its digest")
         meta = json.loads(content.pop("meta").tobytes())
-        leaves = [content.get(f"state.{i}") for i in range(meta["leaves"])]
+        leaves = {path: content.get(f"state.{i}") for i, path in enumerate(meta["leaves"])}
         prefix = "history."
         return Saved(leaves, {n.removeprefix(prefix): a for n, a in content.items() if n.startswith(prefix)}, meta)
 
@@ -176,9 +195,28 @@ def _quiet() -> Iterator[None]:
 
 
 def restore(saved: Saved, fresh: Any) -> Any:
-    """Return a state with the leaves of a checkpoint, structured and placed as ``fresh``, a state at step 0."""
-    leaves, structure = jax.tree.flatten(fresh)
-    return jax.tree.unflatten(structure, [_on_device(own, new) for own, new in zip(leaves, saved.leaves, strict=True)])
+    """Return a state with the leaves of a checkpoint, structured and placed as ``fresh``, a state at step 0.
+
+    The count of a schedule that the optimizer had none of before is the number of steps taken.
+    """
+    leaves, kept = _by_path(fresh), dict(saved.leaves)
+    for path in set(leaves) - set(kept):
+        if path.endswith(".count"):
+            kept[path] = np.full(leaves[path].shape, saved.meta["step"])
+    extra = [path for path in set(kept) - set(leaves) if not path.endswith(".count")]
+    shapes = {path: None if leaf is None else leaf.shape for path, leaf in kept.items()}
+    if extra or any(shapes.get(path, "missing") not in (None, _on_host(leaf).shape) for path, leaf in leaves.items()):
+        raise ValueError(
+            'resume="further" got an optimizer whose state has another structure than the kept one; expected the same '
+            "optimizer, of another rate or schedule."
+        )
+    restored = [_on_device(leaf, kept[path]) for path, leaf in leaves.items()]
+    return jax.tree.unflatten(jax.tree.structure(fresh), restored)
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    """Return the leaves of a pytree by their paths."""
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def _on_host(leaf: Any) -> np.ndarray:

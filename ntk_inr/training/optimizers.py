@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from ntk_inr import _checks
 
 DEFAULT_RATE = 1e-3
 SCHEDULES = ("constant", "cosine", "exponential", "linear")
-_END = 1e-2  # of the peak, where exponential decay ends; the others end at zero
+_END = 1e-2  # of the peak, where exponential decay ends if not told; the others end at zero
 _SEARCHES = (optax.ScaleByZoomLinesearchState, optax.ScaleByBacktrackingLinesearchState)
 
 
@@ -24,10 +24,12 @@ def optimizer(
     *,
     learning_rate: float | None = None,
     schedule: str = "constant",
+    end: float | None = None,
     steps: int | None = None,
     warmup: int = 0,
     clip: float | None = None,
     weight_decay: float | None = None,
+    legs: Sequence[tuple[str, float, int]] = (),
     **settings: Any,
 ) -> optax.GradientTransformation:
     r"""Make an optimizer of optax from its name.
@@ -40,19 +42,22 @@ def optimizer(
         name: of a function of optax or optax.contrib that takes a learning rate, such as "adam", "sgd", "lion",
             "muon"; or "lbfgs", which searches along its direction itself and trains on the full batch only.
         learning_rate: the peak of the schedule. None is 1e-3, and for "lbfgs" its line search.
-        schedule: "constant"; or after the warm-up down to zero at ``steps`` by "cosine" or "linear", or to 1 % by
-            "exponential".
+        schedule: "constant"; or after the warm-up down to ``end`` at ``steps`` by "cosine", "linear" or "exponential".
+        end: share of the rate that the schedule ends with; None is 0, and 0.01 for "exponential".
         steps: length of the run in steps, warm-up included; needed for every schedule but "constant".
         warmup: steps in which the rate grows linearly from zero.
         clip: largest global norm of the gradient; None does not clip.
         weight_decay: lambda above; None is the optimizer's default.
+        legs: what follows after ``steps``: for each further leg its schedule, the rate it begins with, and the step
+            that it ends at, counted from the start of the run.
         **settings: the optimizer's own, as optax names them, such as ``b1=0.9`` or ``memory_size=20``.
 
     Returns:
         An optax transformation for :func:`fit`; the same one for the same arguments, so that nothing compiles twice.
 
     Raises:
-        ValueError: an unknown name or schedule, ``steps`` missing or no more than ``warmup``, a number out of range.
+        ValueError: an unknown name or schedule, ``steps`` missing or no more than ``warmup``, a number out of range,
+            legs that don't follow one another.
         TypeError: a setting that this optimizer does not have.
 
     Example:
@@ -80,16 +85,20 @@ def optimizer(
             f'schedule="{schedule}" got steps={steps} and warmup={warmup}; expected steps=, the length of the run, '
             "above warmup."
         )
+    if end is not None:
+        _check_end(end, schedule)
+    _check_legs(legs, steps)
     takes = inspect.signature(_makers()[name]).parameters
     for setting in settings:
         if setting not in takes:
             raise TypeError(f"optax.{name} has no setting {setting!r}; it has {', '.join(takes)}.")
-    if name == "lbfgs" and learning_rate is None and (schedule != "constant" or warmup or weight_decay):
+    if name == "lbfgs" and learning_rate is None and (schedule != "constant" or warmup or weight_decay or legs):
         raise ValueError(
             "lbfgs searches for its step itself, so a schedule, warm-up or weight decay has no rate to scale; give "
             "learning_rate= to go without the search, or leave them out."
         )
-    arguments = (name, learning_rate, schedule, steps, warmup, clip, weight_decay, tuple(sorted(settings.items())))
+    further, own = tuple(map(tuple, legs)), tuple(sorted(settings.items()))
+    arguments = (name, learning_rate, schedule, end, steps, warmup, clip, weight_decay, further, own)
     try:
         return _build(*arguments)
     except TypeError as error:
@@ -113,14 +122,16 @@ def _makers() -> dict[str, Callable[..., Any]]:
 
 @functools.lru_cache(maxsize=128)
 def _build(
-    name: str, learning_rate: float | None, schedule: str, steps: int | None, warmup: int, clip: float | None,
-    weight_decay: float | None, settings: tuple[tuple[str, Any], ...],
+    name: str, learning_rate: float | None, schedule: str, end: float | None, steps: int | None, warmup: int,
+    clip: float | None, weight_decay: float | None, legs: tuple[Any, ...], settings: tuple[tuple[str, Any], ...],
 ) -> optax.GradientTransformation:  # fmt: skip
     own = dict(settings)
     if name == "lbfgs" and learning_rate is None:
         base = optax.lbfgs(**own)
         return base if clip is None else optax.chain(optax.clip_by_global_norm(clip), base)
-    rate = _rate(DEFAULT_RATE if learning_rate is None else learning_rate, schedule, steps, warmup)
+    rate = rate_of(DEFAULT_RATE if learning_rate is None else learning_rate, schedule, end, steps, warmup)
+    if legs:
+        rate = _joined(rate, steps, legs)
     if name == "lbfgs":
         own.setdefault("linesearch", None)
     maker = _makers()[name]
@@ -136,18 +147,51 @@ def _build(
     return optax.chain(*parts) if len(parts) > 1 else parts[0]
 
 
-def _rate(peak: float, schedule: str, steps: int | None, warmup: int) -> Any:
+def _check_end(end: float, schedule: str) -> None:
+    _checks.check_positive(end, "end", least=0)
+    if schedule == "constant" or end > 1 or (schedule == "exponential" and not end):
+        raise ValueError(
+            f'end={end:g} got schedule="{schedule}"; expected a share up to 1 that a "cosine" or "linear" '
+            'schedule falls to, or one above 0 for "exponential".'
+        )
+
+
+def rate_of(peak: float, schedule: str, end: float | None, steps: int | None, warmup: int) -> Any:
     """Return the learning rate as a number, or as a function of the step where it follows a schedule or a warm-up."""
     if schedule == "constant":
         return optax.linear_schedule(0.0, peak, warmup) if warmup else peak
     assert steps is not None
     left = steps - warmup
+    if end is None:
+        end = _END if schedule == "exponential" else 0.0
     after = {
-        "cosine": lambda: optax.cosine_decay_schedule(peak, left),
-        "linear": lambda: optax.linear_schedule(peak, 0.0, left),
-        "exponential": lambda: optax.exponential_decay(peak, left, _END),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, left, end),
+        "linear": lambda: optax.linear_schedule(peak, end * peak, left),
+        "exponential": lambda: optax.exponential_decay(peak, left, end),
     }[schedule]()
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
+
+
+def _check_legs(legs: Sequence[tuple[str, float, int]], steps: int | None) -> None:
+    """Raise where further legs are no schedules, or don't follow the first one's ``steps`` and one another."""
+    for schedule, rate, until in legs:
+        _checks.check_choice(schedule, SCHEDULES, "schedule")
+        _checks.check_positive(rate, "learning_rate")
+        if steps is None or until <= steps:
+            raise ValueError(f"legs has one that ends at step {until}; expected more than the {steps} before it.")
+        steps = until
+
+
+def _joined(first: Any, steps: int | None, legs: Sequence[tuple[str, float, int]]) -> Any:
+    """Return the schedule that is ``first`` for ``steps`` steps, and then that of each further leg."""
+    assert steps is not None
+    ends = [steps]
+    parts = [first if callable(first) else optax.constant_schedule(first)]
+    for schedule, peak, until in legs:
+        rate = rate_of(peak, schedule, None, until - ends[-1], 0)
+        parts.append(rate if callable(rate) else optax.constant_schedule(rate))
+        ends.append(until)
+    return optax.join_schedules(parts, ends[:-1])
 
 
 def line_search(opt_state: Any) -> Any:

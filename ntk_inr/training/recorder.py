@@ -37,7 +37,7 @@ class Recorder:
     the file back to that checkpoint and goes on.
 
     Args:
-        points: rows of x, evenly spaced, that the kernel is taken on.
+        points: rows of x, evenly spaced, that the kernel is taken on; 0 takes none, and keeps the reports alone.
         every: steps between records; None is steps 0, 1, 2, 4, 8, ... The first and last step are always there.
         top: how many eigenvalues and shares.
         jsonl: file to write; one that exists is not overwritten.
@@ -45,7 +45,7 @@ class Recorder:
         overwrite: whether an existing ``jsonl`` may be replaced.
 
     Raises:
-        ValueError: a number below 1.
+        ValueError: a number below 1, or ``points`` below 0.
 
     Example:
         >>> import jax, jax.numpy as jnp, ntk_inr as ni
@@ -69,7 +69,8 @@ class Recorder:
         tensorboard: str | os.PathLike[str] | None = None,
         overwrite: bool = False,
     ) -> None:
-        for name, value in (("points", points), ("every", 1 if every is None else every), ("top", top)):
+        _checks.check_positive(points, "points", integer=True, least=0)
+        for name, value in (("every", 1 if every is None else every), ("top", top)):
             _checks.check_positive(value, name, integer=True)
         self.points, self.every, self.top, self.overwrite = points, every, top, overwrite
         self.jsonl = None if jsonl is None else Path(jsonl)
@@ -101,7 +102,7 @@ class Recorder:
         self._new = lines is None and not self.overwrite
         rows = subset(len(x), self.points)
         self._x, self._y = x[rows], y[rows]
-        self._first = np.asarray(ntk(apply, params, self._x))
+        self._first = np.asarray(ntk(apply, params, self._x)) if len(rows) else None
         if lines is None:
             if self._new and self.jsonl is not None and self.jsonl.exists():
                 raise FileExistsError(
@@ -144,13 +145,15 @@ class Recorder:
 
     def next(self, done: int) -> int:
         """Return the first step after ``done`` to record."""
+        if not self.points:
+            return self._steps
         after = (done // self.every + 1) * self.every if self.every else 1 << done.bit_length()
         return min(after, self._steps)
 
     def record(self, step: int, apply: Any, params: Any) -> None:
         """Record the kernel at ``step`` if that is one to record and not recorded yet."""
         last = next((line["step"] for line in reversed(self._lines) if line["event"] == "kernel"), -1)
-        if step <= last or (step and step != self.next(step - 1)):
+        if self._first is None or step <= last or (step and step != self.next(step - 1)):
             return
         kernel = ntk(apply, params, self._x)
         # Not a whole decomposition: LAPACK's threads wait for each other for long where other processes run too.

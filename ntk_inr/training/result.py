@@ -17,13 +17,16 @@ class FitResult:
     """One training run.
 
     Attributes:
-        params: the parameters at the end; after divergence the last ones with a good loss.
+        params: the parameters at the end, or those of the best report where these were asked for; after divergence
+            the last ones with a good loss.
         apply: the model to call with them, a pytree: as handed in, or with the batch statistics and the step of
             schedules that training left.
         status: "finished", "target reached", "ended above the start" where the loss on all data did, "diverged", or
             "interrupted" by a signal (with ``checkpoint`` only).
         steps: steps taken (after divergence, up to the last good one).
-        history: columns of equal length, one entry a report: "step", "loss" and "psnr" on all training data,
+        history: columns of equal length, one entry a report: "step", "loss" and "psnr" on the training data (on a
+            sample of them where there are more than 65,536 rows, but for the last entry; on the coming step's rows
+            where data come by the step),
             "seconds" of training so far without compilation; "validation_loss" and "validation_psnr", "ntk_mean",
             "ntk_variance", "ntk_cv" where asked for. The PSNRs are there for losses on values only: "mse", "l1"
             and "huber".
@@ -33,6 +36,7 @@ class FitResult:
         loss: name of the loss, or "callable".
         every_step: whether PSNR is known at every step from ``losses``: for the full batch, "mse", and a model
             that runs in training as it does afterwards.
+        best_step: the step that ``params`` are of with ``keep="best"``, else None.
     """
 
     params: Any
@@ -45,6 +49,7 @@ class FitResult:
     data_range: Scalar
     loss: str = static()
     every_step: bool = static()
+    best_step: Scalar | None = None
 
     def rows(self) -> dict[str, Any]:
         """Return what ``print`` shows: how the training ended."""

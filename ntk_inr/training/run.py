@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
@@ -15,19 +17,29 @@ from ntk_inr import _checks
 from ntk_inr.kernels.adapters import training_call
 from ntk_inr.kernels.model import check_apply, check_params
 from ntk_inr.training import options as checks
+from ntk_inr.training.data import Batch, Drawn, Feed, HostData, Ready, Rows, checked, widened
 from ntk_inr.training.losses import check_loss
 from ntk_inr.training.optimizers import optimizer as named
 from ntk_inr.training.options import Options
+from ntk_inr.training.sampling import epoch_words, permuted
 from ntk_inr.training.steps import Program, State, advance, begin, evaluate
+
+SAMPLE = 2**16
+"""The most rows that a report is on, but for the last one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Hold what a run needs from its first step on: model, data, keys and options, checked and on their devices."""
+    """Hold what a run needs from its first step on: model, data, keys and options, checked and on their devices.
+
+    ``sample`` are rows of the data that stay the same: all, or :data:`SAMPLE` of them, or the first batch of data
+    that come by the step, which ``feed`` prepares where they come from the host.
+    """
 
     apply: Partial
-    x: Array
-    y: Array
+    data: Rows | Drawn | HostData
+    feed: Feed | None
+    sample: Batch
     keys: Array
     limit: Array
     options: Options
@@ -40,55 +52,113 @@ class Run:
         """Number of networks that train together: the seeds, or 1."""
         return self.seeds or 1
 
+    @property
+    def whole_batch(self) -> bool:
+        """Whether each step sees all of the data."""
+        return isinstance(self.data, Rows) and self.data.size is None
+
     def model(self, state: State) -> Partial:
         """Return ``apply`` with the batch statistics and schedules that training has left in ``state``."""
         return self.apply if state.model is None else state.model
 
     def advance(self, state: State, start: int, stop: int) -> State:
         """Return the state at step ``stop`` from that at ``start``, whose buffers are reused."""
-        args = (self.apply, state, self.keys, self.limit, self.x, self.y, start, stop)
-        return jax.block_until_ready(advance(*args, program=self.program))
+        call = functools.partial(advance, program=self.program)
+        if self.feed is None:
+            return jax.block_until_ready(call(self.apply, state, self.keys, self.limit, self.data, start, stop))
+        for t in range(start, stop) if stop > start else [start]:  # a call without steps compiles
+            rows = Ready(self._batch(t))
+            state = call(self.apply, state, self.keys, self.limit, rows, t, min(t + 1, stop))
+        return jax.block_until_ready(state)
+
+    def reported(self, step: int) -> Batch:
+        """Return the rows that a report after ``step`` steps is on: fixed ones, or those of the step that comes."""
+        return self.sample if isinstance(self.data, Rows) else self._batch(step)
+
+    @property
+    def everything(self) -> Batch | None:
+        """All rows where reports are on a sample of them, else None."""
+        rows = self.data
+        return Batch(rows.x, rows.y) if isinstance(rows, Rows) and len(rows.x) > len(self.sample.x) else None
+
+    def _batch(self, step: int) -> Batch:
+        """Return the rows of a step, of the last one where there are no more."""
+        return _batch_of(self.data, self.feed, self.keys, min(step, self.options.steps - 1))
 
 
-def prepare(apply: Any, params: Any, x: Any, y: Any, options: Options, seeds: int | None) -> Run:
-    """Check model, data and options of ``fit`` against one another, and return them as a :class:`Run`."""
+def prepare(apply: Any, params: Any, data: Any, options: Options, seeds: int | None) -> Run:
+    """Check model, data and options of ``fit`` against one another, and return them as a :class:`Run`.
+
+    ``data`` is ``(x, y)``, a sampler, or :class:`HostData`.
+    """
     if seeds and options.recorder is not None:
         raise ValueError("recorder= follows one network; record one seed with fit, or pass ntk_points= to fit_seeds.")
     apply = _checks.as_partial(apply)
     params = check_params(params)
     dtype = jnp.result_type(*jax.tree.leaves(params))
-    x = _widened(_checks.as_coordinates(x), dtype)
-    y = _widened(_checks.as_values(y, len(x)), dtype)
     loss, one = options.example_loss, (apply, params)
     if seeds:
         one = jax.tree.map(lambda leaf: leaf[0], one)
-    c = check_apply(*one, x)
-    check_loss(loss, c, x, y)
-    key = checks.check_batches(options, len(x))
-    rows = options.batch_size or len(x)
+    source = _source(data, options, dtype)
+    key = checks.check_batches(options, source)
+    keys = jax.random.split(key, seeds) if seeds else key
+    feed = Feed(source, dtype, options.steps) if isinstance(source, HostData) else None
+    everything = Batch(source.x, source.y) if isinstance(source, Rows) else _batch_of(source, feed, keys, 0)
+    c = check_apply(*one, everything.x)
+    check_loss(loss, c, everything.x, everything.y)
+    rows = options.batch_size or len(everything.x)
     mesh = checks.check_mesh(options.mesh, rows, options.microbatch)
     if options.validation is not None:
-        x_valid = _widened(_checks.as_coordinates(options.validation[0], "validation x"), dtype)
-        y_valid = _widened(_checks.as_values(options.validation[1], len(x_valid), "validation y"), dtype)
-        check_loss(loss, c, x_valid, y_valid, "validation y")
-        options = dataclasses.replace(options, validation=(x_valid, y_valid))
+        valid = checked(Batch(*options.validation), dtype, "of validation")
+        check_loss(loss, c, valid.x, valid.y, "validation y")
+        options = dataclasses.replace(options, validation=(valid.x, valid.y))
 
     optimizer = options.optimizer or named("adam", learning_rate=1e-3)
-    program = Program(optimizer, loss, options.batch_size, options.sampling, options.microbatch, mesh, bool(seeds))
+    program = Program(optimizer, loss, options.microbatch, mesh, bool(seeds))
     stateful = training_call(apply) is not None
-    checks.check_whole_batch(options, jax.eval_shape(optimizer.init, one[1]), rows, stateful)
-    keys = jax.random.split(key, seeds) if seeds else key
+    whole = isinstance(source, Rows) and options.batch_size is None
+    checks.check_whole_batch(options, jax.eval_shape(optimizer.init, one[1]), rows, stateful, whole)
+    sample = _sample(everything) if isinstance(source, Rows) else everything
     if mesh is not None:
         everywhere = NamedSharding(mesh, PartitionSpec())
-        apply, params, keys, x, y = jax.device_put((apply, params, keys, x, y), everywhere)
+        apply, params, keys, sample = jax.device_put((apply, params, keys, sample), everywhere)
+        source = source if feed is not None else jax.device_put(source, everywhere)
 
-    first = evaluate(apply, params, x, y, program=program)
-    last = first.each if options.sampling == "importance" else None
-    state = begin(params, apply if stateful else None, last, steps=options.steps, program=program)
+    first = evaluate(apply, params, *sample[:3], program=program)
+    last = None
+    if options.sampling == "importance":
+        last = evaluate(apply, params, source.x, source.y, program=program).each
+    state = begin(params, apply if stateful else None, last, program=program)
     limit = loss.limit(first.loss, options.data_range)
-    return Run(apply, x, y, keys, limit, options, program, seeds, state)
+    return Run(apply, source, feed, sample, keys, limit, options, program, seeds, state)
 
 
-def _widened(data: Array, dtype: Any) -> Array:
-    """Return data in the parameters' dtype, or in their own where that is wider."""
-    return data.astype(jnp.promote_types(data.dtype, dtype))
+def _source(data: Any, options: Options, dtype: Any) -> Any:
+    """Return where the rows of a step come from."""
+    if isinstance(data, tuple):
+        x = widened(_checks.as_coordinates(data[0]), dtype)
+        return Rows(x, widened(_checks.as_values(data[1], len(x)), dtype), options.batch_size, options.sampling)
+    return data if isinstance(data, HostData) else Drawn(_checks.as_partial(data), dtype)
+
+
+def _batch_of(source: Any, feed: Feed | None, keys: Array, step: int) -> Batch:
+    """Return the rows of a step, those of the first seed where there are several."""
+    if feed is not None:
+        return feed.batch(step)
+    batch = _drawn(source, keys if keys.ndim == 0 else keys[0], step)
+    return checked(batch, source.dtype, f"that data(key, {step}) gives")
+
+
+@jax.jit
+def _drawn(source: Drawn, key: Array, step: Any) -> Batch:
+    return source.batch(key, step, None)
+
+
+def _sample(everything: Batch) -> Batch:
+    """Return all rows, or :data:`SAMPLE` of them, the same in every run."""
+    n = len(everything.x)
+    if n <= SAMPLE:
+        return everything
+    words = np.asarray(epoch_words(jax.random.key(0), 0))
+    rows = np.sort(permuted(words, np.arange(SAMPLE), n))
+    return Batch(everything.x[rows], everything.y[rows])

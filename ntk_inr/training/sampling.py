@@ -1,4 +1,4 @@
-"""Draw the rows of a step: a shuffled share of them, or those with large losses more often."""
+"""Choose the rows of a step: a shuffled share of them, or those with large losses more often."""
 
 from __future__ import annotations
 
@@ -7,23 +7,71 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 # Half of each draw is uniform, so that no weight is above 2 and rows that got worse unseen are found again.
 _UNIFORM = 0.5
+_ROUNDS = 8
 
 
-def shuffle(key: Array, epoch: Any, n: int) -> Array:
-    """Return the order (n,) of the rows in an epoch, the same whenever it is asked for."""
-    return jax.random.permutation(jax.random.fold_in(key, epoch), n)
+def shuffled_rows(key: Array, t: Any, n: int, size: int) -> Array:
+    """Return the rows (size,) of step t, which in an epoch of n // size steps are without replacement.
 
-
-def next_rows(key: Array, order: Array, t: Array, size: int) -> tuple[Array, Array]:
-    """Return the rows (size,) of step t without replacement, and the order of its epoch."""
-    n = len(order)
+    Nothing of the size n is made, and a step's rows are the same whatever steps came before in this process.
+    """
     batches = n // size
-    order = lax.cond(t % batches == 0, lambda: shuffle(key, t // batches, n), lambda: order)
-    return lax.dynamic_slice_in_dim(order, (t % batches) * size, size), order
+    places = (t % batches) * size + jnp.arange(size)
+    return permuted(epoch_words(key, t // batches), places, n)
+
+
+def epoch_words(key: Array, epoch: Any) -> Array:
+    """Return the random words that choose the order of an epoch's rows in :func:`permuted`."""
+    return jax.random.bits(jax.random.fold_in(key, epoch), (_ROUNDS,), jnp.uint32)
+
+
+def permuted(words: Any, places: Any, n: int) -> Any:
+    r"""Return the images of ``places`` in a random order of 0, ..., n - 1, which is a bijection for any ``words``.
+
+    With n <= a b, a place i = l b + r is a pair (l, r), which rounds of a generalised Feistel network mix in turn:
+    l + F(r) mod a, then r + F(l) mod b. An image that is not below n goes through them again.
+
+    Args:
+        words: (rounds,) uint32, the random choice among orders.
+        places: integers (m,) in 0, ..., n - 1: of JAX (n below 2**31), or of NumPy in int64 (any n).
+        n: how many there are.
+
+    Returns:
+        The images (m,) in the dtype of ``places``; NumPy's and JAX's are the same.
+
+    Source:
+        Black & Rogaway 2002, Ciphers with arbitrary finite domains (doi 10.1007/3-540-45760-7_9).
+    """
+    width = math.isqrt(n - 1) + 1
+    height = -(-n // width)
+
+    def mixed(places: Any) -> Any:
+        left, right = (part.astype(np.uint32) for part in (places // width, places % width))
+        for i in range(0, _ROUNDS, 2):
+            left = (left + _hash(right ^ words[i]) % np.uint32(height)) % np.uint32(height)
+            right = (right + _hash(left ^ words[i + 1]) % np.uint32(width)) % np.uint32(width)
+        return left.astype(places.dtype) * width + right.astype(places.dtype)
+
+    if isinstance(places, np.ndarray):
+        images = mixed(places)
+        while (outside := images >= n).any():
+            images[outside] = mixed(images[outside])
+        return images
+    return lax.while_loop(
+        lambda images: (images >= n).any(), lambda images: jnp.where(images < n, images, mixed(images)), mixed(places)
+    )
+
+
+def _hash(words: Any) -> Any:
+    """Return well mixed uint32 words, by the last steps of MurmurHash3 (Appleby, public domain)."""
+    words = (words ^ (words >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    words = (words ^ (words >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    return words ^ (words >> np.uint32(16))
 
 
 def important_rows(key: Array, last: Array, t: Array, size: int) -> tuple[Array, Array]:

@@ -17,17 +17,21 @@ from jax.tree_util import Partial
 from ntk_inr._checks import all_finite
 from ntk_inr._dtypes import accumulation_dtype
 from ntk_inr.kernels.adapters import training_call
-from ntk_inr.training import sampling
+from ntk_inr.training.data import Batch
 from ntk_inr.training.losses import ExampleLoss
 from ntk_inr.training.optimizers import line_search
+
+CALL_STEPS = 4096
+"""The most steps of a fused call, whose losses the state holds."""
+_ROWS_AT_ONCE = 2**16  # that are evaluated, where no microbatch is set
 
 
 class State(NamedTuple):
     """Hold all that changes in a run; with several seeds each leaf has a leading axis of them.
 
-    ``losses`` are known up to ``steps``, the steps taken, and 0 after. ``model`` is the ``apply`` of models whose
-    statistics or schedules change in training, else None; ``last`` holds the last known losses (n,) of all rows where
-    those draw the batches, else None.
+    ``steps`` are the steps taken, and ``losses`` holds the loss of step t at t modulo its length. ``model`` is the
+    ``apply`` of models whose statistics or schedules change in training, else None; ``last`` holds the last known
+    losses (n,) of all rows where those draw the batches, else None.
     """
 
     params: Any
@@ -53,8 +57,6 @@ class Program:
 
     optimizer: optax.GradientTransformation
     loss: ExampleLoss
-    batch_size: int | None
-    sampling: str
     microbatch: int | None
     mesh: Mesh | None
     seeds: bool
@@ -83,9 +85,14 @@ def _wide(tree: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames="program")
-def evaluate(apply: Partial, params: Any, x: Array, y: Array, *, program: Program) -> Evaluation:
-    """Return the losses on ``(x, y)``, ``microbatch`` rows at a time, of each seed where there are several."""
-    size = program.microbatch
+def evaluate(
+    apply: Partial, params: Any, x: Array, y: Array, weights: Array | None = None, *, program: Program
+) -> Evaluation:
+    """Return the losses on ``(x, y)``, ``microbatch`` rows at a time, of each seed where there are several.
+
+    ``weights`` (n,) multiply the losses, but not the square errors.
+    """
+    size = min(program.microbatch or _ROWS_AT_ONCE, len(x))
 
     def part(apply: Partial, params: Any, rows: tuple[Array, Array]) -> tuple[Array, Array | None]:
         x, y = program.shared(*rows)
@@ -94,26 +101,44 @@ def evaluate(apply: Partial, params: Any, x: Array, y: Array, *, program: Progra
         return program.losses(prediction, y), square
 
     def single(apply: Partial, params: Any) -> Evaluation:
-        if size is None or size >= len(x):
-            each, square = part(apply, params, (x, y))
-        else:
-            padded = [_chunks(array, size, jnp.broadcast_to(array[:1], (size, array.shape[1]))) for array in (x, y)]
-            parts = lax.map(lambda rows: part(apply, params, rows), tuple(padded))
-            each, square = jax.tree.map(lambda rows: rows.reshape(-1)[: len(x)], parts)
-        return Evaluation(each.mean(), None if square is None else square.mean(), each)
+        each, square = _in_parts(lambda rows: part(apply, params, rows), (x, y), size)
+        loss = (each if weights is None else weights * each).mean()
+        return Evaluation(loss, None if square is None else square.mean(), each)
 
     return program.replicated((jax.vmap(single) if program.seeds else single)(apply, params))
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "program"))
-def begin(params: Any, model: Partial | None, last: Array | None, *, steps: int, program: Program) -> State:
-    """Return the state before the first of ``steps`` steps, from one program rather than one an array.
+def _in_parts(function: Callable[[Any], Any], rows: Any, size: int) -> Any:
+    """Return arrays (n,) that ``function`` makes of rows (n, ...), ``size`` of them at a time; the last part overlaps.
+
+    So no copy of the rows is made, as it would be to fill up the last part.
+    """
+    n = len(jax.tree.leaves(rows)[0])
+    if size >= n:
+        return function(rows)
+    starts = jnp.minimum(jnp.arange(0, n, size), n - size)
+    parts = lax.map(lambda start: function(_part(rows, start, size)), starts)
+    return jax.tree.map(lambda part: _joined(part, n), parts)
+
+
+def _joined(parts: Array, n: int) -> Array:
+    """Return (parts, size) as (n,), without the rows that the last part shares with the one before."""
+    return jnp.concatenate([parts[:-1].reshape(-1), parts[-1, parts.size - n :]])
+
+
+def _part(rows: Any, start: Any, size: int) -> Any:
+    return jax.tree.map(lambda array: lax.dynamic_slice_in_dim(array, start, size), rows)
+
+
+@functools.partial(jax.jit, static_argnames="program")
+def begin(params: Any, model: Partial | None, last: Array | None, *, program: Program) -> State:
+    """Return the state before the first step, from one program rather than one an array.
 
     Copied, because the steps write in place: the user's arrays must stay, and no two leaves may share one.
     """
 
     def single(params: Any, model: Partial | None, last: Array | None) -> State:
-        losses = jnp.zeros(steps, accumulation_dtype(*jax.tree.leaves(params)))
+        losses = jnp.zeros(CALL_STEPS, accumulation_dtype(*jax.tree.leaves(params)))
         # Where optax has infinity for "not yet", the largest number does as well, and nobody's jax_debug_infs stops it.
         opt_state = jax.tree.map(jnp.nan_to_num, program.optimizer.init(_wide(params)))
         return State(params, opt_state, model, last, jnp.array(True), jnp.zeros((), jnp.int32), losses)
@@ -124,25 +149,17 @@ def begin(params: Any, model: Partial | None, last: Array | None, *, steps: int,
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
 def advance(
-    apply: Partial, state: State, key: Array, limit: Array, x: Array, y: Array, start: Any, stop: Any,
-    *, program: Program,
-) -> State:  # fmt: skip
-    """Take the steps from ``start`` to ``stop``, both traced: one compilation serves every interval.
+    apply: Partial, state: State, key: Array, limit: Array, data: Any, start: Any, stop: Any, *, program: Program
+) -> State:
+    """Take the steps from ``start`` to ``stop``, both traced, on ``data.batch(key, t, last)`` at step t.
 
-    So a run that is cut in other intervals gives the same bits.
+    One compilation serves every interval, so a run that is cut in other intervals gives the same bits.
     """
-    n, size = len(x), program.batch_size or len(x)
-    shuffled = program.batch_size is not None and program.sampling == "shuffle"
 
     def single(apply: Partial, state: State, key: Array, limit: Array) -> State:
-        def step(t: Array, carry: tuple[State, Array]) -> tuple[State, Array]:
-            state, order = carry
-            rows, weights = None, None
-            if shuffled:
-                rows, order = sampling.next_rows(key, order, t, size)
-            elif state.last is not None:
-                rows, weights = sampling.important_rows(key, state.last, t, size)
-            loss, gradient, model, each, whole = _gradient(program, apply, state, x, y, rows, weights, t)
+        def step(t: Array, state: State) -> State:
+            batch = data.batch(key, t, state.last)
+            loss, gradient, model, each, whole = rows_gradient(apply, state, batch, t, program=program)
             extra: dict[str, Any] = {}
             if isinstance(program.optimizer, optax.GradientTransformationExtraArgs):
                 extra = {"value": loss, "grad": gradient, "value_fn": whole}
@@ -152,24 +169,22 @@ def advance(
             def keep(new: Any, old: Any) -> Any:
                 return jax.tree.map(lambda a, b: jnp.where(alive, a, b), new, old)
 
-            state = State(
+            return State(
                 keep(optax.apply_updates(state.params, updates), state.params),
                 keep(opt_state, state.opt_state),
                 keep(model, state.model),
-                None if state.last is None else keep(state.last.at[rows].set(each), state.last),
+                None if state.last is None else keep(state.last.at[batch.rows].set(each), state.last),
                 alive,
                 state.steps + alive,
-                state.losses.at[t].set(jnp.where(alive, loss, 0).astype(state.losses.dtype)),
+                state.losses.at[t % CALL_STEPS].set(jnp.where(alive, loss, 0).astype(state.losses.dtype)),
             )
-            return state, order
 
-        order = sampling.shuffle(key, start // (n // size), n) if shuffled else jnp.zeros(0, jnp.int32)
-        return lax.fori_loop(start, stop, step, (state, order))[0]
+        return lax.fori_loop(start, stop, step, state)
 
     return program.replicated((jax.vmap(single) if program.seeds else single)(apply, state, key, limit))
 
 
-class _Gradient(NamedTuple):
+class Gradient(NamedTuple):
     """Hold what an optimizer takes from the rows of a step.
 
     ``model`` is the one after the step, ``each`` the losses (m,) of the rows, and ``whole`` the loss as a function of
@@ -183,33 +198,28 @@ class _Gradient(NamedTuple):
     whole: Callable[[Any], Array] | None
 
 
-def _gradient(
-    program: Program, apply: Partial, state: State, x: Array, y: Array, rows: Array | None, weights: Array | None,
-    t: Any,
-) -> _Gradient:  # fmt: skip
-    """Return the loss of the rows of step ``t`` and its gradient; ``rows`` None is all of them."""
-    m = len(x) if rows is None else len(rows)
-    share = _share_of_loss(program, apply, m, t)
-    if program.microbatch is not None and program.microbatch < m:
-        rows = jnp.arange(m) if rows is None else rows
-        weights = jnp.ones(m, x.dtype) if weights is None else weights
-        return _accumulated(share, state, x, y, rows, weights, program.microbatch)
-    batch = (x, y, weights) if rows is None else (x[rows], y[rows], weights)
+def rows_gradient(apply: Partial, state: State, batch: Batch, t: Any = 0, *, program: Program) -> Gradient:
+    """Return the loss of the rows of step ``t`` and its gradient."""
+    x, y, weights, _ = batch
+    share = _share_of_loss(program, apply, len(x), t)
+    if program.microbatch is not None and program.microbatch < len(x):
+        return _accumulated(share, state, (x, y, weights), program.microbatch)
 
     def whole(params: Any) -> Array:
         # An optimizer that searches does so where the parameters can be.
         params = jax.tree.map(lambda new, leaf: new.astype(leaf.dtype), params, state.params)
-        return share(params, state.model, *batch)[0]
+        return share(params, state.model, x, y, weights)[0]
 
-    def fresh() -> _Gradient:
-        (loss, (model, each)), gradient = jax.value_and_grad(share, has_aux=True)(state.params, state.model, *batch)
-        return _Gradient(loss, _wide(gradient), model, each, whole)
+    def fresh() -> Gradient:
+        differentiated = jax.value_and_grad(share, has_aux=True)
+        (loss, (model, each)), gradient = differentiated(state.params, state.model, x, y, weights)
+        return Gradient(loss, _wide(gradient), model, each, whole)
 
     search = line_search(state.opt_state)
-    if search is None or training_call(apply) is not None or rows is not None:
+    if search is None or training_call(apply) is not None:
         return fresh()
     loss, gradient = _last_searched(search, state, fresh)
-    return _Gradient(loss, gradient, None, jnp.zeros(0), whole)
+    return Gradient(loss, gradient, None, jnp.zeros(0), whole)
 
 
 def _share_of_loss(program: Program, apply: Partial, m: int, t: Any) -> Callable[..., tuple[Array, tuple[Any, Array]]]:
@@ -225,24 +235,31 @@ def _share_of_loss(program: Program, apply: Partial, m: int, t: Any) -> Callable
     return share
 
 
-def _accumulated(
-    share: Callable[..., Any], state: State, x: Array, y: Array, rows: Array, weights: Array, size: int
-) -> _Gradient:
-    """Return the gradient on ``rows``, added up over parts of ``size`` rows, through which the model goes in turn."""
+def _accumulated(share: Callable[..., Any], state: State, rows: Any, size: int) -> Gradient:
+    """Return the gradient on ``rows``, added up over parts of ``size`` of them, through which the model goes in turn.
+
+    The last part begins early where it would not be full; what it shares with the one before has no weight in it.
+    """
+    m = len(rows[0])
     differentiated = jax.value_and_grad(share, has_aux=True)
 
-    def accumulate(carry: Any, chunk: tuple[Array, Array]) -> tuple[Any, Array]:
+    def accumulate(carry: Any, first: Array) -> tuple[Any, Array]:
         loss, gradient, model = carry
-        (value, (model, each)), part = differentiated(state.params, model, x[chunk[0]], y[chunk[0]], chunk[1])
+        start = jnp.minimum(first, m - size)
+        x, y, weights = _part(rows, start, size)
+        fresh = (start + jnp.arange(size) >= first).astype(loss.dtype)
+        weights = fresh if weights is None else fresh * weights
+        (value, (model, each)), part = differentiated(state.params, model, x, y, weights)
         return (loss + value.astype(loss.dtype), optax.tree.add(gradient, part), model), each
 
     nothing = jax.tree.map(jnp.zeros_like, _wide(state.params))
     zero = jnp.zeros((), state.losses.dtype), nothing, state.model
-    (loss, gradient, model), each = lax.scan(accumulate, zero, (_chunks(rows, size), _chunks(weights, size)))
-    return _Gradient(loss, gradient, model, each.reshape(-1)[: len(rows)], None)
+    firsts = jnp.arange(0, m, size)
+    (loss, gradient, model), each = lax.scan(accumulate, zero, firsts)
+    return Gradient(loss, gradient, model, _joined(each, m), None)
 
 
-def _last_searched(search: Any, state: State, fresh: Callable[[], _Gradient]) -> tuple[Array, Any]:
+def _last_searched(search: Any, state: State, fresh: Callable[[], Gradient]) -> tuple[Array, Any]:
     """Return the loss and gradient that a line search ended with, which the next step begins with; fresh ones before.
 
     ``search`` is its state.
@@ -254,12 +271,3 @@ def _last_searched(search: Any, state: State, fresh: Callable[[], _Gradient]) ->
 
     known = (state.steps > 0) & jnp.isfinite(search.value)
     return lax.cond(known, lambda: (search.value, search.grad), computed)
-
-
-def _chunks(array: Array, size: int, fill: Array | None = None) -> Array:
-    """Return an array (n, ...) as (chunks, size, ...), the last chunk filled up from ``fill``, zeros by default."""
-    missing = -len(array) % size
-    if missing:
-        fill = jnp.zeros((size, *array.shape[1:]), array.dtype) if fill is None else fill
-        array = jnp.concatenate([array, fill[:missing]])
-    return array.reshape(-1, size, *array.shape[1:])
