@@ -104,6 +104,9 @@ MEASURED: dict[str, tuple[float, str]] = {
     "relu": (3e-3, "constant"),
     "pe": (3e-3, "constant"),
     "hash": (1e-2, "constant"),
+    "finer": (1e-3, "cosine"),
+    "fouriernet": (1e-2, "constant"),
+    "gauss": (3e-3, "cosine"),
 }
 _MEASURED_BY = "benchmarks/recipes.py: the best of five rates, constant and cosine, on camera 64 x 64 after 300 steps"
 
