@@ -66,7 +66,7 @@ def quality_table(content: dict[str, Any], steps: dict[str, Any]) -> str:
 
 
 def recipes_table(rows: dict[tuple[str, float, str], list[float]]) -> str:
-    """Return the default and the published recipe of each measured network, and PSNR at the default and as published."""
+    """Return both recipes of each measured network, with PSNR at its default and at two constant rates."""
     heads = ["network", "default", "PSNR", "at 1e-3 constant", "at 1e-4 constant", "published", "source"]
     cells = []
     for name, (rate, schedule) in MEASURED.items():

@@ -244,7 +244,7 @@ class Render:
     size: int | None = None
     """Longer side in pixels or voxels, samples of a sound, cells a side of a mesh; by default as trained."""
     slice: int | float | str | None = None
-    """One picture of a volume: the number of a frame, which may lie between two (2.5), or row=40 or column=40."""
+    """One picture of a volume: the number of a frame, which may lie between two, 2.5 say, or row=40, column=40."""
     out: Path | None = None
     """File to write; by default render.* in the folder."""
     overwrite: bool = False

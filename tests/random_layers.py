@@ -18,7 +18,8 @@ from jax import lax
 FORMS = 4
 # What the forms of a cast cast to.
 CASTS = ("bfloat16", "float16", "float32", "bfloat16")
-# The shift of a finite difference, by dtype: small, but for half precision exact and large enough to leave digits.
+# The shift of a finite difference, by the coarsest dtype of a program: small, but large enough to leave digits, and
+# exact in half precision.
 SHIFTS = {"float64": 2.0**-7, "float32": 2.0**-6, "float16": 2.0**-2, "bfloat16": 2.0**-1}
 
 LAYERS: dict[str, Callable[[Scope, Any, int], Any]] = {}
@@ -28,12 +29,13 @@ LAYERS: dict[str, Callable[[Scope, Any, int], Any]] = {}
 class Scope:
     """The parameters as an operation sees them, by names of its own, and the coordinates.
 
-    ``batched`` says whether the first axis of the state is that of examples; ``exact`` that nothing is cast.
+    ``coarsest`` is the dtype of the coarsest numbers that the program computes in; ``batched`` says whether the first
+    axis of the state is that of examples; ``exact`` that nothing is cast.
     """
 
     get: Callable[[str, tuple[int, ...]], Any]
     x: Any
-    dtype: str
+    coarsest: str
     batched: bool
     exact: bool
     path: str = ""
@@ -60,7 +62,7 @@ class Scope:
 
     @property
     def shift(self) -> float:
-        return SHIFTS[self.dtype]
+        return SHIFTS[self.coarsest]
 
 
 def named(registry: dict[str, Any], *names: str) -> Callable[[Any], Any]:

@@ -292,7 +292,7 @@ class Program:
     seed: int
 
     def function(self, get: Any, x: Any, *, exact: bool) -> Any:
-        p = Scope(get, x, self.dtype, self.batched, exact)
+        p = Scope(get, x, self.coarsest, self.batched, exact)
         return HEADS[self.head](p, x, self.network)
 
     def network(self, p: Scope, x: Any) -> Any:
@@ -335,11 +335,11 @@ class Program:
     def kinds(self) -> set[str]:
         return {self.head, *(operation.kind for operation in _every(self.body))}
 
-    @property
-    def unit(self) -> float:
-        """The spacing at 1 of the coarsest numbers that the function computes in."""
+    @functools.cached_property
+    def coarsest(self) -> str:
+        """The dtype of the coarsest numbers that the function computes in."""
         casts = [CASTS[operation.form] for operation in _every(self.body) if operation.kind == "cast"]
-        return max(eps(dtype) for dtype in (self.dtype, *casts))
+        return max((self.dtype, *casts), key=eps)
 
     @property
     def is_linear(self) -> bool:

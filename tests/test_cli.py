@@ -320,11 +320,14 @@ def test_the_version_is_told(capsys):
 def test_fit_takes_several_networks_with_settings_in_folders_of_their_own(capsys):
     asked = ["fit", "signal", "chirp", "--set", "samples=64", "--features", "8", "--depth", "1", "--steps", "2"]
     asked += ["--variants", "siren:omega=10", "rff:scale=2,encoding.features=4"]
+    asked += ["--recipe", "published", "--clip", "1", "--batch-size", "32", "--optimizer-set", "b1=0.8"]
     assert cli.run(asked) == 0
     printed = capsys.readouterr().out
     assert printed.index("siren:omega=10") < printed.index("rff:scale=2")
     results = json.loads(pathlib.Path("runs/fit-chirp/siren_omega=10/results.json").read_text())
     assert results["numbers"]["activation.omega"] == 10
+    told = {"recipe": "published", "learning_rate": 1e-4, "schedule": "constant", "clip": 1.0, "batch_size": 32}
+    assert {**told, "settings": {"b1": 0.8}}.items() <= results["settings"].items()
     assert pathlib.Path("runs/fit-chirp/rff_scale=2,encoding.features=4/reconstruction.npy").exists()
     assert cli.run([*asked, "--resume"]) == 0
 

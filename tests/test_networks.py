@@ -35,8 +35,8 @@ def test_the_networks_have_every_public_part():
     """So that what is new stands in tests/networks.py, and every law is tested on it."""
     parts = [part for net, _ in NETWORKS.values() for part in (net, *parts_of(net).values())]
     public = {name for name in ni.networks.__all__ if isinstance(getattr(ni.networks, name), type)}
-    # The base of some, and the layer of all.
-    assert public - {type(part).__name__ for part in parts} == {"FilterNetwork", "Dense"}
+    # The base of some, the layer of all, and how they are trained.
+    assert public - {type(part).__name__ for part in parts} == {"FilterNetwork", "Dense", "Recipe"}
     assert set(ni.variants()) <= set(NETWORKS)
 
 

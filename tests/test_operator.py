@@ -71,6 +71,22 @@ def test_backward_rules_that_are_not_linear_are_refused(key, x):
         ni.NTKOperator(*MODELS["own rules"](key, x), x)
 
 
+def test_backward_rules_that_only_happen_to_be_linear_are_refused(x):
+    """Neither clip shows at the coordinates: one is far away, and what the other gives back cancels."""
+
+    def clipped(clip):
+        layer = jax.custom_vjp(lambda h: h)
+        layer.defvjp(lambda h: (h, None), lambda _, g: (clip(g),))
+        return layer
+
+    far, near = clipped(lambda g: jnp.clip(g, -1e6, 1e6)), clipped(lambda g: g / (1 + jnp.linalg.norm(g)))
+    for apply in (lambda w, x: far(x @ w), lambda w, x: x @ w + near(x @ w - x @ w)):
+        with pytest.raises(ValueError, match=r"not linear in the cotangent.*ni\.ntk"):
+            ni.NTKOperator(apply, jnp.ones((2, 1)), x)
+        with pytest.raises(ValueError, match=r"not linear in the cotangent.*ni\.ntk"):
+            jax.jit(lambda w, apply=apply: ni.NTKOperator(apply, w, x) @ jnp.ones(23))(jnp.ones((2, 1)))
+
+
 def test_the_last_microbatch_is_filled_with_a_known_coordinate(key):
     """At zero, which padding might bring in, this function is not finite."""
     x = jax.random.uniform(key, (5, 2), minval=0.5)
@@ -182,6 +198,22 @@ def test_functions_with_rules_for_backward_mode_only(x):
     layer.defvjp(lambda w, x: (layer(w, x), (w, x)), backward)
     model = (lambda w, x: layer(w, x).sum(1, keepdims=True), jnp.ones((2, 8)))
     np.testing.assert_allclose(ni.NTKOperator(*model, x) @ jnp.eye(23), ni.ntk(*model, x), rtol=1e-4, atol=1e-3)
+
+
+def test_vectors_of_any_size_are_multiplied_in_float16(key):
+    x = jax.random.uniform(key, (2000, 2), jnp.float16, -1)
+    params = [jax.random.normal(key, shape, jnp.float16) for shape in ((2, 16), (16, 1))]
+    model = lambda p, x: 16 * jnp.tanh(x @ p[0]) @ p[1], params, x
+    A, sums = ni.NTKOperator(*model), ni.ntk(*model).sum(1)
+    assert sums.max() > jnp.finfo(jnp.float16).max
+    vectors = jnp.broadcast_to(jnp.array([[1e-12, 1.0, 1e8]]), (2000, 3))
+    along = jnp.full_like(vectors, 0.01)
+    products, tangents = jax.jvp(lambda v: A @ v, (vectors,), (along,))
+    # To the 11 bits of float16.
+    close = {"rtol": 0, "atol": 2e-3 * float(sums.max())}
+    np.testing.assert_allclose(products / vectors, jnp.stack([sums] * 3, 1), **close)
+    np.testing.assert_allclose(tangents / along, jnp.stack([sums] * 3, 1), **close)
+    np.testing.assert_allclose(jax.grad(lambda v: (A @ v)[0])(vectors[:, 2]).sum(), sums[0], **close)
 
 
 def test_only_real_arrays_are_multiplied(key, x):

@@ -27,8 +27,6 @@ from tests.random_programs import programs
 
 # Of a program's coordinates those of the rows, and those of the columns where they are others.
 ROWS, COLUMNS = slice(0, 4), slice(3, 6)
-# By how much differences with small steps, some of them of differences, magnify a rounding.
-MAGNIFIED = 2.0**20
 # The largest entry of a kernel that may be nothing but rounding, as of second differences of a linear function.
 VANISHING = 2.0**-40
 # How many programs are compared, 200 by .ci/run, and how many of them make a test.
@@ -38,18 +36,17 @@ PROGRAMS, EACH = int(os.environ.get("RANDOM_PROGRAMS", "10")), 10
 class Comparison:
     """A program's figures against those of whole Jacobians in float64, of the same rounded numbers.
 
-    An entry may be off by ten roundings of the largest one, or by ten times what method="jacobian" is off by. In
-    float64, where nothing tells which of the two rounds, by what the programs' differences magnify a rounding to.
+    An entry may be off by ten roundings of the largest one, or by ten times what method="jacobian" is off by.
     """
 
     def __init__(self, program):
         self.program = program
-        self.unit = program.unit if program.unit > eps("float64") else MAGNIFIED * program.unit
         with jax.enable_x64(True):
             params, points = program.draw()
             full = reference(Partial(program.exact), jax.tree.map(jnp.asarray, params), jnp.asarray(points))
         assert np.isfinite(full).all()
         self.exact = reduced(full, program.outputs)
+        self.largest = np.abs(self.exact).max()
         hypothesis.assume(np.abs(full).max() > VANISHING)
         self.params = jax.tree.map(lambda leaf: jnp.asarray(leaf, program.dtype), params)
         self.points = jnp.asarray(points, program.dtype)
@@ -90,7 +87,7 @@ class Comparison:
     def product(self):
         matrix = self.matrix()
         vectors = np.random.default_rng(0).choice([-1.0, 1.0], (len(matrix), 2))
-        self.compare(self.operator() @ vectors, matrix @ vectors, times=len(matrix))
+        self.compare(self.operator() @ vectors, matrix @ vectors, lambda error: len(matrix) * error)
 
     def diagonal(self):
         found = self.operator().diagonal()
@@ -106,22 +103,41 @@ class Comparison:
     def compare_moments(self, found):
         eigenvalues = np.linalg.eigvalsh(self.matrix())
         self.compare(found.mean, eigenvalues.mean())
-        # The variance sums the squares of a row.
-        self.compare(found.variance, eigenvalues.var(), times=2 * len(self.x) * np.abs(self.exact).max())
+        self.compare(found.variance, eigenvalues.var(), self.of_variance)
 
-    def compare(self, found, exact, times=1.0):
+    def of_variance(self, error):
+        """Return how far the variance may be off where entries are: it is a mean of squares of the entries of rows."""
+        return len(self.x) * error * (2 * self.largest + error)
+
+    def compare(self, found, exact, propagated=lambda error: error):
+        """Compare a figure that is off by ``propagated(error)`` where the entries of the kernel are by ``error``."""
         error = float(np.abs(np.asarray(found, np.float64) - exact).max())
-        largest = np.abs(self.exact).max()
-        allowed = 10 * self.unit * largest
+        allowed = 10 * eps(self.program.coarsest) * self.largest
         # Whole Jacobians are compiled only where rounding alone does not explain the error.
-        if not error <= allowed * times:
-            options = {"outputs": self.program.outputs, "method": "jacobian"}
-            jacobian = ni.ntk(self.program, self.params, self.points, **options)
-            allowed = max(allowed, 10 * float(np.abs(jacobian - self.exact).max()))
-        unit = self.unit * times * largest
-        assert error <= allowed * times, (
-            f"{self.program.check} is off by {error / unit:.3g} roundings; {allowed * times / unit:.3g} are allowed"
+        if not error <= propagated(allowed):
+            allowed = max(allowed, 10 * self.rounding())
+        assert error <= propagated(allowed), (
+            f"{self.program.check} is off by {error:.3g}; {propagated(allowed):.3g} is allowed"
         )
+
+    def rounding(self):
+        """Return what method="jacobian" is off by; in float64, what it would be off by in other numbers as fine.
+
+        That is known from float32, as the reference rounds as the Jacobian does: by how much the function magnifies a
+        rounding of its gradients, of whose products entries are.
+        """
+        function, params, points = self.program, self.params, self.points
+        in_float64 = self.program.coarsest == "float64"
+        if in_float64:
+            function = self.program.exact
+            params, points = jax.tree.map(lambda leaf: leaf.astype("float32"), (params, points))
+        jacobian = ni.ntk(function, params, points, outputs=self.program.outputs, method="jacobian")
+        off = float(np.abs(jacobian - self.exact).max())
+        if not in_float64:
+            return off
+        of_gradients = (1 + off / self.largest) ** 0.5 - 1
+        of_gradients *= eps("float64") / eps("float32")
+        return self.largest * of_gradients * (2 + of_gradients)
 
 
 def compare(program):

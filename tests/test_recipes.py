@@ -134,7 +134,8 @@ def test_a_study_states_each_recipe_and_what_it_read_from_disk_is_the_same(task,
         study[n].rate for n in ("siren", "wire")
     ]
     page = ni.write_report(study, tmp_path).read_text()
-    assert "wire: Adam at 0.005 exponential to 0.1 of it" in page
+    assert "Adam at 0.005 exponential to 0.1 of it (Saragadam et al. 2023" in page
+    assert "trained by its recipe “published”" in page
     with pytest.raises(ValueError, match=r"learning_rate of siren was 0.0001, now 0.001"):
         ni.compare(task, ["siren", "wire"], **SMALL, seeds=1, out=tmp_path, resume=True, **asked | {"recipe": "same"})
 

@@ -143,8 +143,9 @@ def test_json_states_what_repeats_the_run(study, tmp_path):
     assert (content["schema"], content["version"]) == ("ntk_inr.study", 3)
     assert set(content["settings"]) >= {"features", "depth", "steps", "seeds", "seed", "recipe", "kernel_points"}
     assert set(content["environment"]) >= {"ntk_inr", "jax", "flax", "optax", "python", "device"}
-    assert content["settings"]["batch_size"] == 100
-    assert (content["settings"]["optimizer"], content["settings"]["schedule"]) == ("adam", "constant")
+    trained = content["variants"][0]["training"]
+    assert {"recipe", "optimizer", "learning_rate", "schedule", "source"} <= set(trained)
+    assert trained["batch_size"] == 100
     assert content["variants"][1]["numbers"] == {"features": 16, "depth": 2, "encoding.bands": 6}
     assert {entry["kind"] for entry in content["variants"]} == {"network"}
     assert content["variants"][1]["network"].startswith("CoordinateMLP(features=16, depth=2, out=1, encoding=NeRFEncod")

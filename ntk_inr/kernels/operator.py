@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -16,7 +17,7 @@ from jaxtyping import Float
 
 from ntk_inr import _checks
 from ntk_inr._checks import Outputs, Precision
-from ntk_inr._dtypes import at_precision, eps
+from ntk_inr._dtypes import accumulation_dtype, at_precision, eps, unit_of
 from ntk_inr._typing import Apply, Params
 from ntk_inr.kernels import mixing, structured
 from ntk_inr.kernels.equations import has_references
@@ -25,6 +26,8 @@ from ntk_inr.kernels.request import Request
 
 # Coordinates at which a custom backward rule is asked whether it is linear.
 _LOOKED_AT = 3
+# What JAX raises where it has no transpose of an operation, as of those that are not linear.
+_NOT_TRANSPOSED = (RuntimeError, AssertionError, ValueError, TypeError)
 # What the intermediate values of one microbatch may take, for each vector.
 _MICROBATCH_BYTES = 32 * 2**20
 
@@ -73,8 +76,8 @@ class NTKOperator:
     Raises:
         TypeError: integer coordinates or parameters; ``apply`` not callable.
         ValueError: as :func:`ntk_inr.ntk`; a vector of the wrong shape; a custom backward rule that is not linear in
-            the cotangent (clipping a gradient to a norm, adding weight decay to it), since ``J^T v`` is then no sum
-            over rows.
+            the cotangent (clipping a gradient to a norm, whether or not that binds, or adding weight decay to it),
+            since ``J^T v`` is then no sum over rows.
         AttributeError: an attribute is set.
 
     Example:
@@ -237,14 +240,32 @@ def _coordinates(x: Array, most: int) -> Array:
 
 
 def check_linear(model: Model) -> None:
-    """Refuse a function whose backward pass, by a rule of the user's own, is not linear in the cotangent."""
+    """Refuse a function whose backward pass, by a rule of the user's own, is not linear in the cotangent.
+
+    It must be at some coordinates, and in the trace too: a clip that does not bind there may bind elsewhere.
+    """
+    looked_at = model.apply, model.params, model.x1[:_LOOKED_AT]
     with jax.debug_nans(False):
-        errors = np.asarray(_nonlinearity(model.apply, model.params, model.x1[:_LOOKED_AT]), np.float64)
+        errors = np.asarray(_nonlinearity(*looked_at), np.float64)
     if not (errors <= eps(jnp.result_type(*jax.tree.leaves(model.params))) ** 0.5).all():
-        raise ValueError(
-            "the backward rule of a custom_vjp in apply is not linear in the cotangent, so J (J^T v) is no product "
-            "with a kernel. Use ni.ntk, which takes each output's gradient as the rule gives it, or leave the rule out."
-        )
+        raise _not_linear()
+    jax.eval_shape(lambda apply, params, x: _by_transpose(lambda p: apply(p, x), params, params), *looked_at)
+
+
+def _not_linear(how: str = "") -> ValueError:
+    return ValueError(
+        f"the backward rule of a custom_vjp in apply is not linear in the cotangent{how}, so J (J^T v) is no product "
+        "with a kernel. Use ni.ntk, which takes each output's gradient as the rule gives it, or leave the rule out."
+    )
+
+
+def _by_transpose(function: Callable[[Any], Array], params: Params, direction: Params) -> Array:
+    """Return J times a direction where JAX refuses forward mode: the transpose of the pullback is the same map."""
+    out, pullback = jax.vjp(function, params)
+    try:
+        return jax.linear_transpose(pullback, out)((direction,))[0]
+    except _NOT_TRANSPOSED as error:
+        raise _not_linear(" in a way that JAX can transpose") from error
 
 
 @jax.jit
@@ -277,11 +298,14 @@ def _multiplied(operator: NTKOperator, v: Array, *, precision: str) -> Array:
     backward_only = mixing.has_custom_rule(trace)
     # JAX does not batch writes to references along every axis.
     in_turn = has_references(trace.jaxpr)
+    in_units = jnp.dtype("float16") in mixing.dtypes(trace)
 
     def each(function: Callable[[Array], Array], arrays: Array) -> Array:
         return lax.map(function, arrays) if in_turn else jax.vmap(function)(arrays)
 
     def product(cotangent: Array) -> Array:
+        if in_units:
+            return _product_in_units(operator, cotangent, backward_only)
         return _product(operator, cotangent, backward_only=backward_only)
 
     def of_output(o: Array, column: Array) -> Array:
@@ -302,30 +326,73 @@ def _multiplied(operator: NTKOperator, v: Array, *, precision: str) -> Array:
 
 def _product(operator: NTKOperator, cotangent: Array, *, backward_only: bool) -> Array:
     """Return J J'^T of one cotangent (n2, c)."""
-    model, most = operator.model, operator.microbatch
-    # Gradients are summed in the operator's dtype, which is wider than that of parameters in half precision.
+    return _pushed(operator, _pulled(operator, cotangent), backward_only=backward_only)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _product_in_units(operator: NTKOperator, cotangent: Array, backward_only: bool) -> Array:
+    """Return the same where the function's numbers have the range of float16, whatever the size of the cotangent."""
+    unit = _unit(cotangent, min(operator.microbatch, len(cotangent)))
+    gradient = _pulled(operator, cotangent / unit)
+    own = _unit(gradient, sum(leaf.size for leaf in jax.tree.leaves(gradient)))
+    gradient = jax.tree.map(lambda leaf: leaf / own.astype(leaf.dtype), gradient)
+    return _pushed(operator, gradient, backward_only=backward_only) * own * unit
+
+
+@_product_in_units.defjvp
+def _product_in_units_jvp(backward_only: bool, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    # Linear in the cotangent's tangent, so that reverse mode goes through: units are no linear functions of it.
+    (operator, cotangent), (change, along) = primals, tangents
+    product = functools.partial(_product, backward_only=backward_only)
+    unit = _unit(cotangent, min(operator.microbatch, len(cotangent)))
+    of_operator = jax.jvp(lambda operator: product(operator, cotangent / unit), (operator,), (change,))[1] * unit
+    return _product_in_units(*primals, backward_only), of_operator + product(operator, along)
+
+
+def _unit(arrays: Any, count: int) -> Array:
+    """Return a power of two near the norm of ``count`` numbers as large as the largest in the arrays."""
+    sizes = [jnp.abs(leaf).max(initial=0) for leaf in jax.tree.leaves(arrays)]
+    dtype = accumulation_dtype(*sizes)
+    return unit_of(jnp.stack([size.astype(dtype) for size in sizes])) * 2.0 ** round(math.log2(count) / 2)
+
+
+def _widened(model: Model) -> tuple[Callable[..., Array], Params]:
+    """Return the function (params, x) and its parameters with gradients at least in float32, which sums need."""
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), model.params)
 
     def function(params: Params, x_b: Array) -> Array:
         narrow = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, model.params)
         return model.apply(narrow, x_b)
 
+    return function, params
+
+
+def _pulled(operator: NTKOperator, cotangent: Array) -> Params:
+    """Return J'^T of one cotangent (n2, c)."""
+    model, most = operator.model, operator.microbatch
+    function, params = _widened(model)
+
     def pull(total: Any, batch: tuple[Array, Array]) -> tuple[Any, None]:
         x_b, cotangent_b = batch
-        out, pullback = jax.vjp(lambda p: function(p, x_b), params)
+        out, pullback = jax.vjp(functools.partial(function, x_b=x_b), params)
         return jax.tree.map(jnp.add, total, pullback(cotangent_b.astype(out.dtype))[0]), None
 
     batches = _coordinates(model.columns, most), _in_batches(cotangent, most, "constant")
-    gradient, _ = lax.scan(pull, jax.tree.map(jnp.zeros_like, params), batches)
+    return lax.scan(pull, jax.tree.map(jnp.zeros_like, params), batches)[0]
+
+
+def _pushed(operator: NTKOperator, gradient: Params, *, backward_only: bool) -> Array:
+    """Return J of one direction in the parameters."""
+    model = operator.model
+    function, params = _widened(model)
 
     def push(x_b: Array) -> Array:
-        if not backward_only:
-            return jax.jvp(lambda p: function(p, x_b), (params,), (gradient,))[1].astype(operator.dtype)
-        # Forward mode is refused; the transpose of the pullback is the same map.
-        out, pullback = jax.vjp(lambda p: function(p, x_b), params)
-        return jax.linear_transpose(pullback, out)((gradient,))[0].astype(operator.dtype)
+        batch = functools.partial(function, x_b=x_b)
+        if backward_only:
+            return _by_transpose(batch, params, gradient).astype(operator.dtype)
+        return jax.jvp(batch, (params,), (gradient,))[1].astype(operator.dtype)
 
-    return lax.map(push, _coordinates(model.x1, most)).reshape(-1, model.c)[: model.n1]
+    return lax.map(push, _coordinates(model.x1, operator.microbatch)).reshape(-1, model.c)[: model.n1]
 
 
 @jax.jit

@@ -158,4 +158,7 @@ def reduce_image(image: np.ndarray, size: int) -> np.ndarray:
     if longer <= size:
         return image
     shape = tuple(max(1, round(side * size / longer)) for side in (height, width))
-    return np.clip(require("skimage.transform").resize(image, shape, anti_aliasing=True), 0, 1)
+    resize = require("skimage.transform").resize
+    # One channel at a time, so that what is filtered is a third of a colour image.
+    channels = [resize(image[:, :, channel], shape, anti_aliasing=True) for channel in range(image.shape[2])]
+    return np.clip(np.stack(channels, axis=2), 0, 1)

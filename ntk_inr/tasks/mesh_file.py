@@ -10,7 +10,7 @@ import numpy as np
 
 from ntk_inr._optional import require
 from ntk_inr.tasks.files import bundled_name, existing_file, new_file, reading
-from ntk_inr.tasks.grid import grid_coordinates
+from ntk_inr.tasks.grid import GridPoints, grid_coordinates
 from ntk_inr.tasks.mesh_distance import MeshDistance
 from ntk_inr.tasks.polygon_file import READERS, read_polygons
 from ntk_inr.tasks.solids import SOLIDS, Field, gradient
@@ -24,6 +24,8 @@ _HALF_EXTENT = 0.9
 _MESHED_AT = 96
 _PROJECTIONS = 4
 _COMPARED_AT = 24
+# Cells whose field is taken at a time.
+_CELLS = 2**18
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +64,10 @@ class Solid:
     def inside(self, resolution: int) -> np.ndarray:
         """Return a mask (r, r, r) that is True for the cell centres of [-1, 1]^3 inside the solid."""
         if self.analytic and self.field is not None:
-            points = grid_coordinates((resolution,) * 3).astype(np.float64)
-            return (self.field(points) < 0).reshape((resolution,) * 3)
+            points, inside = GridPoints((resolution,) * 3), np.empty(resolution**3, bool)
+            for start in range(0, len(points), _CELLS):
+                inside[start : start + _CELLS] = self.field(points[start : start + _CELLS].astype(np.float64)) < 0
+            return inside.reshape((resolution,) * 3)
         return inside_on_grid(self.vertices, self.faces, resolution)
 
 

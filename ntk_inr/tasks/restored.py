@@ -16,7 +16,7 @@ from ntk_inr.tasks.image import ssim_score, training_rows
 from ntk_inr.tasks.image_file import BUNDLED, has_eight_bits, load_prepared
 from ntk_inr.tasks.interface import OnDemandTask, fingerprint
 from ntk_inr.tasks.origin import with_origin
-from ntk_inr.tasks.pictures import Panel, PictureTask, picture_rows
+from ntk_inr.tasks.pictures import Panel, PictureTask, picture_rows, strips
 
 _BASELINES = {
     "super-resolution": "cubic interpolation",
@@ -192,11 +192,14 @@ def denoising_task(
     _checks.check_positive(seed, "seed", integer=True, least=0)
     name, image, whole = load_prepared(source, size=size, grey=grey)
     rng = np.random.default_rng(seed)
-    if noise == "gaussian":
-        noisy, label = image + sigma * rng.standard_normal(image.shape), f"sigma {sigma:g}"
-    else:
-        noisy, label = rng.poisson(photons * image) / photons, f"{photons:g} photons"
-    noisy = noisy.astype(np.float32)
+    noisy = np.empty_like(image)
+    for place in strips(image.shape):
+        clean = image[place]
+        if noise == "gaussian":
+            noisy[place] = clean + sigma * rng.standard_normal(clean.shape)
+        else:
+            noisy[place] = rng.poisson(photons * clean) / photons
+    label = f"sigma {sigma:g}" if noise == "gaussian" else f"{photons:g} photons"
     return RestorationTask(f"{name}, {label}", "denoising", image, noisy, None, has_eight_bits(source), whole)
 
 

@@ -11,6 +11,9 @@ from ntk_inr._optional import require
 from ntk_inr._results import result
 from ntk_inr.tasks.grid import axis_centres
 
+# Layers of a grid that are told inside from outside at a time.
+_LAYERS = 32
+
 
 @result
 class Surface:
@@ -93,7 +96,14 @@ def inside_on_grid(vertices: np.ndarray, faces: np.ndarray, resolution: int) -> 
     met = (area != 0) & (np.sign(wa) == np.sign(area)) & (np.sign(wb) == np.sign(area)) & (np.sign(wc) == np.sign(area))
     height = (wa[met] * a[met, 2] + wb[met] * b[met, 2] + wc[met] * c[met, 2]) / area[met]
     above = np.clip(np.ceil(((height + 1) * resolution - 1) / 2), 0, resolution).astype(int)
-    change = np.zeros((resolution, resolution, resolution + 1), int)
     # A triangle seen counter-clockwise from above faces up: the line leaves the solid there.
-    np.add.at(change, (i[met], j[met], above), -np.sign(area[met]).astype(int))
-    return np.cumsum(change, axis=2)[:, :, :-1] > 0
+    columns, leaving = np.stack([i[met], j[met], above]), -np.sign(area[met]).astype(np.int32)
+    inside = np.empty((resolution,) * 3, bool)
+    for start in range(0, resolution, _LAYERS):
+        here = (columns[0] >= start) & (columns[0] < start + _LAYERS)
+        layers = inside[start : start + _LAYERS]
+        change = np.zeros((len(layers), resolution, resolution + 1), np.int32)
+        np.add.at(change, (columns[0, here] - start, *columns[1:, here]), leaving[here])
+        np.cumsum(change, axis=2, out=change)
+        layers[...] = change[:, :, :-1] > 0
+    return inside

@@ -116,10 +116,25 @@ class PictureFrames(Frames):
 
     @functools.cached_property
     def array(self) -> np.ndarray:
-        """All frames (t, h, w, c), decoded."""
+        """All frames (t, h, w, c), decoded: as bytes where all are stored so."""
+        if (stored := self._as_stored()) is not None:
+            return stored
         array = room_for((len(self.frames), *self.shape), self.dtype)
         for position, frame in enumerate(self.frames):
             array[position] = self._read(*frame)
+        return array
+
+    def _as_stored(self) -> np.ndarray | None:
+        """Return all frames in the dtype that they are stored in; None unless they share one, and have no alpha."""
+        array = None
+        for position, frame in enumerate(self.frames):
+            stored = load_frame(*frame)
+            stored = stored[:, :, None] if stored.ndim == 2 else stored
+            if array is None:
+                array = room_for((len(self.frames), *self.shape), stored.dtype)
+            if stored.shape != self.shape or stored.dtype != array.dtype or stored.dtype.kind != "u":
+                return None
+            array[position] = stored
         return array
 
     def _read(self, path: Path, frame: int) -> np.ndarray:
