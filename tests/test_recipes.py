@@ -161,10 +161,12 @@ def test_a_pace_adds_the_rates_of_its_schedule_up():
 def test_tune_predicts_and_recommends_the_recipe_that_its_command_trains():
     chirp = ni.signal_task("chirp", samples=48)
     asked = {"features": 8, "depth": 1, "steps": 40, "refine": 0, "repeats": 1, "pilot": 3}
-    found = ni.tune(chirp, "wire", {"omega": [4.0]}, recipe="published", **asked)
-    expected = "--recipe published --optimizer adam --learning-rate 0.005 --schedule exponential"
+    found = ni.tune(chirp, "wire", {"omega": [4.0]}, recipe="published", optimizer_set={"b1": 0.8}, **asked)
+    expected = "--recipe published --optimizer adam --learning-rate 0.005 --schedule exponential --optimizer-set b1=0.8"
     assert expected in found.command("chirp")
-    assert 'recipe="published", optimizer="adam", learning_rate=0.005, schedule="exponential")' in found.snippet()
+    told = 'recipe="published", optimizer="adam", learning_rate=0.005, schedule="exponential", optimizer_set='
+    assert told + "{'b1': 0.8})" in found.snippet()
+    assert "optimizer_set" not in ni.tune(chirp, "rff", {"scale": [4.0]}, optimizer_set={}, **asked).settings
     constant = ni.tune(chirp, "wire", {"omega": [4.0]}, recipe="same", learning_rate=5e-3, **asked)
     later = np.array(found.best.curve_steps) / np.array(constant.best.curve_steps)
     # Steps at a tenth of the rate on average count less.

@@ -114,10 +114,10 @@ def options_from(keywords: Mapping[str, Any]) -> TrainingOptions:
 
 def given(options: TrainingOptions) -> dict[str, Any]:
     """Return the recipe that is asked for, and the options that are not as ever."""
-    plain = dataclasses.asdict(TrainingOptions())
-    return {
-        name: value for name, value in dataclasses.asdict(options).items() if name == "recipe" or value != plain[name]
-    }
+    plain, own = dataclasses.asdict(TrainingOptions()), dataclasses.asdict(options)
+    told = {name: value for name, value in own.items() if name == "recipe" or value != plain[name]}
+    settings = dict(own["optimizer_set"])
+    return {**told, "optimizer_set": settings} if settings else {k: v for k, v in told.items() if k != "optimizer_set"}
 
 
 def plans_of(

@@ -231,7 +231,7 @@ class Tuning:
         for name in ("features", "depth", "steps"):
             words += [f"--{name}", str(asked[name])]
         for name, value in self._keywords(best).items():
-            pairs = [f"{key}={setting}" for key, setting in value] if name == "optimizer_set" else [str(value)]
+            pairs = [f"{key}={setting}" for key, setting in value.items()] if name == "optimizer_set" else [str(value)]
             words += [f"--{name.replace('_', '-')}", *pairs]
         return shlex.join(words)
 
