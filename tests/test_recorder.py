@@ -135,7 +135,7 @@ def test_a_perfect_fit_has_no_residual_to_share(x):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda: Recorder(points=0), ValueError, "points is 0"),
+        (lambda: Recorder(points=-1), ValueError, "points is -1"),
         (lambda: Recorder(every=0), ValueError, "every is 0"),
         (lambda: Recorder(top=0), ValueError, "top is 0"),
         (lambda: ni.fit(lambda p, x: x, np.ones(1), np.ones((2, 1)), np.ones((2, 1)), recorder="h.jsonl"),

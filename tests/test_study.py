@@ -517,7 +517,7 @@ def test_a_task_of_second_derivatives_warns_of_networks_without_them(tmp_path):
     """Before training, in what is kept, and with the settings that defaults stood for."""
     task = ni.pde_task("poisson", points=4, resolution=8)
     with pytest.warns(UserWarning, match="The Laplacian of relu is zero"):
-        found = ni.fit_task(task, "relu", features=8, depth=1, steps=1, out=tmp_path / "run")
+        found = ni.fit_task(task, "relu", features=8, depth=1, steps=1, recipe="same", out=tmp_path / "run")
     assert found.run.status == "finished"
     content = json.loads((tmp_path / "run" / RESULTS).read_text())
     assert "Laplacian" in content["warnings"][0]
