@@ -73,7 +73,8 @@ class Lines:
         """Print a line where the last is long ago, or this is the end."""
         now = time.monotonic()
         first, began = self._begin = self._begin or (done, now)
-        if done < steps and now - self._said < _LINE_SECONDS:
+        trained = done == steps and "reconstructed" not in (figures or {})
+        if not trained and now - self._said < _LINE_SECONDS:
             return
         self._said = now
         left = (now - began) / max(done - first, 1) * (steps - done)
@@ -104,6 +105,7 @@ def _figures(figures: Mapping[str, float] | None) -> list[str]:
     """Return the loss and the PSNR in words."""
     known = figures or {}
     words = [f"loss {known['loss']:.3g}"] if "loss" in known else []
+    words += [f"reconstructed {known['reconstructed']:.0%}"] if "reconstructed" in known else []
     return words + ([f"{known['psnr']:.2f} dB"] if "psnr" in known else [])
 
 

@@ -56,7 +56,9 @@ def test_every_figure_is_what_the_library_computes(study, task):
     np.testing.assert_allclose(first["cv"], m.cv, rtol=1e-4)
     np.testing.assert_allclose(first["ntk_variance"], m.variance, rtol=1e-4)
     np.testing.assert_allclose(result.arrays["eigenvalues"][0].mean(), m.mean, rtol=1e-4)
-    run = ni.fit(*model, task.x, task.y, steps=20)
+    run = ni.fit(
+        *model, task.x, task.y, optimizer=ni.optimizer(**ni.networks.recipe("pe").arguments, steps=20), steps=20
+    )
     np.testing.assert_allclose(result.arrays["adam_psnr"][0], run.psnr, rtol=1e-3)
     assert result.parameters == sum(leaf.size for leaf in jax.tree.leaves(model[1]))
 

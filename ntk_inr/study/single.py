@@ -85,7 +85,8 @@ def fit_task(
         out: folder to keep everything in; None keeps it in memory.
         overwrite: replace what ``out`` holds.
         resume: go on from what ``out`` holds.
-        progress: called with (steps done, steps, figures), as by :func:`ntk_inr.fit`.
+        progress: called with (steps done, steps, figures), as by :func:`ntk_inr.fit`, and while the signal is
+            reconstructed with figures ``{"reconstructed": share}``.
         **training: how it is trained, ``recipe="published"`` or ``learning_rate=1e-3, schedule="cosine"`` say, as
             :class:`ntk_inr.study.TrainingOptions` lists it; what is not given is as the network's recipe says
             (:func:`ntk_inr.networks.recipe`). What the task holds out is the validation set.
@@ -141,7 +142,9 @@ def fit_task(
         )  # fmt: skip
         context = Context(net, x.shape[1], task, described["network"])
         fitted = Fitted(run, {}, None, apply=trained(apply, run), context=context)
-        return results.complete(fitted) if run.status != "interrupted" else results.trained(fitted)
+        if run.status == "interrupted":
+            return results.trained(fitted)
+        return results.complete(fitted, progress and (lambda done, rows: progress(steps, steps, _share(done, rows))))
 
 
 def summary_of(task: Task, net: nn.Module, batch_size: int | None) -> str:
@@ -195,11 +198,11 @@ class _Results:
         files = {"network": keep(network_in(self.folder), fitted), "result": self._write(self.content)}
         return dataclasses.replace(fitted, files=Record(files))
 
-    def complete(self, fitted: Fitted) -> Fitted:
+    def complete(self, fitted: Fitted, progress: Callable[[int, int], None] | None) -> Fitted:
         """Keep the network, then score, draw and write what it reconstructs."""
         task, fitted = self.task, self.trained(fitted)
         with self._network_is_kept():
-            reconstruction = _reconstructed(task, fitted, self.saved)
+            reconstruction = _reconstructed(task, fitted, self.saved, progress)
             fitted = dataclasses.replace(
                 fitted, reconstruction=reconstruction, scores=own_scores(task, reconstruction),
                 baselines=baselines_of(task),
@@ -232,15 +235,18 @@ class _Results:
         return self.folder / record.RESULTS
 
 
-def _reconstructed(task: Task, fitted: Fitted, saved: Path | None) -> Any:
+def _share(done: int, rows: int) -> dict[str, float]:
+    return {"reconstructed": done / rows}
+
+
+def _reconstructed(task: Task, fitted: Fitted, saved: Path | None, progress: Callable[[int, int], None] | None) -> Any:
     """Return what a task makes of a network, written to ``saved`` where that is given."""
-    if saved is None:
-        return task.reconstruct(fitted)
     whole: Any = task.reconstruct
-    if "overwrite" in inspect.signature(whole).parameters:
-        return whole(fitted, out=saved, overwrite=True)
-    reconstruction = whole(fitted)  # of a class of the user's own
-    task.save(reconstruction, saved, overwrite=True)
+    known = inspect.signature(whole).parameters  # of a class of the user's own perhaps the network alone
+    options = {"out": saved, "overwrite": True, "progress": progress} if "overwrite" in known else {}
+    reconstruction = whole(fitted, **options)
+    if saved is not None and not options:
+        task.save(reconstruction, saved, overwrite=True)
     return reconstruction
 
 
