@@ -24,7 +24,6 @@ import itertools
 import math
 import os
 import random
-import signal
 import statistics
 import subprocess
 import sys
@@ -106,17 +105,30 @@ def steps_alone(image: np.ndarray, steps: int, batch: int) -> float:
     return time.perf_counter() - start
 
 
-def ntk_inr(*words: Any, limit: float | None = None) -> dict[str, float]:
+# A small process starts the command, since what it takes at most counts from what its parent has when it starts.
+_LAUNCHER = """
+import resource, subprocess, sys
+done = subprocess.run([sys.executable, "-m", "ntk_inr", *sys.argv[1:]], stdout=subprocess.DEVNULL)
+print(done.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+def ntk_inr(*words: Any) -> dict[str, float]:
     """Run the command in a process of its own; return its seconds and its peak memory in bytes."""
-    process = subprocess.Popen([sys.executable, "-m", "ntk_inr", *map(str, words)], stdout=subprocess.DEVNULL)
     start = time.perf_counter()
-    if limit is not None:
-        time.sleep(limit)
-        process.send_signal(signal.SIGKILL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if limit is None and status:
+    command = [sys.executable, "-c", _LAUNCHER, *map(str, words)]
+    status, kilobytes = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+    if int(status):
         raise RuntimeError(f"ntk-inr {' '.join(map(str, words))} ended with status {status}")
-    return {"seconds": time.perf_counter() - start, "peak": usage.ru_maxrss * 1024.0}
+    return {"seconds": time.perf_counter() - start, "peak": 1024.0 * int(kilobytes)}
+
+
+def killed(*words: Any, after: float) -> None:
+    """Run the command and kill it after so many seconds."""
+    process = subprocess.Popen([sys.executable, "-m", "ntk_inr", *map(str, words)], stdout=subprocess.DEVNULL)
+    time.sleep(after)
+    process.kill()
+    process.wait()
 
 
 def network(batch: int, steps: int) -> list[Any]:
@@ -353,8 +365,9 @@ def of_interrupted(side: int, steps: int, batch: int, kills: int) -> dict[str, A
         straight = ntk_inr(*words, "--out", f"{folder}/straight")
         moments = random.Random(0)
         for _ in range(kills):
-            limit = moments.uniform(0.3, 0.9) * straight["seconds"]
-            ntk_inr(*words, "--out", f"{folder}/killed", "--resume", limit=limit)
+            killed(
+                *words, "--out", f"{folder}/killed", "--resume", after=moments.uniform(0.1, 0.9) * straight["seconds"]
+            )
         ntk_inr(*words, "--out", f"{folder}/killed", "--resume")
         kept = [Path(folder, run, "network.safetensors").read_bytes() for run in ("straight", "killed")]
     return {"side": side, "steps": steps, "batch": batch, "kills": kills, "equal": kept[0] == kept[1]}

@@ -25,6 +25,7 @@ BENCHMARKS = {
     "quality": "Quality of reconstruction",
     "kernel_speed": "Speed and memory of the kernel engine",
     "training_speed": "Speed of training",
+    "real_sizes": "Signals at their real size",
     "import_time": "Time of the import",
 }
 

@@ -172,7 +172,7 @@ class TriangleWave(nn.Module):
     def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n features"]:
         """Return the encoding, shape (n, L d)."""
         octaves = jnp.asarray(2.0 ** (jnp.arange(self.bands) - 1), x.dtype)
-        turns = ((x[:, :, None] + 1) * octaves[None, None, :]).reshape(len(x), -1)
+        turns = ((x[:, :, None] + 1) * octaves[None, None, :]).reshape(x.shape[0], -1)
         return 2 * jnp.abs(jnp.mod(turns, 2.0) - 1) - 1
 
 
@@ -205,4 +205,4 @@ class OneBlob(nn.Module):
         """Return the encoding, shape (n, k d)."""
         width = 2 / self.bins
         centres = jnp.asarray(-1 + width * (jnp.arange(self.bins) + 0.5), x.dtype)
-        return jnp.exp(-(((x[:, :, None] - centres[None, None, :]) / width) ** 2) / 2).reshape(len(x), -1)
+        return jnp.exp(-(((x[:, :, None] - centres[None, None, :]) / width) ** 2) / 2).reshape(x.shape[0], -1)

@@ -99,15 +99,10 @@ _PLAIN = Recipe(source="none published that we know of: Adam at 1e-3")
 
 # Largest rate and schedule of Adam that ended highest, of benchmarks/recipes.py; a test holds both together.
 MEASURED: dict[str, tuple[float, str]] = {
-    "siren": (3e-3, "cosine"),
-    "rff": (3e-3, "constant"),
-    "relu": (3e-3, "constant"),
-    "pe": (3e-3, "constant"),
-    "hash": (1e-2, "constant"),
-    "finer": (1e-3, "cosine"),
-    "fouriernet": (1e-2, "constant"),
-    "gauss": (3e-3, "cosine"),
-    "pe+sphere+hadamard": (3e-3, "constant"),
+    "siren": (1e-3, "cosine"),
+    "finer": (3e-4, "constant"),
+    "rff": (1e-3, "constant"),
+    "relu": (1e-3, "constant"),
 }
 _MEASURED_BY = "benchmarks/recipes.py: the best of five rates, constant and cosine, on camera 64 x 64 after 300 steps"
 
