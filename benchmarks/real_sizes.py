@@ -105,10 +105,12 @@ def steps_alone(image: np.ndarray, steps: int, batch: int) -> float:
     return time.perf_counter() - start
 
 
-# A small process starts the command, since what it takes at most counts from what its parent has when it starts.
+# Modules are compiled once, as where a user installs them. A small process starts the command, since what it takes at
+# most counts from what its parent has when it starts.
 _LAUNCHER = """
-import resource, subprocess, sys
-done = subprocess.run([sys.executable, "-m", "ntk_inr", *sys.argv[1:]], stdout=subprocess.DEVNULL)
+import os, resource, subprocess, sys
+command = [sys.executable, "-m", "ntk_inr", *sys.argv[1:]]
+done = subprocess.run(command, stdout=subprocess.DEVNULL, env=dict(os.environ, PYTHONDONTWRITEBYTECODE=""))
 print(done.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
 

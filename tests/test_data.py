@@ -182,6 +182,7 @@ def test_the_best_report_is_kept_and_resumed(tmp_path):
 
 
 def test_reports_are_on_a_sample_and_the_last_on_all(monkeypatch):
+    monkeypatch.setattr(run, "FEW", 50)
     monkeypatch.setattr(run, "SAMPLE", 50)
     monkeypatch.setattr(steps, "_ROWS_AT_ONCE", 64)
     x = jax.random.uniform(KEY, (1000, 2))

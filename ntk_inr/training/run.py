@@ -24,8 +24,8 @@ from ntk_inr.training.options import Options
 from ntk_inr.training.sampling import epoch_words, permuted
 from ntk_inr.training.steps import Program, State, advance, begin, evaluate
 
-SAMPLE = 2**16
-"""The most rows that a report is on, but for the last one."""
+FEW, SAMPLE = 2**16, 2**14
+"""Up to so many rows, each report is on all; of more, on so many, but for the last report."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _drawn(source: Drawn, key: Array, step: Any) -> Batch:
 def _sample(everything: Batch) -> Batch:
     """Return all rows, or :data:`SAMPLE` of them, the same in every run."""
     n = len(everything.x)
-    if n <= SAMPLE:
+    if n <= FEW:
         return everything
     words = np.asarray(epoch_words(jax.random.key(0), 0))
     rows = np.sort(permuted(words, np.arange(SAMPLE), n))

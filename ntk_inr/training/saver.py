@@ -18,8 +18,9 @@ from ntk_inr.training.data import Drawn, HostData
 from ntk_inr.training.run import Run
 from ntk_inr.training.steps import CALL_STEPS, rows_gradient
 
-# With checkpoints or progress, a fused call lasts about this long, so that a signal is seen soon.
-_CALL_SECONDS = 0.25
+# With checkpoints or progress, a fused call lasts about this long: a signal is seen soon, and steps that take memory do
+# not fetch it from the system each on its own, which can take half of their time again.
+_CALL_SECONDS = 2.0
 
 
 class Saver:
