@@ -44,6 +44,7 @@ from benchmarks.keep import Claim, arguments_of, collect, parts_asked_for, profi
 from ntk_inr import style
 from ntk_inr.networks import CoordinateMLP, HashGrid
 from ntk_inr.study.figures import save_figure
+from ntk_inr.training.optimizers import rate_of
 
 NAME = "real_sizes"
 PARTS = ["command", "checkpoints", "rows", "memory", "torch", "quality", "interrupted"]
@@ -216,14 +217,6 @@ def reaching(history: Any, target: float) -> float:
     return float(history["seconds"][hits[0]]) if hits.size else math.inf
 
 
-def rate_of(recipe: ni.networks.Recipe, steps: int) -> Callable[[int], float]:
-    """Return the learning rate of SIREN's recipes at a step."""
-    if recipe.schedule == "constant":
-        return lambda t: recipe.learning_rate
-    assert recipe.schedule == "cosine"
-    return lambda t: recipe.learning_rate * (1 + math.cos(math.pi * t / steps)) / 2
-
-
 def of_torch(side: int, steps: int, batch: int, every: int) -> dict[str, Any]:
     """Return the curves of SIREN here and in PyTorch on the same pixels, and seconds to the targets."""
     image = photo(side, side)
@@ -238,7 +231,8 @@ def of_torch(side: int, steps: int, batch: int, every: int) -> dict[str, Any]:
             report_every=every,
         )  # fmt: skip
         ours = {name: np.asarray(run.history[name]).tolist() for name in ("step", "seconds", "psnr")}
-        theirs = in_torch(task, rate_of(recipe, steps), steps, batch, every)
+        rate = rate_of(recipe.learning_rate, recipe.schedule, recipe.end, steps, recipe.warmup)
+        theirs = in_torch(task, lambda t, rate=rate: float(rate(t) if callable(rate) else rate), steps, batch, every)
         to = {f"{t:g} dB": [reaching(ours, t), reaching(theirs, t)] for t in TARGETS}
         results[which] = {"recipe": str(recipe), "ours": ours, "torch": theirs, "seconds_to": to}
     return results
@@ -422,7 +416,10 @@ def claims(results: dict[str, Any]) -> list[Claim]:
     if "torch" in results:
         own = results["torch"]
         pairs = {f"{w}, {k}": v for w in ("published", "default") for k, v in own[w]["seconds_to"].items()}
-        best = {k: (own["default"]["seconds_to"][k][0], own["published"]["seconds_to"][k][1]) for k in pairs_of(own)}
+        best = {
+            k: (own["default"]["seconds_to"][k][0], own["published"]["seconds_to"][k][1])
+            for k in own["default"]["seconds_to"]
+        }
         pairs |= {f"ours by default, PyTorch as published, {k}": v for k, v in best.items()}
         reached = {k: v for k, v in pairs.items() if np.isfinite(v).any()}
         said.append(
@@ -457,11 +454,6 @@ def claims(results: dict[str, Any]) -> list[Claim]:
             )
         )  # fmt: skip
     return said
-
-
-def pairs_of(own: dict[str, Any]) -> list[str]:
-    """Return the targets that a run of PyTorch was held to."""
-    return list(own["default"]["seconds_to"])
 
 
 def line(part: str, found: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ from ntk_inr.networks.catalogue import networks_of
 from ntk_inr.study.environment import environment
 from ntk_inr.study.record import write_json, write_text
 from ntk_inr.training.curves import psnr
+from ntk_inr.training.optimizers import rate_of
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 SCHEDULES = ("constant", "cosine")
@@ -48,8 +49,8 @@ def order() -> list[str]:
 
 def rates_of(rate: float, schedule: str, steps: int) -> np.ndarray:
     """Return the rate of each step (steps,)."""
-    falling = optax.cosine_decay_schedule(rate, steps) if schedule == "cosine" else optax.constant_schedule(rate)
-    return np.array([float(falling(step)) for step in range(steps)], np.float32)
+    falling = rate_of(rate, schedule, None, steps, 0)
+    return np.array([falling(step) if callable(falling) else falling for step in range(steps)], np.float32)
 
 
 @jax.jit

@@ -17,7 +17,7 @@ from ntk_inr.networks.modulated_sines import Finer
 from ntk_inr.networks.settings import parts_of
 from ntk_inr.networks.sparsity import TopK
 from ntk_inr.tasks.derivatives import value_and_laplacian
-from ntk_inr.tasks.interface import IndirectTask, Task
+from ntk_inr.tasks.interface import IndirectTask, Task, first_row
 
 _PLACES = 64
 
@@ -31,7 +31,7 @@ def check_derivatives(task: Task, networks: Mapping[str, nn.Module]) -> list[str
     if isinstance(task, IndirectTask) and task.differentiates:
         for net in networks.values():
             _refuse_partial_derivatives(task, net)
-    twice, dimensions = differentiates_twice(task), task.rows(np.arange(1))[0].shape[1]
+    twice, dimensions = differentiates_twice(task), first_row(task)[0].shape[1]
     sentences = [
         f"The Laplacian of {name} is zero at each of {_PLACES} random places, and {task.name} is about second "
         "derivatives: no training changes them. Take a network that bends, such as siren."

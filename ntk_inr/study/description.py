@@ -91,14 +91,14 @@ def readable(task: Task) -> Task:
 
 def describe_task(task: Task) -> dict[str, Any]:
     """Return what a file of results says of its task."""
-    image = image_of(task)
+    image, heldout = image_of(task), task.heldout
     return {
         "kind": task.kind,
         "name": task.name,
         "digest": task.digest,
         "shape": None if image is None else list(image.shape),
         "rows": task.n,
-        "heldout": 0 if task.heldout is None else len(task.heldout[0]),
+        "heldout": 0 if heldout is None else len(heldout[0]),
         "metric": task.metric,
         "data_range": float(task.data_range),
         "loss": task.loss if isinstance(task.loss, str) else describe(task.loss),

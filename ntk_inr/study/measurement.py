@@ -127,8 +127,8 @@ class _Measurement:
     def train(self, plan: Plan, keep: Callable[[int, Fitted], Any]) -> Any:
         """Train as planned, keep and score what each seed has learned; return the first reconstruction."""
         steps = self.steps
-        options = plan.keywords(steps) | ({"validation": self.task.heldout} if self.task.heldout is not None else {})
-        runs = self._trained(plan.recipe.optimizer, options)
+        heldout = self.task.heldout
+        runs = self._trained(plan.recipe.optimizer, {**plan.keywords(steps), "validation": heldout})
         reconstructions = []
         context = Context(self.net, self.x.shape[1], self.task, describe(self.net))
         for seed, (figures, (apply, _, _), run) in enumerate(zip(self.scalars, self.single, runs, strict=True)):
@@ -137,7 +137,7 @@ class _Measurement:
             reconstruction = self.task.reconstruct(found)
             reconstructions.append(reconstruction)
             scores = own_scores(self.task, reconstruction)
-            if self.task.heldout is not None and "heldout_psnr" not in scores:
+            if heldout is not None and "heldout_psnr" not in scores:
                 scores["heldout_psnr"] = _heldout_psnr(self.task, trained(apply, run), run.params)
             figures.update(
                 adam_status=run.status, adam_steps=run.steps, adam_seconds=float(run.history["seconds"][-1]),

@@ -35,7 +35,7 @@ from ntk_inr.study.kept import FIT, keep, load_fit, network_in
 from ntk_inr.study.legs import Leg, legs_of, optimizer_of
 from ntk_inr.study.measurement import trained
 from ntk_inr.study.plan import options_from, plans_of
-from ntk_inr.tasks.interface import Task
+from ntk_inr.tasks.interface import Task, bytes_of_rows, first_row
 from ntk_inr.training.data import shuffled
 from ntk_inr.training.fitting import fit
 from ntk_inr.training.recorder import Recorder
@@ -121,7 +121,7 @@ def fit_task(
     warned, numbers = check_derivatives(task, {name: net}), numbers_of(net)
     first, shuffles = jax.random.split(jax.random.key(seed))
     with record.results_folder(out, overwrite=overwrite, resume=resume) as folder:
-        x = task.rows(np.arange(1))[0]
+        x = first_row(task)[0]
         apply, params = init(net, first, x) if start is None else _started(start, net)
         settings = {
             "features": numbers["features"], "depth": numbers["depth"], "steps": steps,
@@ -149,7 +149,7 @@ def fit_task(
 
 def summary_of(task: Task, net: nn.Module, batch_size: int | None) -> str:
     """Return what will be fitted by how much: "photo.png 64 × 48; 1,219 parameters for 9,216 values"."""
-    described, x = task.describe(), task.rows(np.arange(1))[0]
+    described, x = task.describe(), first_row(task)[0]
     model = jax.eval_shape(lambda key: init(net, key, x)[1], jax.random.key(0))
     parameters, values = sum(leaf.size for leaf in jax.tree.leaves(model)), described["values"]
     batch = "" if batch_size is None else f" by {batch_size:,} {described['noun']} a step"
@@ -261,8 +261,7 @@ def _started(start: Any, net: nn.Module) -> tuple[Any, Any]:
 
 def _data_of(task: Task, batch_size: int | None, key: jax.Array) -> dict[str, Any]:
     """Return what ``fit`` takes its rows from: arrays, or by the step where these would be large."""
-    row = sum(part.nbytes for part in task.rows(np.arange(1)))
-    if batch_size is not None and task.n * row > _LARGE:
+    if batch_size is not None and bytes_of_rows(task) > _LARGE:
         rows = shuffled(task.rows, task.n, batch_size, key, name=task.digest)
         return {"data": rows, "batch_size": None}
     return {"x": jnp.asarray(task.x), "y": jnp.asarray(task.y), "batch_size": batch_size}

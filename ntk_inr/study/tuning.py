@@ -16,6 +16,7 @@ from ntk_inr._results import Record, Scalar, result, static
 from ntk_inr.networks.catalogue import written
 from ntk_inr.study import record
 from ntk_inr.study.pace import Pace
+from ntk_inr.study.plan import TrainingOptions
 
 Objective = Literal["heldout", "fit", "speed"]
 OBJECTIVES = get_args(Objective)
@@ -23,10 +24,8 @@ SCHEMA = "ntk_inr.tune v2"
 # Above this relative change of the kernel a constant one is no description of training any more.
 _LAZY = 0.5
 # What a user may have given of a training, and is not in every plan of one.
-_ALSO_GIVEN = (
-    "end", "warmup", "clip", "weight_decay", "optimizer_set", "batch_size", "microbatch", "keep", "stop_at",
-    "report_every",
-)  # fmt: skip
+_PLANNED = ("recipe", "optimizer", "learning_rate", "schedule")
+_ALSO_GIVEN = tuple(field.name for field in dataclasses.fields(TrainingOptions) if field.name not in _PLANNED)
 # Candidates that ``print`` shows.
 _MOST_ROWS = 12
 

@@ -124,6 +124,16 @@ class Task(Protocol):
         """Write a reconstruction to a file that other programs open; return its path."""
 
 
+def first_row(task: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return one row of a task, x (1, d) and y (1, c), which tells the shapes of all."""
+    return task.rows(np.arange(1))
+
+
+def bytes_of_rows(task: Any) -> int:
+    """Return the bytes that x and y of all rows take together."""
+    return task.n * sum(part.nbytes for part in first_row(task))
+
+
 class PointwiseTask:
     """Share what tasks have in common whose values are the network's own at the coordinates."""
 
@@ -149,18 +159,18 @@ class PointwiseTask:
         cls.__repr__ = cls.__repr__  # type: ignore[method-assign]
 
     def __repr__(self) -> str:
-        x, y = self.rows(np.arange(1))
+        x, y = first_row(self)
         return f"{type(self).__name__}({self.name!r}, x {(self.n, x.shape[1])}, y {(self.n, y.shape[1])})"
 
     def __str__(self) -> str:
         kind: Any = getattr(self, "kind", "")
-        x, y = self.rows(np.arange(1))
-        heldout = 0 if self.heldout is None else len(self.heldout[0])
+        x, y = first_row(self)
+        heldout = self.heldout
         rows = {
             "task": f"{self.name} ({kind})",
             "x, where": (self.n, x.shape[1]),
             "y, what": (self.n, y.shape[1]),
-            "held out": heldout,
+            "held out": 0 if heldout is None else len(heldout[0]),
             "loss": self.loss if isinstance(self.loss, str) else getattr(self.loss, "__name__", "callable"),
             "ranked by": self.metric,
         }
@@ -182,7 +192,7 @@ class PointwiseTask:
 
     def describe(self) -> dict[str, Any]:
         """Return, for JSON, what is fitted: kind, name, rows and values trained on, and what rendering needs."""
-        y = self.rows(np.arange(1))[1]
+        y = first_row(self)[1]
         kind: Any = getattr(self, "kind", "")
         counts = {"rows": self.n, "values": self.n * y.shape[1], "noun": self.noun}
         return {"kind": kind, "name": self.name, "summary": self.summary, "channels": self.channels, **counts}
@@ -266,7 +276,7 @@ class PointwiseTask:
     @property
     def channels(self) -> int:
         """How many outputs the network has."""
-        return int(self.rows(np.arange(1))[1].shape[1])
+        return int(first_row(self)[1].shape[1])
 
     def observe(self, apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         """Return ``apply`` itself: it is what is measured."""
@@ -296,7 +306,7 @@ class OnDemandTask(PointwiseTask):
 
     @functools.cached_property
     def _both(self) -> tuple[np.ndarray, np.ndarray]:
-        needed = self.n * sum(part.nbytes for part in self.rows(np.arange(1)))
+        needed = bytes_of_rows(self)
         if needed > MOST_IN_MEMORY:
             raise ValueError(
                 f"x and y of {self.name} have {self.n:,} rows and would take {describe(needed)}; train on "

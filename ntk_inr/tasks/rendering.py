@@ -24,7 +24,7 @@ from ntk_inr.tasks.signal import SUFFIXES as SIGNALS
 from ntk_inr.tasks.signal import save_signal, signal_cost, signal_of
 from ntk_inr.tasks.tomography import disc_picture
 from ntk_inr.tasks.volume import SUFFIXES as VOLUMES
-from ntk_inr.tasks.volume import check_kept, volume_cost, volume_of
+from ntk_inr.tasks.volume import check_kept, viewable, volume_cost, volume_of
 from ntk_inr.tasks.wav import write_wav
 
 Predict = Callable[[Any], Any]
@@ -200,7 +200,7 @@ def _slice(shape: tuple[int, ...], size: int | None, axis: int, place: float) ->
     def write(predict: Predict, path: Path, overwrite: bool, progress: Progress | None) -> None:
         values = in_batches(predict, Slice(sides, axis, place), shape[3], progress=progress)
         picture = np.clip(values, 0, 1, out=values).reshape(*sides, shape[3])
-        save_picture(picture if shape[3] in (1, 3) else picture.mean(axis=2, keepdims=True), path, overwrite=overwrite)
+        save_picture(viewable(picture), path, overwrite=overwrite)
 
     return Rendering(PICTURES, lambda path: picture_cost((*sides, shape[3]), path), write)
 

@@ -149,10 +149,10 @@ class VolumeTask(OnDemandTask):
         """Return a few frames, and below them a reconstruction and its error."""
         frames = np.unique(np.linspace(0, self.shape[0] - 1, _FRAMES_SHOWN).astype(int)).tolist()
         seen = [self.stack.slab(frame, frame + 1)[0] for frame in frames]
-        rows = [[Panel(f"frame {frame}", _viewable(image)) for frame, image in zip(frames, seen, strict=True)]]
+        rows = [[Panel(f"frame {frame}", viewable(image)) for frame, image in zip(frames, seen, strict=True)]]
         if reconstruction is not None:
             estimates = [reconstruction[frame] for frame in frames]
-            rows.append([Panel("reconstruction", _viewable(image)) for image in estimates])
+            rows.append([Panel("reconstruction", viewable(image)) for image in estimates])
             rows.append([error_panel(a, b) for a, b in zip(estimates, seen, strict=True)])
         return picture_rows(rows)
 
@@ -216,7 +216,7 @@ def save_volume(volume: np.ndarray, path: str | Path, *, overwrite: bool = False
             np.save(written, volume)
         else:
             image = require("PIL.Image")
-            frames = [image.fromarray(eight_bit_pixels(_viewable(frame))) for frame in volume]
+            frames = [image.fromarray(eight_bit_pixels(viewable(frame))) for frame in volume]
             frames[0].save(written, save_all=True, append_images=frames[1:], duration=100)
     return Path(path)
 
@@ -263,5 +263,6 @@ def volume_task(source: Any, *, rows: int | None = None, seed: int = 0) -> Volum
     return VolumeTask(stack.name, stack, places, tested, has_eight_bits(source))
 
 
-def _viewable(frame: np.ndarray) -> np.ndarray:
+def viewable(frame: np.ndarray) -> np.ndarray:
+    """Return a frame (h, w, c) as a picture: one of neither 1 nor 3 channels as their mean."""
     return frame if frame.shape[2] in (1, 3) else frame.mean(axis=2, keepdims=True)

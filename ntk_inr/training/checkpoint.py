@@ -82,7 +82,7 @@ class Store:
         Args:
             resume: as of ``fit``; with "further" the optimizer may be another.
             overwrite: whether other checkpoints there may be deleted.
-            most: as many steps may have been taken.
+            most: how many steps a checkpoint that is resumed may have taken.
 
         Raises:
             FileExistsError: the folder has checkpoints that may neither be resumed nor overwritten.
