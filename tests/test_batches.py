@@ -79,6 +79,37 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(key, x, x64, batches)
         np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-14)
 
 
+def evaluating():
+    """Gradient descent that keeps the loss of the whole batch as the optimizer itself sees it."""
+
+    def update(gradient, state, params, *, value, value_fn, **_):
+        return jax.tree.map(lambda g: -0.01 * g, gradient), jnp.stack([value, value_fn(params)])
+
+    return optax.GradientTransformationExtraArgs(lambda params: jnp.zeros(2), update)
+
+
+def test_optimizers_evaluate_the_whole_batch_through_microbatches(key, x):
+    y, params = jnp.sin(3 * x[:, :1]), (jax.random.normal(key, (2, 16)), jnp.ones((16, 1)))
+    run = prepare(layer, params, (x, y), Options(microbatch=4, steps=1, optimizer=evaluating()), None)
+    value, own = run.advance(run.start, 0, 1).opt_state
+    np.testing.assert_allclose(own, value, rtol=1e-6)
+    np.testing.assert_allclose(own, optax.l2_loss(layer(params, x), y).mean(), rtol=1e-6)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="caches of a CPU")
+def test_a_cpu_computes_large_batches_in_parts_unless_something_needs_the_whole(key):
+    x = jnp.zeros((2**15, 2))
+    net = ni.CoordinateMLP(features=4, depth=1)
+    size = {
+        "plain": prepare(*ni.init(net, key, x), (x, x[:, :1]), Options(), None),
+        "few rows": prepare(*ni.init(net, key, x), (x[: 2**13], x[: 2**13, :1]), Options(), None),
+        "a search": prepare(*ni.init(net, key, x), (x, x[:, :1]), Options(optimizer=optax.lbfgs()), None),
+        "as asked": prepare(*ni.init(net, key, x), (x, x[:, :1]), Options(microbatch=5), None),
+    }
+    found = {name: run.program.microbatch for name, run in size.items()}
+    assert found == {"plain": 2**13, "few rows": None, "a search": None, "as asked": 5}
+
+
 def test_microbatches_bound_memory():
     """What XLA says that a step takes, of 4096 rows at once and of 256."""
     x = jnp.linspace(-1, 1, 4096)[:, None]

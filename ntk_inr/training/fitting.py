@@ -85,7 +85,8 @@ def fit(
             examples that its order puts last. "importance": rows are drawn with replacement, half of the chance
             by their last known loss and half uniformly, and weighted so that the gradient stays unbiased.
         microbatch: rows that are computed at once, which bounds memory, in steps and in reports. The gradient is
-            that of the whole batch, to rounding; batch statistics are of a microbatch.
+            that of the whole batch, to rounding; batch statistics are of a microbatch. None is all of them, but on
+            a CPU some 8192, which its caches hold, where nothing needs the whole batch.
         stop_at: PSNR in dB on the training data; the first report that reaches it ends the run.
         validation: further ``(x, y)`` to report loss and PSNR on.
         ntk_points: record moments of the kernel on this many evenly spaced rows of x.

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -53,17 +54,18 @@ class ExampleLoss:
         """Whether predictions are values like y, so that PSNR means something."""
         return self.name in ("mse", "l1", "huber")
 
-    def limit(self, first: Array, data_range: float) -> Array:
+    def limit(self, first: Any, data_range: float) -> Any:
         """Return the loss above which a run that begins with the loss ``first`` counts as diverged.
 
         The scale of a user's loss is unknown, and a run may rightly begin near its zero: only a loss that
         is not finite counts then.
         """
+        first = np.asarray(first)
         if self.function is not None:
-            return jnp.full_like(first, jnp.finfo(first.dtype).max)
+            return np.full_like(first, jnp.finfo(first.dtype).max)
         delta = _HUBER_DELTA * data_range
         whole = {"mse": data_range**2 / 2, "l1": data_range, "huber": delta * (data_range - delta / 2)}
-        return _BLOW_UP * jnp.maximum(first, whole.get(self.name, math.log(2)))
+        return _BLOW_UP * np.maximum(first, whole.get(self.name, math.log(2)))
 
 
 def as_loss(loss: str | Callable[[Any, Any], Any], data_range: float = 1.0) -> ExampleLoss:

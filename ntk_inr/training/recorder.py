@@ -101,8 +101,9 @@ class Recorder:
         self._steps, self._loss = steps, loss
         self._new = lines is None and not self.overwrite
         rows = subset(len(x), self.points)
-        self._x, self._y = x[rows], y[rows]
-        self._first = np.asarray(ntk(apply, params, self._x)) if len(rows) else None
+        if self.points:
+            self._x, self._y = x[rows], y[rows]
+            self._first = np.asarray(ntk(apply, params, self._x))
         if lines is None:
             if self._new and self.jsonl is not None and self.jsonl.exists():
                 raise FileExistsError(

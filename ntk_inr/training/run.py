@@ -19,13 +19,15 @@ from ntk_inr.kernels.model import check_apply, check_params
 from ntk_inr.training import options as checks
 from ntk_inr.training.data import Batch, Drawn, Feed, HostData, Ready, Rows, checked, widened
 from ntk_inr.training.losses import check_loss
+from ntk_inr.training.optimizers import evaluates_again
 from ntk_inr.training.optimizers import optimizer as named
 from ntk_inr.training.options import Options
-from ntk_inr.training.sampling import epoch_words, permuted
 from ntk_inr.training.steps import Program, State, advance, begin, evaluate
 
 FEW, SAMPLE = 2**16, 2**14
 """Up to so many rows, each report is on all; of more, on so many, but for the last report."""
+_CACHED, _SHARED = 2**13, 64
+"""Rows whose values stay in a CPU's caches for the most part, but no fewer than one for so many parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,10 +116,14 @@ def prepare(apply: Any, params: Any, data: Any, options: Options, seeds: int | N
         options = dataclasses.replace(options, validation=(valid.x, valid.y))
 
     optimizer = options.optimizer or named("adam", learning_rate=1e-3)
-    program = Program(optimizer, loss, options.microbatch, mesh, bool(seeds))
     stateful = training_call(apply) is not None
     whole = isinstance(source, Rows) and options.batch_size is None
-    checks.check_whole_batch(options, jax.eval_shape(optimizer.init, one[1]), rows, stateful, whole)
+    opt_state = jax.eval_shape(optimizer.init, one[1])
+    checks.check_whole_batch(options, opt_state, rows, stateful, whole)
+    microbatch = options.microbatch
+    if microbatch is None and mesh is None and not stateful and not evaluates_again(opt_state):
+        microbatch = _cached_rows(params, rows, seeds or 1)
+    program = Program(optimizer, loss, microbatch, mesh, bool(seeds))
     sample = _sample(everything) if isinstance(source, Rows) else everything
     if mesh is not None:
         everywhere = NamedSharding(mesh, PartitionSpec())
@@ -129,8 +135,14 @@ def prepare(apply: Any, params: Any, data: Any, options: Options, seeds: int | N
     if options.sampling == "importance":
         last = evaluate(apply, params, source.x, source.y, program=program).each
     state = begin(params, apply if stateful else None, last, program=program)
-    limit = loss.limit(first.loss, options.data_range)
+    limit = jnp.asarray(loss.limit(first.loss, options.data_range))
     return Run(apply, source, feed, sample, keys, limit, options, program, seeds, state)
+
+
+def _cached_rows(params: Any, rows: int, seeds: int) -> int | None:
+    """Return how many of the rows a CPU computes at once, in less time than large batches; None for all."""
+    size = max(_CACHED, sum(leaf.size for leaf in jax.tree.leaves(params)) // _SHARED) // seeds
+    return size if jax.default_backend() == "cpu" and rows >= 2 * size else None
 
 
 def _source(data: Any, options: Options, dtype: Any) -> Any:
@@ -159,6 +171,5 @@ def _sample(everything: Batch) -> Batch:
     n = len(everything.x)
     if n <= FEW:
         return everything
-    words = np.asarray(epoch_words(jax.random.key(0), 0))
-    rows = np.sort(permuted(words, np.arange(SAMPLE), n))
-    return Batch(everything.x[rows], everything.y[rows])
+    rows = np.sort(np.random.default_rng(0).choice(n, SAMPLE, replace=False))
+    return Batch(*(jnp.asarray(np.asarray(array)[rows]) for array in (everything.x, everything.y)))

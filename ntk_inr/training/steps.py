@@ -188,14 +188,14 @@ class Gradient(NamedTuple):
     """Hold what an optimizer takes from the rows of a step.
 
     ``model`` is the one after the step, ``each`` the losses (m,) of the rows, and ``whole`` the loss as a function of
-    the parameters, None where the rows come in parts.
+    the parameters.
     """
 
     loss: Array
     gradient: Any
     model: Any
     each: Array
-    whole: Callable[[Any], Array] | None
+    whole: Callable[[Any], Array]
 
 
 def rows_gradient(apply: Partial, state: State, batch: Batch, t: Any = 0, *, program: Program) -> Gradient:
@@ -206,9 +206,7 @@ def rows_gradient(apply: Partial, state: State, batch: Batch, t: Any = 0, *, pro
         return _accumulated(share, state, (x, y, weights), program.microbatch)
 
     def whole(params: Any) -> Array:
-        # An optimizer that searches does so where the parameters can be.
-        params = jax.tree.map(lambda new, leaf: new.astype(leaf.dtype), params, state.params)
-        return share(params, state.model, x, y, weights)[0]
+        return share(_like(params, state.params), state.model, x, y, weights)[0]
 
     def fresh() -> Gradient:
         differentiated = jax.value_and_grad(share, has_aux=True)
@@ -243,20 +241,35 @@ def _accumulated(share: Callable[..., Any], state: State, rows: Any, size: int) 
     m = len(rows[0])
     differentiated = jax.value_and_grad(share, has_aux=True)
 
-    def accumulate(carry: Any, first: Array) -> tuple[Any, Array]:
-        loss, gradient, model = carry
+    zero, firsts = jnp.zeros((), state.losses.dtype), jnp.arange(0, m, size)
+
+    def part(first: Array) -> Any:
         start = jnp.minimum(first, m - size)
         x, y, weights = _part(rows, start, size)
-        fresh = (start + jnp.arange(size) >= first).astype(loss.dtype)
-        weights = fresh if weights is None else fresh * weights
-        (value, (model, each)), part = differentiated(state.params, model, x, y, weights)
-        return (loss + value.astype(loss.dtype), optax.tree.add(gradient, part), model), each
+        fresh = (start + jnp.arange(size) >= first).astype(zero.dtype)
+        return x, y, fresh if weights is None else fresh * weights
+
+    def accumulate(carry: Any, first: Array) -> tuple[Any, Array]:
+        loss, gradient, model = carry
+        (value, (model, each)), more = differentiated(state.params, model, *part(first))
+        return (loss + value.astype(loss.dtype), optax.tree.add(gradient, more), model), each
+
+    def whole(params: Any) -> Array:
+        params = _like(params, state.params)
+
+        def add(total: Array, first: Array) -> tuple[Array, None]:
+            return total + share(params, state.model, *part(first))[0].astype(total.dtype), None
+
+        return lax.scan(add, zero, firsts)[0]
 
     nothing = jax.tree.map(jnp.zeros_like, _wide(state.params))
-    zero = jnp.zeros((), state.losses.dtype), nothing, state.model
-    firsts = jnp.arange(0, m, size)
-    (loss, gradient, model), each = lax.scan(accumulate, zero, firsts)
-    return Gradient(loss, gradient, model, _joined(each, m), None)
+    (loss, gradient, model), each = lax.scan(accumulate, (zero, nothing, state.model), firsts)
+    return Gradient(loss, gradient, model, _joined(each, m), whole)
+
+
+def _like(params: Any, own: Any) -> Any:
+    """Return parameters in the dtypes that the model has, where an optimizer evaluates it at others."""
+    return jax.tree.map(lambda new, leaf: new.astype(leaf.dtype), params, own)
 
 
 def _last_searched(search: Any, state: State, fresh: Callable[[], Gradient]) -> tuple[Array, Any]:
