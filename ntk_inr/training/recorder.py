@@ -155,7 +155,7 @@ class Recorder:
     def record(self, step: int, apply: Any, params: Any) -> None:
         """Record the kernel at ``step`` if that is one to record and not recorded yet."""
         last = next((line["step"] for line in reversed(self._lines) if line["event"] == "kernel"), -1)
-        if not self.points or step <= last or (step and step != self.next(step - 1)):
+        if self._first is None or step <= last or (step and step != self.next(step - 1)):
             return
         kernel = ntk(apply, params, self._x)
         # Not a whole decomposition: LAPACK's threads wait for each other for long where other processes run too.
