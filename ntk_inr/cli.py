@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import tyro
 
 from ntk_inr._version import __version__
 from ntk_inr.arguments import Command
+from ntk_inr.compilation_cache import SWITCH, programs_kept
 from ntk_inr.messages import output, print_error
 
 
@@ -18,9 +20,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
     It is 0, 1 where what the command printed could not be written, 2 for what a user or the machine must mend (one line
     on stderr), or 130 after Ctrl-C. A reader of the output that stops reading changes nothing.
+
+    Without ``arguments`` the process is the command, whose compiled programs are kept for the next one.
     """
     with output() as printed:
-        status = _run(list(sys.argv[1:] if arguments is None else arguments))
+        if arguments is None:
+            status = _run(sys.argv[1:], programs_kept())
+        else:
+            status = _run(list(arguments), contextlib.nullcontext())
         printed.flush()
         if printed.failure is None or isinstance(printed.failure, BrokenPipeError):
             return status
@@ -38,13 +45,14 @@ def parse(arguments: Sequence[str]) -> Any:
         Command,
         prog="ntk-inr",
         description="Which coordinate network will learn this signal, how fast, and why. --version tells which version "
-        "this is, and of JAX.",
+        "this is, and of JAX. Compiled programs are kept in the user's cache folder, which "
+        f"{SWITCH}=0 in the environment turns off.",
         args=arguments,
         config=(tyro.conf.OmitArgPrefixes,),
     )
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], cache: contextlib.AbstractContextManager[None]) -> int:
     if arguments == ["--version"]:
         from importlib import metadata
 
@@ -54,6 +62,7 @@ def _run(arguments: list[str]) -> int:
         command = parse(arguments)
     except SystemExit as stop:
         return int(stop.code or 0)
-    from ntk_inr import commands  # imports JAX, for which help and mistakes need not wait
+    with cache:
+        from ntk_inr import commands  # imports JAX, for which help and mistakes need not wait
 
-    return commands.run(command)
+        return commands.run(command)

@@ -7,6 +7,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import zlib
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ import PIL.Image
 import pytest
 
 import ntk_inr as ni
-from ntk_inr import __main__, arguments, cli, terminal
+from ntk_inr import __main__, arguments, cli, compilation_cache, terminal
 from ntk_inr._claims import claimed
 from ntk_inr._results import Record
 from ntk_inr.kernels import memory
@@ -347,7 +348,74 @@ def test_a_mistake_in_any_network_shows_before_the_first_is_trained(capsys, writ
     assert not pathlib.Path("runs").exists()
 
 
-def test_module_runs_as_a_command():
-    done = subprocess.run([sys.executable, "-m", "ntk_inr", "variants"], capture_output=True, text=True, check=False)
+def _as_a_process(*arguments, **environment):
+    """Run the command as a user does, and return it when it has ended; its programs are kept in the folder "cache"."""
+    root = pathlib.Path(__main__.__file__).parents[1]
+    environment = os.environ | {"XDG_CACHE_HOME": "cache", "PYTHONPATH": str(root)} | environment
+    command = [sys.executable, "-m", "ntk_inr", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def _programs():
+    return {path.name for path in pathlib.Path("cache").glob("ntk-inr/programs/*/*-cache")}
+
+
+def test_a_process_takes_the_programs_of_the_one_before():
+    """Results are those of programs that were just compiled, also by a run that was resumed, to the bit."""
+    asked = ["fit", "photo.png", *FAST[:-4], "--variant", "siren", "--schedule", "constant", "--out"]
+    first = _as_a_process(*asked, "first", "--steps", "6")
+    programs = _programs()
+    second = _as_a_process(*asked, "second", "--steps", "6")
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert (first.stderr, second.stderr) == ("", "")
+    assert len(programs) > 5
+    # Of which the second process compiled none.
+    assert programs == _programs()
+    assert not list(pathlib.Path("cache").glob("ntk-inr/programs/*/in_use/*"))
+    assert cli.run([*asked, "resumed", "--steps", "3"]) == 0
+    assert cli.run([*asked, "resumed", "--steps", "6", "--resume"]) == 0
+    first, *others = (ni.load_fit(folder) for folder in ("first", "second", "resumed"))
+    for other in others:
+        jax.tree.map(np.testing.assert_array_equal, first.params, other.params)
+        np.testing.assert_array_equal(first.history["loss"][-1], other.history["loss"][-1])
+
+
+def test_the_cache_is_turned_off_by_a_switch():
+    done = _as_a_process("variants", NTK_INR_COMPILATION_CACHE="0")
     assert done.returncode == 0
     assert "siren" in done.stdout
+    assert not pathlib.Path("cache").exists()
+
+
+def test_only_whole_programs_are_kept_and_those_used_last(tmp_path, monkeypatch):
+    kept, other = tmp_path / "jax-a", tmp_path / "jax-b"
+    whole, torn = zlib.compress(bytes(1000)), zlib.compress(bytes(1000))[:-3]
+    for folder in (kept, other):
+        folder.mkdir()
+    for number, name in enumerate(("oldest", "old")):
+        (other / f"{name}-cache").write_bytes(whole)
+        os.utime(other / f"{name}-cache", (number, number))
+    own = compilation_cache._own_folder(kept)
+    stale = compilation_cache._own_folder(kept)
+    os.utime(stale, (0, 0))
+    for name, content in (("new", whole), ("torn", torn), ("empty", b"")):
+        (own / f"{name}-cache").write_bytes(content)
+    monkeypatch.setattr(compilation_cache, "_MOST_BYTES", 2 * len(whole))
+    compilation_cache._keep(sorted(own.glob("*-cache")), kept)
+    assert sorted(path.name for path in tmp_path.glob("*/*-cache")) == ["new-cache", "old-cache"]
+    again = compilation_cache._own_folder(kept)
+    assert os.listdir(again) == ["new-cache"]
+    assert not stale.exists()
+    assert own.exists()
+
+
+@pytest.mark.parametrize("what", ["a file in its place", "a folder of someone else"])
+def test_a_folder_that_cannot_be_used_stops_nothing(tmp_path, monkeypatch, what):
+    monkeypatch.setattr(compilation_cache, "cache_folder", lambda: tmp_path / "programs")
+    monkeypatch.setattr(compilation_cache, "_configure", lambda own: pytest.fail("a cache is used"))
+    if what == "a file in its place":
+        (tmp_path / "programs").write_text("mine")
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with compilation_cache.programs_kept():
+        pass
