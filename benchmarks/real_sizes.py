@@ -128,11 +128,12 @@ print(done.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
 
 
-def ntk_inr(*words: Any) -> dict[str, float]:
+def ntk_inr(*words: Any, **environment: str) -> dict[str, float]:
     """Run the command in a process of its own; return its seconds and its peak memory in bytes."""
     start = time.perf_counter()
     command = [sys.executable, "-c", _LAUNCHER, *map(str, words)]
-    status, kilobytes = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | environment)
+    status, kilobytes = done.stdout.split()
     if int(status):
         raise RuntimeError(f"ntk-inr {' '.join(map(str, words))} ended with status {status}")
     return {"seconds": time.perf_counter() - start, "peak": 1024.0 * int(kilobytes)}
@@ -154,7 +155,10 @@ def network(batch: int, steps: int) -> list[Any]:
 
 
 def of_command(side: int, steps: int, batch: int, rounds: int) -> dict[str, Any]:
-    """Return the seconds of the whole command, of its bare steps, and their ratio, by turns."""
+    """Return the seconds of the whole command, of its bare steps, and their ratio, by turns.
+
+    The first command compiles what those after it find in the user's cache; ``ratio`` is the median of all.
+    """
     from PIL import Image
 
     image = photo(side, side)
@@ -164,9 +168,12 @@ def of_command(side: int, steps: int, batch: int, rounds: int) -> dict[str, Any]
         for i in range(rounds):
             bare.append(steps_alone(image, steps, batch))
             words = ["fit", f"{folder}/photo.png", "--size", side, *network(batch, steps), "--out", f"{folder}/run{i}"]
-            whole.append(ntk_inr(*words)["seconds"])
-    ratio = statistics.median(a / b for a, b in zip(whole, bare, strict=True))
-    return {"side": side, "steps": steps, "batch": batch, "command_s": whole, "steps_s": bare, "ratio": ratio}
+            whole.append(ntk_inr(*words, XDG_CACHE_HOME=folder)["seconds"])
+    ratios = [a / b for a, b in zip(whole, bare, strict=True)]
+    return {
+        "side": side, "steps": steps, "batch": batch, "command_s": whole, "steps_s": bare, "ratios": ratios,
+        "ratio": statistics.median(ratios),
+    }  # fmt: skip
 
 
 def rows_of(n: int, d: int = 2) -> tuple[jax.Array, jax.Array]:
@@ -427,7 +434,8 @@ def picture(results: dict[str, Any]) -> Any:
     for axis, (title, part) in zip(axes[0], results.items(), strict=True):
         for name, curve in part["curves"].items():
             axis.plot(curve["seconds"], curve["psnr"], label=f"{name}, {curve['parameters']:,} parameters")
-        axis.set(title=title, xlabel="seconds of training", ylabel="PSNR [dB]")
+        seconds = min(curve["seconds"][-1] for curve in part["curves"].values())
+        axis.set(title=title, xlabel="seconds of training", ylabel="PSNR [dB]", xlim=(0, seconds))
         axis.legend(fontsize="small")
     return figure
 
@@ -444,12 +452,11 @@ def claims(results: dict[str, Any]) -> list[Claim]:
         if part in results:
             ratio = results[part]["ratio"]
             sizes = {k: v for k, v in results[part].items() if isinstance(v, int)}
-            said.append(
-                Claim(
-                    text.format(bound), "holds" if ratio <= bound else "does not hold", f"{ratio:.2f}",
-                    ", ".join(f"{name} {value}" for name, value in sizes.items()) + ".",
-                )
-            )  # fmt: skip
+            detail = ", ".join(f"{name} {value}" for name, value in sizes.items()) + "."
+            if part == "command":
+                detail += f" {results[part]['ratios'][0]:.2f} where nothing has been compiled before."
+            verdict = "holds" if ratio <= bound else "does not hold"
+            said.append(Claim(text.format(bound), verdict, f"{ratio:.2f}", detail))
     if "memory" in results:
         beyond = results["memory"]["photo"]["beyond"] / 2**30
         whole = results["memory"]["volume"]["peak"] / 2**30
@@ -472,12 +479,16 @@ def claims(results: dict[str, Any]) -> list[Claim]:
             for k in own["default"]["seconds_to"]
         }
         pairs |= {f"ours by default, PyTorch as published, {k}": v for k, v in best.items()}
+        # JSON has null for infinity.
+        pairs = {k: [math.inf if seconds is None else seconds for seconds in v] for k, v in pairs.items()}
         reached = {k: v for k, v in pairs.items() if np.isfinite(v).any()}
         said.append(
             Claim(
                 "SIREN reaches 30 and 35 dB sooner than in PyTorch, at its recipe and at the same",
                 "holds" if all(ours < theirs for ours, theirs in reached.values()) else "holds when",
-                "; ".join(f"{k}: {ours:.3g} s, PyTorch {theirs:.3g} s" for k, (ours, theirs) in reached.items()),
+                "; ".join(
+                    f"{k}: {ours:.3g} s, PyTorch {theirs:.3g} s" for k, (ours, theirs) in reached.items()
+                ).replace("inf s", "not reached"),
                 f"PyTorch {own['default']['torch']['version']}, {own['default']['torch']['mode']}.",
             )
         )
@@ -491,7 +502,7 @@ def claims(results: dict[str, Any]) -> list[Claim]:
         ]
         said.append(
             Claim(
-                "A network beats a plain grid of as many parameters, in the same seconds",
+                "The best network beats a plain grid of as many parameters, in the same seconds",
                 "holds" if "grid" not in leads else "holds when" if set(leads) != {"grid"} else "does not hold",
                 "; ".join(f"{title}: {text}" for title, text in ends.items()), "The figure has the curves.",
             )
@@ -541,6 +552,7 @@ def main() -> None:
     pictures = {}
     if "quality" in found:
         save_figure(picture(found["quality"]), results_folder(NAME) / "quality")
+    if (results_folder(NAME) / "quality.png").exists():
         pictures["quality"] = "PSNR against seconds of training, networks and a plain grid of as many parameters."
     publish_parts(NAME, settings=settings, found=found, order=PARTS, pictures=pictures)
 
