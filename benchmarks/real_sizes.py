@@ -93,12 +93,16 @@ def volume(path: Path, side: int) -> Path:
     return path
 
 
+def siren(x: Any, out: int = 1) -> Any:
+    """Return ``apply`` and the parameters of the network that is measured, on coordinates like ``x``."""
+    return ni.init(ni.variant("siren", features=WIDTH, depth=DEPTH, out=out), jax.random.key(0), x[:2])
+
+
 def steps_alone(image: np.ndarray, steps: int, batch: int) -> float:
     """Return the seconds of bare jitted steps of a SIREN on rows of an image, compilation apart."""
     task = ni.image_task(image, size=None)
     x, y = jnp.asarray(task.x), jnp.asarray(task.y)
-    net = ni.variant("siren", features=WIDTH, depth=DEPTH, out=task.channels)
-    apply, params = ni.init(net, jax.random.key(0), x[:2])
+    apply, params = siren(x, task.channels)
     optimizer = optax.adam(1e-3)
 
     @jax.jit
@@ -185,7 +189,7 @@ def rows_of(n: int, d: int = 2) -> tuple[jax.Array, jax.Array]:
 def fitting(n: int, batch: int, steps: int, **options: Any) -> ni.training.FitResult:
     """Return a run of a SIREN on n rows."""
     x, y = rows_of(n)
-    model = ni.init(ni.variant("siren", features=WIDTH, depth=DEPTH), jax.random.key(0), x[:2])
+    model = siren(x)
     return ni.fit(*model, x, y, batch_size=batch, steps=steps, key=jax.random.key(1), **options)
 
 
@@ -243,7 +247,7 @@ def of_torch(side: int, steps: int, batch: int, every: int) -> dict[str, Any]:
     for which in ("published", "default"):
         recipe = ni.networks.recipe("siren", which)
         optimizer = ni.optimizer(**recipe.arguments, steps=steps)
-        apply, params = ni.init(ni.variant("siren", features=WIDTH, depth=DEPTH, out=3), jax.random.key(0), task.x[:2])
+        apply, params = siren(task.x, 3)
         run = ni.fit(
             apply, params, task.x, task.y, optimizer=optimizer, steps=steps, batch_size=batch, key=jax.random.key(1),
             report_every=every,
@@ -379,10 +383,10 @@ def of_both(side: int, voxels: int, size: int, seconds: float, batch: int) -> di
         return {name: of_quality(task, size, seconds, batch) for name, task in tasks.items()}
 
 
-def trained_in(folder: str, side: int, steps: int, batch: int) -> None:
+def train_in(folder: str, side: int, steps: int, batch: int) -> None:
     """Train as the command does, but with checkpoints every second, going on where a killed run stopped."""
     task = ni.image_task(photo(side, side), size=None)
-    apply, params = ni.init(ni.variant("siren", features=WIDTH, depth=DEPTH, out=3), jax.random.key(0), task.x[:2])
+    apply, params = siren(task.x, 3)
     run = ni.fit(
         apply, params, task.x, task.y, steps=steps, batch_size=batch, key=jax.random.key(1),
         checkpoint=f"{folder}/checkpoints", checkpoint_every=1.0,
@@ -390,11 +394,22 @@ def trained_in(folder: str, side: int, steps: int, batch: int) -> None:
     save_file({str(place): np.asarray(leaf) for place, leaf in enumerate(jax.tree.leaves(run.params))}, f"{folder}/end")
 
 
+def training(*arguments: Any, after: float | None = None) -> float:
+    """Call :func:`train_in` in a process, killed after so many seconds if that is given; return the seconds it took."""
+    start = time.perf_counter()
+    process = multiprocessing.get_context("spawn").Process(target=train_in, args=arguments)
+    process.start()
+    process.join(after)
+    process.kill()
+    process.join()
+    return time.perf_counter() - start
+
+
 def of_interrupted(side: int, steps: int, batch: int, kills: int) -> dict[str, Any]:
     """Return whether a command and a run that are killed ``kills`` times at random moments end as one that was not."""
     from PIL import Image
 
-    moments, process_of = random.Random(0), multiprocessing.get_context("spawn").Process
+    moments = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
         Image.fromarray(photo(side, side)).save(f"{folder}/photo.png")
         words = ["fit", f"{folder}/photo.png", "--size", side, *network(batch, steps)]
@@ -404,20 +419,13 @@ def of_interrupted(side: int, steps: int, batch: int, kills: int) -> dict[str, A
         ntk_inr(*words, "--out", f"{folder}/killed", "--resume")
         command = same_numbers(*(f"{folder}/{run}/network.safetensors" for run in ("straight", "killed")))
 
-        ends = [f"{folder}/{run}/end" for run in ("at once", "in parts")]
-        for end, count in zip(ends, (0, kills), strict=True):
-            Path(end).parent.mkdir()
-            for kill in range(count + 1):
-                process, start = (
-                    process_of(target=trained_in, args=(str(Path(end).parent), side, 4 * steps, batch)),
-                    time.time(),
-                )
-                process.start()
-                process.join(moments.uniform(0.1, 0.3) * whole if kill < count else None)
-                process.kill()
-                process.join()
-            whole = time.time() - start
-        equal = {"command": command, "run": same_numbers(*ends)}
+        straight, parted = (tempfile.mkdtemp(dir=folder) for _ in range(2))
+        settings = side, 4 * steps, batch
+        whole = training(straight, *settings)
+        for _ in range(kills):
+            training(parted, *settings, after=moments.uniform(0.1, 0.3) * whole)
+        training(parted, *settings)
+        equal = {"command": command, "run": same_numbers(f"{straight}/end", f"{parted}/end")}
     return {"side": side, "steps": steps, "batch": batch, "kills": kills, "equal": equal}
 
 

@@ -99,14 +99,14 @@ def test_optimizers_evaluate_the_whole_batch_through_microbatches(key, x):
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="caches of a CPU")
 def test_a_cpu_computes_large_batches_in_parts_unless_something_needs_the_whole(key):
     x = jnp.zeros((2**15, 2))
-    net = ni.CoordinateMLP(features=4, depth=1)
-    size = {
-        "plain": prepare(*ni.init(net, key, x), (x, x[:, :1]), Options(), None),
-        "few rows": prepare(*ni.init(net, key, x), (x[: 2**13], x[: 2**13, :1]), Options(), None),
-        "a search": prepare(*ni.init(net, key, x), (x, x[:, :1]), Options(optimizer=optax.lbfgs()), None),
-        "as asked": prepare(*ni.init(net, key, x), (x, x[:, :1]), Options(microbatch=5), None),
+    y, model = x[:, :1], ni.init(ni.CoordinateMLP(features=4, depth=1), key, x)
+    runs = {
+        "plain": prepare(*model, (x, y), Options(), None),
+        "few rows": prepare(*model, (x[: 2**13], y[: 2**13]), Options(), None),
+        "a search": prepare(*model, (x, y), Options(optimizer=optax.lbfgs()), None),
+        "as asked": prepare(*model, (x, y), Options(microbatch=5), None),
     }
-    found = {name: run.program.microbatch for name, run in size.items()}
+    found = {name: run.program.microbatch for name, run in runs.items()}
     assert found == {"plain": 2**13, "few rows": None, "a search": None, "as asked": 5}
 
 

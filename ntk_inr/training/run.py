@@ -122,7 +122,7 @@ def prepare(apply: Any, params: Any, data: Any, options: Options, seeds: int | N
     checks.check_whole_batch(options, opt_state, rows, stateful, whole)
     microbatch = options.microbatch
     if microbatch is None and mesh is None and not stateful and not evaluates_again(opt_state):
-        microbatch = _cached_rows(params, rows, seeds or 1)
+        microbatch = _cached_rows(params, rows)
     program = Program(optimizer, loss, microbatch, mesh, bool(seeds))
     sample = _sample(everything) if isinstance(source, Rows) else everything
     if mesh is not None:
@@ -139,9 +139,9 @@ def prepare(apply: Any, params: Any, data: Any, options: Options, seeds: int | N
     return Run(apply, source, feed, sample, keys, limit, options, program, seeds, state)
 
 
-def _cached_rows(params: Any, rows: int, seeds: int) -> int | None:
+def _cached_rows(params: Any, rows: int) -> int | None:
     """Return how many of the rows a CPU computes at once, in less time than large batches; None for all."""
-    size = max(_CACHED, sum(leaf.size for leaf in jax.tree.leaves(params)) // _SHARED) // seeds
+    size = max(_CACHED, sum(leaf.size for leaf in jax.tree.leaves(params)) // _SHARED)
     return size if jax.default_backend() == "cpu" and rows >= 2 * size else None
 
 
@@ -172,4 +172,4 @@ def _sample(everything: Batch) -> Batch:
     if n <= FEW:
         return everything
     rows = np.sort(np.random.default_rng(0).choice(n, SAMPLE, replace=False))
-    return Batch(*(jnp.asarray(np.asarray(array)[rows]) for array in (everything.x, everything.y)))
+    return Batch(everything.x[rows], everything.y[rows])
