@@ -27,8 +27,8 @@ class LeafPlan:
     Attributes:
         name: the leaf's path.
         shape: its shape.
-        handling: "product" (two factors stand in for its Jacobian), "bias" (added to the product of another
-            leaf), "jacobian" (its own Jacobian) or "unused".
+        handling: "product" (two factors stand in for its Jacobian), "gather" (so do the rows that are looked up),
+            "bias" (added to the product of another leaf), "jacobian" (its own Jacobian) or "unused".
         why: the reason, in words.
         flops: flops for one pair of examples.
         floats: numbers kept for one example.

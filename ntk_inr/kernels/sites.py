@@ -18,6 +18,7 @@ import numpy as np
 from ntk_inr.kernels.follow import Scales, Source, follow, is_complex, steps
 from ntk_inr.kernels.places import Places, overlap
 from ntk_inr.kernels.program import Atom, Equation, Loop, Name, Program, shape_of
+from ntk_inr.kernels.tables import Scatter, Table, scatter_of, tables
 
 # What one pass over a tile of the kernel costs, in units of a product's multiply and add.
 _PASS = 16
@@ -48,13 +49,15 @@ class Group:
     """Sites of one leaf whose gradients fall on the same entries ``index``, so that each pair has a cross term (8.5).
 
     ``biases`` are the biases that the group carries along: for each the weight of every token's ``delta`` in its
-    gradient, as a further column of ``h`` would have it.
+    gradient, as a further column of ``h`` would have it. Where the entries are those of a row that the example looks
+    up, ``slot`` is the scatter to it, and ``index`` counts from the row's place.
     """
 
     leaf: int
     index: Places
     sites: list[Site]
     biases: list[np.ndarray] = dataclasses.field(default_factory=list)
+    slot: Scatter | None = None
 
     @property
     def batch(self) -> int:
@@ -65,6 +68,24 @@ class Group:
     def tokens(self) -> int:
         """How many outer products the leaf's gradient sums, over all sites."""
         return sum(site.tokens for site in self.sites)
+
+    @property
+    def atoms(self) -> list[Name]:
+        """What the factors are made of."""
+        read = [atom for site in self.sites for atom in (site.h, site.delta, *(scale for scale, _ in site.scales))]
+        read += self.slot.indices if self.slot else ()
+        return [atom for atom in read if isinstance(atom, Name)]
+
+    def fits(self, other: Group | Table) -> bool:
+        """Return whether factors of both are of the same kind, with products, and biases, in the same places."""
+        return (
+            isinstance(other, Group)
+            and self.tokens == other.tokens
+            and self.index.same_as(other.index)
+            and len(self.biases) == len(other.biases)
+            and all(map(np.array_equal, self.biases, other.biases))
+            and (self.slot.index if self.slot else self.index).same_as(other.slot.index if other.slot else other.index)
+        )
 
     def flops(self, backward: int, *, differentiable: bool) -> int:
         """Flops for one pair of examples; ``backward`` is c, or c * c where all output pairs are kept."""
@@ -83,7 +104,7 @@ def _kept(tokens: int, differentiable: bool) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Handling:
-    """How a leaf of the parameters is handled ("product", "bias", "jacobian" or "unused"), and why.
+    """How a leaf of the parameters is handled ("product", "gather", "bias", "jacobian" or "unused"), and why.
 
     ``carrier`` is the leaf whose product a bias is added to; ``flops`` and ``floats`` are those of one pair of
     examples and of one example.
@@ -100,7 +121,7 @@ class Handling:
 class Sites:
     """What stands in for the Jacobian: groups of products, and leaves that keep their ``own``."""
 
-    groups: list[Group]
+    groups: list[Group | Table]
     own: list[int]
     handling: list[Handling]
 
@@ -124,7 +145,7 @@ def find_sites(
         differentiable: whether the factors may be differentiated, which takes twice the tokens.
         fixed: leaves whose handling is given, "jacobian" or "unused".
     """
-    groups: list[Group] = []
+    groups: list[Group | Table] = []
     handling: list[Handling] = []
     places = [Places.all_of(shape) for shape in shapes]
     for leaf, (cotangent, place) in enumerate(zip(program.outputs, places, strict=True)):
@@ -133,16 +154,14 @@ def find_sites(
             handling.append(Handling("unused", "the output does not depend on it"))
             continue
         if leaf in fixed:
-            candidates, why = list[Group](), "handled as in another function"
+            candidates, why = list[Group | Table](), "handled as in another function"
         else:
             candidates, why = _grouped(program, leaf, sources, place.size)
         flops = sum(group.flops(backward, differentiable=differentiable) for group in candidates)
         if candidates and flops <= 2 * backward * place.size:
             groups += candidates
-            uses = max(group.tokens for group in candidates)
-            why = "operand of a matrix product" if uses == 1 else f"sum of {uses} products, over orthonormal inputs"
             floats = sum(group.floats(c, differentiable=differentiable) for group in candidates)
-            handling.append(Handling("product", why, flops, floats))
+            handling.append(Handling(*_reason(candidates), flops, floats))
         else:
             why = "fewer flops than as products" if candidates else why
             handling.append(Handling("jacobian", why, 2 * backward * place.size, c * place.size))
@@ -160,7 +179,54 @@ def find_sites(
     return Sites(groups, own, handling)
 
 
-def _grouped(program: Program, leaf: int, sources: list[Source], size: int) -> tuple[list[Group], str]:
+def _reason(groups: Sequence[Group | Table]) -> tuple[str, str]:
+    """Return how a leaf with these groups is handled, and why."""
+    looked = sum(group.batch * group.slots for group in groups if isinstance(group, Table))
+    rows = looked or int(any(group.slot for group in groups if isinstance(group, Group)))
+    if rows:
+        return "gather", "a row of it is looked up" if rows == 1 else f"{rows} rows of it are looked up"
+    uses = max(group.tokens for group in groups)
+    return "product", "operand of a matrix product" if uses == 1 else f"sum of {uses} products, over orthonormal inputs"
+
+
+def _grouped(program: Program, leaf: int, sources: list[Source], size: int) -> tuple[list[Group | Table], str]:
+    """Return the leaf's groups of products and tables, or none and why not."""
+    scatters: list[Scatter] = []
+    others = []
+    for source in sources:
+        value, scatter = source.value, None
+        if isinstance(value, Name) and not source.scales:
+            scatter = scatter_of(program, value, source.index, source.scale)
+        if scatter is None:
+            others.append(source)
+        else:
+            scatters.append(scatter)
+    groups, why = _products(program, leaf, others, size)
+    if why or not scatters:
+        return list(groups), why
+    found = _in_row(program, leaf, scatters) or tables(program, leaf, scatters)
+    if found is None or any(overlap([group.index, each.index], size) for group in groups for each in scatters):
+        return [], "its uses overlap in different arrangements"
+    return [*groups, *found], ""
+
+
+def _in_row(program: Program, leaf: int, scatters: list[Scatter]) -> list[Group]:
+    """Return groups of the products that are added to one row, which the example looks up, if that is all there is."""
+    first = scatters[0]
+    if any(each.slots > 1 or each.indices != first.indices or not each.lies_as(first) for each in scatters):
+        return []
+    sources = [
+        dataclasses.replace(source, scale=source.scale * each.scale)
+        for each in scatters
+        for source in follow(program, each.delta, each.row_of_updates)
+    ]
+    groups, _ = _products(program, leaf, sources, first.row.last + 1)
+    for group in groups:
+        group.slot = first
+    return groups
+
+
+def _products(program: Program, leaf: int, sources: list[Source], size: int) -> tuple[list[Group], str]:
     """Return the leaf's groups of products, or none and why not."""
     groups: list[tuple[Places, list[Site]]] = []
     for source in sources:
@@ -246,9 +312,11 @@ class _Base:
     scale: float
 
 
-def _bases(program: Program, groups: Sequence[Group]) -> dict[Name, _Base]:
+def _bases(program: Program, groups: Sequence[Group | Table]) -> dict[Name, _Base]:
     bases: dict[Name, _Base] = {}
     for group in groups:
+        if isinstance(group, Table) or group.slot:
+            continue
         first = 0
         for site in group.sites:
             base = Source(site.delta, Places.all_of(shape_of(site.delta)))
