@@ -161,7 +161,9 @@ class Trace:
         """Return each factor's offset."""
         groups = self.sites.groups
         carried = [sum(float(w[0]) ** 2 for w in group.biases) if group.tokens == 1 else 0 for group in groups]
-        return [jnp.asarray(offset, self.dtype) for offset in carried + [1] * bool(self.sites.own)]
+        is_one = [isinstance(group, Table) and group.weights is None for group in groups]
+        offsets = [1 if one else offset for one, offset in zip(is_one, carried, strict=True)]
+        return [jnp.asarray(offset, self.dtype) for offset in offsets + [1] * bool(self.sites.own)]
 
     @at_precision
     def _orthogonal(self, group: Group, h: Array, delta: Array) -> tuple[Array, Array]:
