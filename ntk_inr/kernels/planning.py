@@ -134,7 +134,7 @@ def explain(
 
     Args:
         apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``.
-        params: pytree of floating point arrays, or of their shapes.
+        params: pytree of floating point or complex arrays, or of their shapes.
         x1: coordinates (n1, d), or their shape.
         x2: coordinates (n2, d), or their shape; None is x1.
         outputs: as in :func:`ntk_inr.ntk`.

@@ -36,7 +36,8 @@ class Factor(NamedTuple):
 
     Shapes: h (n, batch, tokens, m_in); delta (n, c, batch, tokens, m_out); offset a number. In most networks batch
     and tokens are 1. Where tokens are several, the rows of ``h`` are orthonormal, and the offset is 0. Parameters
-    that are in no product share a factor whose ``h`` is None, standing for 1, with their Jacobian as ``delta``.
+    that are in no product share a factor whose ``h`` is None, with their Jacobian as ``delta`` and 1 as offset; what
+    is to be taken away from the kernel has one with the offset -1.
 
     Of rows that are looked up in a table, ``places`` (n, batch, slots) are where they are; only those of both examples
     count. One slot multiplies each term by whether it is the same. Of several, h (n, batch, 1, slots) weighs the rows
@@ -92,7 +93,7 @@ class Trace:
 
         closed = jax.make_jaxpr(pull)(constants, x_i, self._out, leaves)
         place = len(constants) + 1
-        self.program = Program(closed, [i == place for i in range(len(closed.jaxpr.invars))])
+        self.program = Program(closed, [i == place for i in range(len(closed.jaxpr.invars))], {place - 1, place})
         backward = {"full": c * c, "terms": _APART * c}.get(outputs, c)
         self.sites: Sites = find_sites(
             self.program, self.shapes, c, backward, differentiable=differentiable, fixed=dict(fixed)
@@ -120,7 +121,7 @@ class Trace:
         """Return each factor's h (batch, tokens, m_in), delta (c, batch, tokens, m_out) and places (batch, slots)."""
         groups = self.sites.groups
         names = list(dict.fromkeys(atom for group in groups for atom in group.atoms))
-        own = [self.program.outputs[leaf] for leaf in self.sites.own]
+        own = [part.atom for part in self.sites.own]
 
         def pull(cotangent: Array) -> tuple[list[Any], list[Array]]:
             arguments = [*jax.tree.leaves(apply), x_i, cotangent, *jax.tree.leaves(params)]
@@ -131,8 +132,8 @@ class Trace:
                 h, delta, places = self._of(group, values)
                 forward.append((h, places))
                 deltas.append(delta)
-            if own:
-                jacobians = [value.reshape(-1).astype(self.dtype) for value in results[len(names) :]]
+            for parts in self._own_spans:
+                jacobians = [value.reshape(-1).astype(self.dtype) for value in results[len(names) :][parts]]
                 deltas.append(jnp.concatenate(jacobians)[None, None])
             return forward, deltas
 
@@ -163,7 +164,15 @@ class Trace:
         carried = [sum(float(w[0]) ** 2 for w in group.biases) if group.tokens == 1 else 0 for group in groups]
         is_one = [isinstance(group, Table) and group.weights is None for group in groups]
         offsets = [1 if one else offset for one, offset in zip(is_one, carried, strict=True)]
-        return [jnp.asarray(offset, self.dtype) for offset in offsets + [1] * bool(self.sites.own)]
+        signs = [-1 if self.sites.own[parts][0].negative else 1 for parts in self._own_spans]
+        return [jnp.asarray(offset, self.dtype) for offset in offsets + signs]
+
+    @property
+    def _own_spans(self) -> list[slice]:
+        """The positive and the negative parts of their own that leaves keep, those that there are."""
+        positive = sum(not part.negative for part in self.sites.own)
+        spans = [slice(0, positive), slice(positive, len(self.sites.own))]
+        return [span for span in spans if span.start < span.stop]
 
     @at_precision
     def _orthogonal(self, group: Group, h: Array, delta: Array) -> tuple[Array, Array]:
@@ -186,14 +195,7 @@ class Trace:
         return _joined([rows, h - lengths @ rows]), jnp.concatenate([turned, delta], axis=2)
 
     def _input(self, site: Site, values: dict[Any, Array]) -> Array:
-        h = values[site.h].astype(self.dtype)
-        for atom, divides in site.scales:
-            number = values[atom].astype(self.dtype)
-            # One number, or one for each step of the loops whose steps the first axes of h are.
-            steps = next(k for k in range(h.ndim + 1) if math.prod(h.shape[:k]) == number.size)
-            number = number.reshape(h.shape[:steps] + (1,) * (h.ndim - steps))
-            h = h / number if divides else h * number
-        h = h.transpose(site.h_axes).reshape(site.batch, site.tokens, site.m_in)
+        h = values[site.h].transpose(site.h_axes).reshape(site.batch, site.tokens, site.m_in).astype(self.dtype)
         return h if site.scale == 1 else h * site.scale
 
     def _delta(self, site: Site, values: dict[Any, Array]) -> Array:
@@ -293,7 +295,9 @@ def diagonal(rows: list[Factor], outputs: str) -> Array:
         if factor.h is None and factor.places is not None:
             # Rows that are looked up twice count once, so that each is at a place of its own.
             backward = jnp.diagonal(backward, axis1=3, axis2=4)[..., None]
-        if factor.h is not None:
+        if factor.h is None:
+            backward = backward * factor.offset
+        else:
             forward = jnp.einsum("ibtm,ibsm->ibts", factor.h, factor.h) + factor.offset
             backward = backward * forward[:, None]
         each = backward.sum((2, 3, 4))
@@ -320,6 +324,7 @@ def grams(a: Factor, b: Factor, outputs: str, at: Any = (0, 0, 0)) -> tuple[Arra
     """
     g, t, s = at
     left, right = a.delta[:, :, g, t], b.delta[:, :, g, s]
+    left = left * a.offset if a.h is None else left
     if outputs == "trace":
         c = left.shape[1]
         width = c * left.shape[2]

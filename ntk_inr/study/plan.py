@@ -48,7 +48,7 @@ class TrainingOptions:
     batch_size: int | None = None
     """Values of a step; by default what the task recommends, or all."""
     microbatch: int | None = None
-    """Values that are computed at once, which bounds memory."""
+    """Values that are computed at once, which bounds memory; by default all, or 8192 of a large batch on a CPU."""
     keep: Kept = "last"
     """Which parameters are kept: best is by the values held out, or by the loss where there are none."""
     stop_at: float | None = None

@@ -75,6 +75,7 @@ class Recorder:
         self.points, self.every, self.top, self.overwrite = points, every, top, overwrite
         self.jsonl = None if jsonl is None else Path(jsonl)
         self.tensorboard = tensorboard
+        self._first: np.ndarray | None = None
         self._lines: list[dict[str, Any]] = []
         self._file: Any = None
         self._writer: Any = None
