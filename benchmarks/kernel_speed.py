@@ -11,6 +11,7 @@ float32 and full precision unless said; medians of calls by turns in one process
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 from collections.abc import Callable
@@ -40,7 +41,16 @@ GROWTH = "Time grows as the flops do: quadratically in n, linearly in width, dep
 GROWTH_ON_ACCELERATORS = "Up to some n = 4096 the host's few milliseconds are the time; then it grows as the flops do."
 NAME = "kernel_speed"
 WIDTH, DEPTH = 256, 4
-PARTS = ["neural_tangents", "gram_products", "sampled_moments", "growth", "large", "extra_memory", "streamed_moments"]
+PARTS = [
+    "neural_tangents",
+    "jacobians",
+    "gram_products",
+    "sampled_moments",
+    "growth",
+    "large",
+    "extra_memory",
+    "streamed_moments",
+]
 # What bounds small kernels on a GPU.
 OVERHEAD = "A few milliseconds go into checks of the input and the start of each program, whatever n is."
 
@@ -65,6 +75,58 @@ def against_neural_tangents(quick: bool) -> list[dict[str, Any]]:
         )
         ratio = found["neural_tangents"]["median_s"] / found["structured"]["median_s"]
         rows.append({"n": len(x), "c": c, **found, "ratio": ratio, **_distances(apply, params, x)})
+    return rows
+
+
+def factorised(params: Any, x: Any) -> Any:
+    """Return the values of an MLP whose columns have trained lengths (random weight factorisation)."""
+    for i, layer in enumerate(params):
+        x = x @ (layer["g"] * layer["v"]) + layer["b"][None, :]
+        x = jnp.tanh(x) if i < len(params) - 1 else x
+    return x
+
+
+def complex_wire(params: Any, x: Any) -> Any:
+    """Return the real part of a network of complex Gabor wavelets with complex weights."""
+    h = x.astype(jnp.result_type(x, 1j))
+    for layer in params[:-1]:
+        z = h @ layer["w"] + layer["b"][None, :]
+        h = jnp.exp(10j * z - jnp.abs(5 * z) ** 2)
+    return (h @ params[-1]["w"]).real
+
+
+def _layers(is_complex: bool, width: int) -> list[dict[str, Any]]:
+    """Return the parameters of one of the two networks."""
+    rng, widths = np.random.default_rng(0), [2, *[width] * DEPTH, 1]
+
+    def drawn(m: int, *shape: int) -> Any:
+        parts = rng.normal(size=(2, *shape)) / m**0.5
+        return jnp.asarray(
+            parts[0] + 1j * parts[1] if is_complex else parts[0], "complex64" if is_complex else "float32"
+        )
+
+    pairs = list(itertools.pairwise(widths))
+    if is_complex:
+        return [{"w": drawn(30 * m, m, o), "b": drawn(30 * m, o)} for m, o in pairs]
+    return [{"v": drawn(m, m, o), "g": 1 + drawn(100, o), "b": drawn(100, o)} for m, o in pairs]
+
+
+def against_jacobians(quick: bool) -> list[dict[str, Any]]:
+    """Parameters that are scaled or complex, against contracted Jacobians, with the distance of both to float64."""
+    n, width = (128, 64) if quick else (1024, WIDTH)
+    x = jax.random.uniform(jax.random.key(1), (n, 2), minval=-1.0)
+    rows = []
+    for name, apply in {"weight factorisation": factorised, "complex WIRE": complex_wire}.items():
+        params = _layers(apply is complex_wire, width)
+        found = timing.compare(
+            {
+                method: lambda method=method, a=apply, p=params: ni.ntk(a, p, x, method=method)
+                for method in ("structured", "jacobian")
+            },
+            repeats=2 if quick else 5,
+        )
+        ratio = found["jacobian"]["median_s"] / found["structured"]["median_s"]
+        rows.append({"network": name, "n": n, **found, "ratio": ratio})
     return rows
 
 
@@ -235,6 +297,16 @@ def claims(results: dict[str, Any]) -> list[Claim]:
                 f"{' and '.join(f'{time:.3g}' for time in own)} ms. {OVERHEAD if accelerator else ''}",
             )
         )
+    for row in results.get("jacobians", []):
+        least_of_row = {"weight factorisation": 40, "complex WIRE": 20}[row["network"]]
+        said.append(
+            Claim(
+                f"{row['network']}: {least_of_row} times as fast as contracting Jacobians, n = {row['n']}",
+                "holds" if row["ratio"] >= least_of_row else "does not hold",
+                f"{row['ratio']:.3g} times",
+                f'Against method="jacobian"; ours takes {1e3 * row["structured"]["median_s"]:.3g} ms.',
+            )
+        )
     if "gram_products" in results:
         gram = results["gram_products"]
         said.append(
@@ -287,6 +359,7 @@ def main() -> None:
     grams = against_gram_products if accelerator else lambda n: timing.in_own_process(own, "--only=grams", f"--n={n}")
     computes: dict[str, Callable[[], Any]] = {
         "neural_tangents": lambda: against_neural_tangents(quick),
+        "jacobians": lambda: against_jacobians(quick),
         "gram_products": lambda: grams(n),
         "sampled_moments": lambda: sampled(quick),
         "growth": lambda: growth(quick),
@@ -319,6 +392,8 @@ def report(results: dict[str, Any]) -> None:
             f"relative difference {row['relative_difference_float32']:.1e} in float32, "
             f"{row['relative_difference_float64']:.1e} in float64"
         )
+    for row in results.get("jacobians", []):
+        print(f"n={row['n']}, {row['network']}: {row['ratio']:.3g} times as fast as contracting Jacobians")
     if "gram_products" in results:
         row = results["gram_products"]
         print(

@@ -18,7 +18,8 @@ R = TypeVar("R")
 def accumulation_dtype(*of: Any) -> np.dtype:
     """Return the dtype that sums over these arrays or dtypes are taken in: float32, or a wider one that they need.
 
-    Integers of 32 bits and more, which float32 would round, take float64, where JAX has it for JAX's own.
+    Integers of 32 bits and more, which float32 would round, take float64, where JAX has it for JAX's own. Of complex
+    numbers it is that of their parts.
     """
     return np.result_type(np.float32, *map(_floating, of))
 
@@ -57,7 +58,9 @@ def at_precision(function: Callable[P, R]) -> Callable[P, R]:
 
 def _floating(of: Any) -> np.dtype:
     dtype = np.dtype(of if isinstance(of, type) else getattr(of, "dtype", of))
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        dtype = np.finfo(dtype).dtype
     wide = np.promote_types(np.float32, dtype)
-    if isinstance(of, jax.Array) and not jnp.issubdtype(dtype, jnp.floating):
+    if isinstance(of, jax.Array) and not jnp.issubdtype(dtype, jnp.inexact):
         return jax.dtypes.canonicalize_dtype(wide)
     return wide

@@ -54,7 +54,14 @@ def figures_of(moments, *names):
 def in_float64(tree):
     """Return a model with every leaf in float64, to be used under x64."""
     # By NumPy, since JAX would compile a program for each shape.
-    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float64)), tree)
+    wide = {True: np.complex128, False: np.float64}
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, wide[np.iscomplexobj(leaf)])), tree)
+
+
+def in_float32(tree):
+    """Return a model with every leaf in float32, or in complex numbers of two."""
+    narrow = {True: np.complex64, False: np.float32}
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, narrow[np.iscomplexobj(leaf)]), tree)
 
 
 def small(name, key, x, out=1, **settings):

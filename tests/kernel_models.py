@@ -9,6 +9,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 import ntk_inr as ni
+from tests import published_networks
 from tests.networks import NETWORKS
 
 WIDTH = 48
@@ -267,6 +268,19 @@ def _draw(shapes):
     return jax.tree.unflatten(tree, drawn)
 
 
+def _draw_network(shapes):
+    """Return parameters of unit size, of which those whose names begin with z are complex."""
+    paths, tree = jax.tree_util.tree_flatten_with_path(shapes, is_leaf=lambda s: isinstance(s, tuple))
+    rng = np.random.default_rng(3)
+
+    def drawn(path, shape):
+        is_complex = path[-1].__class__.__name__ == "DictKey" and path[-1].key.startswith("z")
+        draws = rng.normal(size=(2, *shape)) / (shape[0] if len(shape) > 1 else 1) ** 0.5
+        return jnp.asarray(draws[0] + 1j * draws[1] / 2 if is_complex else draws[0])
+
+    return jax.tree.unflatten(tree, [drawn(*each) for each in paths])
+
+
 def plain(function, shapes):
     return lambda key, x: (Partial(function), _draw(shapes))
 
@@ -293,6 +307,10 @@ def equinox_mlp(key, x):
 CANCELLING = ("laplacian", "contrast", "even_part", "centred")
 W = WIDTH
 MODELS = {
+    **{
+        name: functools.partial(lambda network, key, x: (Partial(network[0]), _draw_network(network[1])), network)
+        for name, network in published_networks.NETWORKS.items()
+    },
     **{name: linen(net) for name, (net, d) in NETWORKS.items() if d == 2},
     "layer norm": linen(Normed()),
     "nn.scan": linen(ScannedLinen()),
@@ -361,7 +379,15 @@ def distance(a, b):
 
 @jax.jit
 def _contracted(apply, params, x):
-    jacobian = jax.vmap(lambda x_i: jax.jacrev(lambda p: apply(p, x_i[None])[0])(params))(x)
+    leaves, tree = jax.tree.flatten(params)
+    parts = [(leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,) for leaf in leaves]
+
+    def outputs(parts, x_i):
+        joined = [part[0] + 1j * part[1] if len(part) == 2 else part[0] for part in parts]
+        out = apply(jax.tree.unflatten(tree, joined), x_i[None])[0]
+        return jnp.concatenate([out.real, out.imag]) if jnp.iscomplexobj(out) else out
+
+    jacobian = jax.vmap(lambda x_i: jax.jacrev(outputs)(parts, x_i))(x)
     leaves = [leaf.reshape(*leaf.shape[:2], -1) for leaf in jax.tree.leaves(jacobian)]
     return functools.reduce(jnp.add, [jnp.einsum("icp,jep->ijce", leaf, leaf) for leaf in leaves])
 

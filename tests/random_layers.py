@@ -251,6 +251,19 @@ def norm(p, h, m, form):
 
 
 @layer()
+def factorised(p, h, m, form):
+    """Weights scaled by columns, by rows, beside a thin product, or entry by entry."""
+    w = p("w", m, m)
+    return pick(
+        form,
+        lambda: h @ (p("g", m) * w),
+        lambda: jnp.tanh(h @ (w * jnp.exp(p("g", m, 1)) / (2 + jnp.tanh(p("s"))))),
+        lambda: h @ (w + p("a", m, 2) @ p("b", 2, m) * p("g", m)),
+        lambda: h @ (w * p("v", m, m)),
+    )
+
+
+@layer()
 def scale(p, h, m, form):
     return pick(
         form,

@@ -14,7 +14,7 @@ from ntk_inr.kernels import assembly, storage
 from ntk_inr.kernels.memory import Cut
 from ntk_inr.kernels.orthonormal import orthonormal_rows
 from ntk_inr.kernels.request import Request
-from tests.conftest import in_float64, quick, small
+from tests.conftest import in_float32, in_float64, quick, small
 from tests.kernel_models import (
     CANCELLING,
     MODELS,
@@ -29,7 +29,16 @@ from tests.kernel_models import (
 )
 
 # The ways in which the kernel takes a parameter that differ most.
-FIRST = ("pe+sphere+hadamard", "pe+topk", "wire", "tied", "parted")
+FIRST = (
+    "pe+sphere+hadamard",
+    "wire",
+    "tied",
+    "parted",
+    "three weight norms",
+    "LoRA",
+    "gains and masks",
+    "complex outputs",
+)
 
 
 @pytest.mark.parametrize("name", quick(MODELS, *FIRST))
@@ -37,7 +46,7 @@ def test_structured_equals_float64_jacobian(name, key, x, x64):
     if name == "equinox":
         pytest.importorskip("equinox")
     x = x.astype(jnp.float32)
-    model = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), MODELS[name](key, x))
+    model = in_float32(MODELS[name](key, x))
     exact_model, exact_x = in_float64(model), in_float64(x)
     full = reference(*exact_model, exact_x)
     fast = ni.ntk(*exact_model, exact_x, outputs="full", block=5)
@@ -57,7 +66,7 @@ def test_structured_equals_float64_jacobian(name, key, x, x64):
 def test_float32_errs_little_more_than_the_jacobian(name, key, x, x64):
     """Where a weight's several uses cancel, and everywhere else; no entry of the diagonal is negative."""
     x = x.astype(jnp.float32)
-    model = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), MODELS[name](key, x))
+    model = in_float32(MODELS[name](key, x))
     exact = reduced(reference(*in_float64(model), in_float64(x)), "trace")
     fast, slow = (np.asarray(ni.ntk(*model, x, method=method)) for method in ("structured", "jacobian"))
     error, allowed = (np.linalg.norm(kernel - exact) for kernel in (fast, slow))
@@ -83,6 +92,25 @@ def test_inside_a_program_and_by_jacobians(name, key, x, x64):
     for outputs in ("trace", "diagonal", "full"):
         slow = ni.ntk(*model, x, x[:7], outputs=outputs, method="jacobian")
         assert distance(slow, reduced(full, outputs)[:, :7]) < tolerance(jnp.float64)
+
+
+def test_complex_parameters_everywhere(key, x, x64):
+    apply, params = in_float64(MODELS["complex outputs"](key, x))
+    x = x.astype(jnp.float64)
+    exact = reduced(reference(apply, params, x), "trace")
+    operator = ni.NTKOperator(apply, params, x)
+    v = jnp.sin(jnp.arange(len(x)))
+    assert distance(operator @ v, exact @ v) < tolerance(jnp.float64)
+    assert distance(operator.diagonal(), exact.diagonal()) < tolerance(jnp.float64)
+    variance = ni.moments(exact).variance
+    for figures in (ni.streamed_moments(apply, params, x), ni.variance_budget(apply, params, x)):
+        np.testing.assert_allclose(figures.variance, variance, rtol=1e-9)
+    assert distance(ni.ntk(apply, params, x, method="jacobian"), exact) < tolerance(jnp.float64)
+    gradient = jax.grad(lambda p: ni.ntk(apply, p, x).sum())(params)
+    step = jax.tree.map(lambda leaf: 1e-6 * leaf.conj(), gradient)
+    moved = [ni.ntk(apply, jax.tree.map(lambda a, b, s=s: a + s * b, params, step), x).sum() for s in (1, -1)]
+    slope = sum(float((jnp.abs(leaf) ** 2).sum()) for leaf in jax.tree.leaves(gradient))
+    np.testing.assert_allclose((moved[0] - moved[1]) / 2e-6, slope, rtol=1e-4)
 
 
 def test_half_precision_on_the_way(key, x):
@@ -115,6 +143,14 @@ def handled(name, key, x):
         ("indexed", {"['stack']": "product", "['b']": "bias"}),
         ("odd entries", {"['left']": "product", "['turned']": "product", "['scale']": "jacobian"}),
         ("moved", {"['w']": "product", "['gain']": "jacobian"}),
+        (
+            "modified MLP",
+            {"['out']['v']": "product", "['layers'][1]['v']": "product", "['layers'][1]['g']": "jacobian"},
+        ),
+        ("three weight norms", {"['v0']": "jacobian", "['v1']": "product", "['v2']": "product"}),
+        ("LoRA", {"['a'][0]": "product", "['b'][1]": "product"}),
+        ("gains and masks", {"['w']": "product", "['gain']": "jacobian", "['mask']": "jacobian"}),
+        ("complex WIRE", {"['layers'][1]['zw']": "product", "['layers'][1]['zb']": "jacobian"}),
         ("parted", {"['a']": "jacobian", "['b']": "jacobian"}),
         ("weight normalised", {"['v']": "jacobian", "['out']": "product"}),
         ("tokens", {"['w']": "jacobian", "['out']": "jacobian"}),

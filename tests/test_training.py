@@ -197,6 +197,31 @@ def test_long_predictions_decompose_the_kernel_and_agree():
     np.testing.assert_allclose(long.loss[:6], short.loss, rtol=1e-5)
 
 
+def complex_net(params, x):
+    return jnp.exp(1j * (x @ params["in"]) @ params["w"]).imag @ params["out"]
+
+
+def test_complex_parameters_train_as_two_real_ones(x, y):
+    rng = np.random.default_rng(0)
+    parts = {"in": rng.normal(size=(2, 8)), "w": rng.normal(size=(2, 8, 4)) / 3, "out": rng.normal(size=(4, 1)) / 2}
+    parts = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), parts)
+
+    def joined(parts):
+        return {**parts, "w": jax.lax.complex(*parts["w"])}
+
+    runs = [
+        ni.fit(complex_net, joined(parts), x, y, steps=20),
+        ni.fit(lambda p, x: complex_net(joined(p), x), parts, x, y, steps=20),
+    ]
+    np.testing.assert_allclose(runs[0].losses, runs[1].losses, rtol=1e-4)
+    assert runs[0].losses[-1] < runs[0].losses[0]
+    assert jnp.iscomplexobj(runs[0].params["w"])
+    with pytest.raises(ValueError, match="takes real parameters"):
+        ni.fit(complex_net, joined(parts), x, y, optimizer=optax.lbfgs(), steps=2)
+    with pytest.raises(TypeError, match="dtype complex64; expected a real"):
+        ni.fit(lambda p, x: (x @ p["in"]) @ p["w"] @ p["out"], joined(parts), x, y, steps=2)
+
+
 def test_history_is_logarithmic_and_complete(key, x, y):
     reports = []
     held = (x * 0.5, y)

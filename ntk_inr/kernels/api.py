@@ -61,7 +61,7 @@ def ntk(
         apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``; examples must not mix, unless
             ``coupled``. It is compiled once for each function object and set of shapes, so what it reads beside
             its arguments must not change.
-        params: pytree of floating point arrays; K is computed in their dtype.
+        params: pytree of floating point or complex arrays; K is computed in their (parts') dtype.
         x1: coordinates (n1, d).
         x2: coordinates (n2, d); None is x1, and K is then symmetric to the bit (on a mesh: to rounding).
         outputs: "trace" averages the diagonal over outputs, giving (n1, n2); "diagonal" gives
@@ -152,7 +152,7 @@ def training_kernel(
 
     Args:
         apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``; examples must not mix.
-        params: pytree of floating point arrays.
+        params: pytree of floating point or complex arrays.
         x1: coordinates (n1, d) at which the function is watched.
         x2: coordinates (n2, d) on which it is trained; None is x1.
         outputs: as in :func:`ntk`.

@@ -51,7 +51,7 @@ def _halves(rows: Any, *, outputs: str, precision: str) -> tuple[Array, Array]:
     half = (len(rows[0].delta) + 1) // 2
 
     def part(span: slice) -> list[structured.Factor]:
-        return [row._replace(h=None if row.h is None else row.h[span], delta=row.delta[span]) for row in rows]
+        return [row.map(lambda array: array[span]) for row in rows]
 
     upper = structured.tile(part(slice(half)), rows, outputs, in_turn=True)
     lower = structured.tile(part(slice(half, None)), part(slice(half, None)), outputs, in_turn=True)

@@ -13,7 +13,7 @@ from ntk_inr._dtypes import accumulation_dtype, eps
 from ntk_inr._results import result, static, text_table
 from ntk_inr._typing import Apply, Params
 from ntk_inr.kernels import assembly, frozen, mixing
-from ntk_inr.kernels.model import Model, check_apply, check_params, trace_of
+from ntk_inr.kernels.model import Model, check_apply, check_params, in_parts, trace_of
 from ntk_inr.kernels.operator import check_linear
 from ntk_inr.kernels.request import Request
 
@@ -103,7 +103,7 @@ def check(apply: Apply, params: Params, x: Any) -> Checklist:
 
     Args:
         apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``.
-        params: pytree of floating point arrays.
+        params: pytree of floating point or complex arrays.
         x: coordinates (n, d).
 
     Returns:
@@ -189,6 +189,7 @@ class _Examined:
             what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             return "failed", what, self._batching()
         self.c = check_apply(self.apply, self.params, self.x)
+        self.apply, self.params = in_parts(self.apply, self.params, self.x)
         n, d = self.x.shape
         return "ok", f"({n}, {d}) to ({n}, {self.c}), {out.dtype}"
 

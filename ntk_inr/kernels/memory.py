@@ -122,7 +122,7 @@ def cut(trace: Trace, n1: int, n2: int, outputs: str, *, stored: int, limit: int
     itemsize = np.dtype(trace.dtype).itemsize
     # A chunk's factors stand beside the intermediate values they come from.
     chunk_bytes = 2 * trace.floats * itemsize
-    tile_bytes = (AHEAD + 3) * entries(trace.c, outputs) * itemsize
+    tile_bytes = ((AHEAD + 3) * entries(trace.c, outputs) + AHEAD * trace.scratch) * itemsize
     limit = available() if limit is None else limit
 
     def fixed(rows: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array, lax
 from jax.tree_util import Partial
 
 from ntk_inr import _checks
@@ -85,7 +86,9 @@ def check_model(
     x1 = _checks.as_coordinates(x1, "x1")
     if x2 is not None:
         x2 = _checks.as_columns(x2, x1)
-    c = check_apply(apply, params, x1)
+    check_apply(apply, params, x1)
+    apply, params = in_parts(apply, params, x1)
+    c = mixing.traced(apply, params, x1).out_info.shape[1]
     dtype = accumulation_dtype(*map(jnp.result_type, jax.tree.leaves(params)))
     traced = _is_traced(apply, params, x1, x2)
     if coupled:
@@ -113,18 +116,18 @@ def check_params(params: Params, finite: bool = True) -> Params:
                 "close over the rest."
             )
         kind = jnp.result_type(leaf)
-        if not jnp.issubdtype(kind, jnp.floating):
+        if not jnp.issubdtype(kind, jnp.inexact):
             raise TypeError(
-                f"params{jax.tree_util.keystr(path)} has dtype {kind}; every parameter must be floating point. "
-                "Close over arrays that are not trained instead."
+                f"params{jax.tree_util.keystr(path)} has dtype {kind}; every parameter must be floating point or "
+                "complex. Close over arrays that are not trained instead."
             )
     if finite:
         _checks.check_finite_tree(params, "params")
     return params
 
 
-def check_apply(apply: Partial, params: Params, x: Any) -> int:
-    """Return the number of outputs c of ``apply(params, x): (n, d) -> (n, c)``, or say what it gave."""
+def check_apply(apply: Partial, params: Params, x: Any, kind: Any = jnp.inexact) -> int:
+    """Return the number of outputs c of ``apply(params, x): (n, d) -> (n, c)``, of a ``kind``, or say what it gave."""
     out = mixing.traced(apply, params, x).out_info
     shape = getattr(out, "shape", None)
     if shape is None or len(shape) != 2 or shape[0] != x.shape[0]:
@@ -135,9 +138,48 @@ def check_apply(apply: Partial, params: Params, x: Any) -> int:
             else "A function of one example can be batched with jax.vmap(f, in_axes=(None, 0))."
         )
         raise ValueError(f"apply(params, x) gave {got} for x of shape {x.shape}; expected ({x.shape[0]}, c). {fix}")
-    if not jnp.issubdtype(out.dtype, jnp.floating):
-        raise TypeError(f"apply(params, x) gave dtype {out.dtype}; expected a real floating point output.")
+    if not jnp.issubdtype(out.dtype, kind):
+        expected = "a real floating point" if kind is jnp.floating else "a floating point or complex"
+        raise TypeError(f"apply(params, x) gave dtype {out.dtype}; expected {expected} output.")
     return shape[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Joined:
+    """A function whose complex parameters, those of the leaves ``places``, are given as pairs of real arrays (2, ...).
+
+    Its outputs are real: those of a complex function are the real parts, then the imaginary ones.
+    """
+
+    places: tuple[int, ...]
+
+    def __call__(self, apply: Partial, params: Params, x: Any) -> Array:
+        leaves, tree = jax.tree.flatten(params)
+        for place in self.places:
+            leaves[place] = lax.complex(*(lax.index_in_dim(leaves[place], part, keepdims=False) for part in (0, 1)))
+        out = apply(jax.tree.unflatten(tree, leaves), x)
+        return jnp.concatenate([out.real, out.imag], 1) if jnp.iscomplexobj(out) else out
+
+
+def in_parts(apply: Partial, params: Params, x: Any) -> tuple[Partial, Params]:
+    """Return a function and parameters as real ones, by real and imaginary parts where they are complex."""
+    leaves, tree = jax.tree.flatten(params)
+    places = tuple(place for place, leaf in enumerate(leaves) if _is_complex(leaf))
+    if not places and not _is_complex(mixing.traced(apply, params, x).out_info):
+        return apply, params
+    for place in places:
+        leaves[place] = _parts(leaves[place])
+    return Partial(_Joined(places), apply), jax.tree.unflatten(tree, leaves)
+
+
+def _is_complex(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating)
+
+
+def _parts(leaf: Any) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct((2, *leaf.shape), np.finfo(leaf.dtype).dtype)
+    return (np if isinstance(leaf, np.ndarray) else jnp).stack([leaf.real, leaf.imag])
 
 
 def trace_of(model: Model, outputs: str) -> Trace:

@@ -56,7 +56,7 @@ class NTKOperator:
 
     Args:
         apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``; examples must not mix.
-        params: pytree of floating point arrays.
+        params: pytree of floating point or complex arrays.
         x1: coordinates (n1, d) of the rows.
         x2: coordinates (n2, d) of the columns; None is x1.
         outputs: "trace" for the kernel averaged over outputs; "diagonal" for one kernel an output, each acting on its

@@ -88,6 +88,12 @@ class Places:
         old = iter(self.strides)
         return Places(tuple(shape), tuple(0 if a in axes else next(old) for a in range(len(shape))), self.first)
 
+    def repeated(self, shape: Sequence[int]) -> Places:
+        """Return the places of the array repeated along axes of size 1, or along all of them if it is a number."""
+        kept = [axis for axis, n in enumerate(self.shape) if n == shape[axis]]
+        ones = self.reshaped([self.shape[axis] for axis in kept])
+        return ones.spread([axis for axis in range(len(shape)) if axis not in kept], shape)
+
     def entries(self, inner: Places) -> Places:
         """Return the places of the entries ``inner``, counted in the flattened array, in the shape of ``inner``."""
         flat = self.reshaped((self.size,))
@@ -117,6 +123,15 @@ class Places:
         steps = zip(self.shape, self.strides, other.strides, strict=True)
         return not self.size or (self.first == other.first and all(a == b for n, a, b in steps if n > 1))
 
+    def shifted(self, other: Places) -> Places | None:
+        """Return these places and others a constant apart from them, side by side before the last axis, else None."""
+        steps = self.strides, self.shape
+        if self.values is not None or other.values is not None or steps != (other.strides, other.shape):
+            return None
+        apart = other.first - self.first
+        shape, strides = (*self.shape[:-1], 2, self.shape[-1]), (*self.strides[:-1], apart, self.strides[-1])
+        return Places(shape, strides, self.first) if apart > 0 else None
+
     def is_constant(self, axis: int) -> bool:
         """Return whether all entries along this axis, of more than one, go to the same place."""
         if self.shape[axis] == 1 or self.size == 0:
@@ -124,6 +139,33 @@ class Places:
         if self.values is None:
             return self.strides[axis] == 0
         return self.values.strides[axis] == 0 or bool((self.values == self.values.take([0], axis)).all())
+
+    def taken(self, values: Any) -> Any:
+        """Return the entries of an array at these places; axes along which all are the same may have size 1."""
+        moving = self._moving(values.size)
+        if moving is None:
+            return values.reshape(-1)[self.array()]
+        rest = [axis for axis in range(len(self.shape)) if axis not in moving]
+        moved = values.reshape([*(self.shape[axis] for axis in moving), *(1 for _ in rest)])
+        return moved.transpose(np.argsort([*moving, *rest]).tolist())
+
+    def added(self, total: Any, values: Any) -> Any:
+        """Return a flat array with the entries of one of this shape added at these places."""
+        moving = self._moving(total.size)
+        if moving is None or values.size != total.size:
+            return total.at[self.array().reshape(-1)].add(values.reshape(-1))
+        rest = [axis for axis in range(len(self.shape)) if axis not in moving]
+        return total + values.transpose([*moving, *rest]).reshape(-1)
+
+    def _moving(self, size: int) -> list[int] | None:
+        """Return the axes along which places move, so that in this order they are all of ``size`` places in a row."""
+        if self.values is not None or self.first or 0 in self.shape:
+            return None
+        moving = [axis for axis, n in enumerate(self.shape) if n > 1 and self.strides[axis]]
+        moving.sort(key=lambda axis: -self.strides[axis])
+        strides = self.all_of([self.shape[axis] for axis in moving]).strides
+        is_whole = strides == tuple(self.strides[axis] for axis in moving)
+        return moving if is_whole and math.prod(self.shape[axis] for axis in moving) == size else None
 
     @property
     def is_spaced(self) -> bool:

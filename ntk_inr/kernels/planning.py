@@ -27,8 +27,8 @@ class LeafPlan:
     Attributes:
         name: the leaf's path.
         shape: its shape.
-        handling: "product" (two factors stand in for its Jacobian), "bias" (added to the product of another
-            leaf), "jacobian" (its own Jacobian) or "unused".
+        handling: "product" (two factors stand in for its Jacobian), "gather" (so do the rows that are looked up),
+            "bias" (added to the product of another leaf), "jacobian" (its own Jacobian) or "unused".
         why: the reason, in words.
         flops: flops for one pair of examples.
         floats: numbers kept for one example.
@@ -134,7 +134,7 @@ def explain(
 
     Args:
         apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``.
-        params: pytree of floating point arrays, or of their shapes.
+        params: pytree of floating point or complex arrays, or of their shapes.
         x1: coordinates (n1, d), or their shape.
         x2: coordinates (n2, d), or their shape; None is x1.
         outputs: as in :func:`ntk_inr.ntk`.

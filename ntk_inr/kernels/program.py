@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypeGuard
 
 import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
 from jax import lax
 
 from ntk_inr.kernels.equations import has_references
@@ -61,6 +62,7 @@ class Program:
     Args:
         closed: the function's jaxpr.
         active: for each flattened argument, whether :attr:`active` follows it.
+        varying: the numbers of those arguments that are others for each example.
 
     Attributes:
         inputs: the names of the flattened arguments.
@@ -70,9 +72,11 @@ class Program:
         order: for each name a tuple that is larger than those of all names it depends on.
     """
 
-    def __init__(self, closed: jex.ClosedJaxpr, active: Sequence[bool]) -> None:
+    def __init__(self, closed: jex.ClosedJaxpr, active: Sequence[bool], varying: Collection[int] = ()) -> None:
+        self.varying = varying
         self._constants: list[tuple[Name, Any]] = []
         self._equations: list[Equation | Loop] = []
+        self._repeated: dict[tuple[Atom, tuple[int, ...]], Atom] = {}
         self.inputs = [Name(var.aval) for var in closed.jaxpr.invars]
         self.active = {name for name, is_active in zip(self.inputs, active, strict=True) if is_active}
         self.producer: dict[Name, Equation | Loop] = {}
@@ -97,6 +101,10 @@ class Program:
         live = self._needed(wanted)[1]
         return [name in live for name in self.inputs]
 
+    def varies(self, atoms: Sequence[Atom]) -> bool:
+        """Return whether some of the atoms are others for each example."""
+        return any(needed and place in self.varying for place, needed in enumerate(self.needs(atoms)))
+
     def is_active(self, atom: Atom) -> TypeGuard[Name]:
         """Return whether this depends on an active argument."""
         return isinstance(atom, Name) and atom in self.active
@@ -104,6 +112,40 @@ class Program:
     def constant(self, name: Name) -> Any:
         """Return the value of a name that the trace has as a constant, else None."""
         return next((value for known, value in self._constants if known is name), None)
+
+    def repeated(self, atom: Atom, shape: tuple[int, ...]) -> Atom:
+        """Return an atom as an operation repeats it that others of its inputs have this larger shape."""
+        if shape_of(atom) == shape:
+            return atom
+        if (atom, shape) not in self._repeated:
+            aval = jax.core.ShapedArray(shape, aval_of(atom).dtype)
+            axes = {
+                "shape": shape,
+                "broadcast_dimensions": tuple(range(len(shape)))[len(shape) - len(shape_of(atom)) :],
+            }
+            made = self._append(
+                "broadcast_in_dim", axes, [atom], [aval], lambda values: [jnp.broadcast_to(values[0], shape)]
+            )
+            self._repeated[atom, shape] = made[0]
+        return self._repeated[atom, shape]
+
+    def derive(self, inputs: list[Atom], aval: Any, evaluate: Callable[[Sequence[Any]], Sequence[Any]]) -> Name:
+        """Return a new value, made from others by ``evaluate``."""
+        (name,) = self._append("derived", {}, inputs, [aval], evaluate)
+        assert isinstance(name, Name)
+        return name
+
+    def replace(
+        self, equation: Equation, inputs: list[Atom], evaluate: Callable[[Sequence[Any]], Sequence[Any]]
+    ) -> None:
+        """Compute the outputs of an equation in another way, from values that are made before it."""
+        other = Equation("derived", {}, inputs, equation.outputs, evaluate)
+        self._equations[self._equations.index(equation)] = other
+        self.producer.update(dict.fromkeys(equation.outputs, other))
+
+    def needed(self, wanted: Sequence[Atom]) -> list[Equation | Loop]:
+        """Return the equations that the atoms ``wanted`` depend on, in order."""
+        return self._needed(wanted)[0]
 
     def _needed(self, wanted: Sequence[Atom]) -> tuple[list[Equation | Loop], set[Name]]:
         """Return the equations that ``wanted`` depends on, in order, and the names among what they use and make."""

@@ -52,7 +52,7 @@ class Request:
 
         Args:
             apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``.
-            params: pytree of floating point arrays.
+            params: pytree of floating point or complex arrays.
             x1: coordinates (n1, d).
             x2: coordinates (n2, d); None is x1.
             coupled: whether ``apply`` is a function of its whole batch.

@@ -102,12 +102,6 @@ def _sharded(model: Model, *, outputs: str, precision: str, mesh: Mesh, block: i
         def gathered(part: Array) -> Array:
             return jax.lax.all_gather(part, mesh.axis_names, tiled=True)[:n2]
 
-        columns = [
-            structured.Factor(
-                factor.h if factor.h is None else gathered(factor.h), gathered(factor.delta), factor.offset
-            )
-            for factor in columns
-        ]
-        return structured.blocked(mine, columns, outputs, block)
+        return structured.blocked(mine, [factor.map(gathered) for factor in columns], outputs, block)
 
     return panel(model.apply, model.params, model.x1, x2)

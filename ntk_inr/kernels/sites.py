@@ -12,23 +12,27 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from ntk_inr.kernels.follow import Scales, Source, follow, is_complex, steps
+from ntk_inr.kernels.contractions import Product, complete, contract_sums, product_of, unfolded
+from ntk_inr.kernels.follow import Source, follow, steps
 from ntk_inr.kernels.places import Places, overlap
 from ntk_inr.kernels.program import Atom, Equation, Loop, Name, Program, shape_of
+from ntk_inr.kernels.tables import Scatter, Table, scatter_of, tables
 
 # What one pass over a tile of the kernel costs, in units of a product's multiply and add.
 _PASS = 16
+# How many products in one another, and how many parts of each, are looked through.
+_NESTED = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Site:
     """A product of ``h`` (batch, tokens, m_in) with ``delta`` (batch, tokens, m_out), summed over tokens.
 
-    The axes bring the operands into that order. ``scale`` and ``scales`` (atoms, True where they divide)
-    multiply the product.
+    The axes bring the operands into that order. ``scale`` multiplies the product.
     """
 
     h: Atom
@@ -40,7 +44,6 @@ class Site:
     m_in: int
     m_out: int
     scale: float
-    scales: Scales
 
 
 @dataclasses.dataclass(eq=False)
@@ -48,13 +51,15 @@ class Group:
     """Sites of one leaf whose gradients fall on the same entries ``index``, so that each pair has a cross term (8.5).
 
     ``biases`` are the biases that the group carries along: for each the weight of every token's ``delta`` in its
-    gradient, as a further column of ``h`` would have it.
+    gradient, as a further column of ``h`` would have it. Where the entries are those of a row that the example looks
+    up, ``slot`` is the scatter to it, and ``index`` counts from the row's place.
     """
 
     leaf: int
     index: Places
     sites: list[Site]
     biases: list[np.ndarray] = dataclasses.field(default_factory=list)
+    slot: Scatter | None = None
 
     @property
     def batch(self) -> int:
@@ -65,6 +70,24 @@ class Group:
     def tokens(self) -> int:
         """How many outer products the leaf's gradient sums, over all sites."""
         return sum(site.tokens for site in self.sites)
+
+    @property
+    def atoms(self) -> list[Name]:
+        """What the factors are made of."""
+        read = [atom for site in self.sites for atom in (site.h, site.delta)]
+        read += self.slot.indices if self.slot else ()
+        return [atom for atom in read if isinstance(atom, Name)]
+
+    def fits(self, other: Group | Table) -> bool:
+        """Return whether factors of both are of the same kind, with products, and biases, in the same places."""
+        return (
+            isinstance(other, Group)
+            and self.tokens == other.tokens
+            and self.index.same_as(other.index)
+            and len(self.biases) == len(other.biases)
+            and all(map(np.array_equal, self.biases, other.biases))
+            and (self.slot.index if self.slot else self.index).same_as(other.slot.index if other.slot else other.index)
+        )
 
     def flops(self, backward: int, *, differentiable: bool) -> int:
         """Flops for one pair of examples; ``backward`` is c, or c * c where all output pairs are kept."""
@@ -83,7 +106,7 @@ def _kept(tokens: int, differentiable: bool) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Handling:
-    """How a leaf of the parameters is handled ("product", "bias", "jacobian" or "unused"), and why.
+    """How a leaf of the parameters is handled ("product", "gather", "bias", "jacobian" or "unused"), and why.
 
     ``carrier`` is the leaf whose product a bias is added to; ``flops`` and ``floats`` are those of one pair of
     examples and of one example.
@@ -96,12 +119,25 @@ class Handling:
     carrier: int | None = None
 
 
+class Own(NamedTuple):
+    """A part of a leaf's kernel that is the inner product of the values of one atom, or ``negative`` less it."""
+
+    leaf: int
+    atom: Atom
+    negative: bool = False
+
+    @property
+    def size(self) -> int:
+        """How many numbers it has."""
+        return math.prod(shape_of(self.atom))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sites:
-    """What stands in for the Jacobian: groups of products, and leaves that keep their ``own``."""
+    """What stands in for the Jacobian: groups of products, and parts of their ``own`` of leaves, negative ones last."""
 
-    groups: list[Group]
-    own: list[int]
+    groups: list[Group | Table]
+    own: list[Own]
     handling: list[Handling]
 
 
@@ -124,7 +160,8 @@ def find_sites(
         differentiable: whether the factors may be differentiated, which takes twice the tokens.
         fixed: leaves whose handling is given, "jacobian" or "unused".
     """
-    groups: list[Group] = []
+    groups: list[Group | Table] = []
+    own: list[Own] = []
     handling: list[Handling] = []
     places = [Places.all_of(shape) for shape in shapes]
     for leaf, (cotangent, place) in enumerate(zip(program.outputs, places, strict=True)):
@@ -133,16 +170,19 @@ def find_sites(
             handling.append(Handling("unused", "the output does not depend on it"))
             continue
         if leaf in fixed:
-            candidates, why = list[Group](), "handled as in another function"
+            candidates, parts, why = list[Group | Table](), list[Own](), "handled as in another function"
         else:
-            candidates, why = _grouped(program, leaf, sources, place.size)
+            candidates, parts, why = _grouped(program, leaf, sources, place.size)
         flops = sum(group.flops(backward, differentiable=differentiable) for group in candidates)
+        flops += sum(2 * backward * part.size for part in parts)
         if candidates and flops <= 2 * backward * place.size:
             groups += candidates
-            uses = max(group.tokens for group in candidates)
-            why = "operand of a matrix product" if uses == 1 else f"sum of {uses} products, over orthonormal inputs"
+            own += parts
             floats = sum(group.floats(c, differentiable=differentiable) for group in candidates)
-            handling.append(Handling("product", why, flops, floats))
+            floats += sum(c * part.size for part in parts)
+            kind, why = _reason(candidates)
+            why += ", and what normalizing it takes away" if parts else ""
+            handling.append(Handling(kind, why, flops, floats))
         else:
             why = "fewer flops than as products" if candidates else why
             handling.append(Handling("jacobian", why, 2 * backward * place.size, c * place.size))
@@ -156,33 +196,133 @@ def find_sites(
         # So that there is something to make a kernel of zeros from.
         size = places[0].size
         handling[0] = Handling("jacobian", "the output depends on no parameter", 2 * backward * size, c * size)
-    own = [leaf for leaf, how in enumerate(handling) if how.kind == "jacobian"]
-    return Sites(groups, own, handling)
+    own += [Own(leaf, program.outputs[leaf]) for leaf, how in enumerate(handling) if how.kind == "jacobian"]
+    contract_sums(program, [part.atom for part in own])
+    return Sites(groups, sorted(own, key=lambda part: (part.negative, part.leaf)), handling)
 
 
-def _grouped(program: Program, leaf: int, sources: list[Source], size: int) -> tuple[list[Group], str]:
-    """Return the leaf's groups of products, or none and why not."""
-    groups: list[tuple[Places, list[Site]]] = []
+def _reason(groups: Sequence[Group | Table]) -> tuple[str, str]:
+    """Return how a leaf with these groups is handled, and why."""
+    looked = sum(group.batch * group.slots for group in groups if isinstance(group, Table))
+    rows = looked or int(any(group.slot for group in groups if isinstance(group, Group)))
+    if rows:
+        return "gather", "a row of it is looked up" if rows == 1 else f"{rows} rows of it are looked up"
+    uses = max(group.tokens for group in groups)
+    return "product", "operand of a matrix product" if uses == 1 else f"sum of {uses} products, over orthonormal inputs"
+
+
+def _grouped(
+    program: Program, leaf: int, sources: list[Source], size: int
+) -> tuple[list[Group | Table], list[Own], str]:
+    """Return the leaf's groups of products and tables, and the parts of its own beside them, or none and why not."""
+    scatters: list[Scatter] = []
+    others = []
+    for source in sources:
+        value, scatter = source.value, None
+        if isinstance(value, Name) and not (source.scales or source.part or source.further or np.imag(source.scale)):
+            scatter = scatter_of(program, value, source.index, float(np.real(source.scale)))
+        if scatter is None:
+            others.append(source)
+        else:
+            scatters.append(scatter)
+    groups, parts, why = _outer(program, leaf, others, size)
+    if why or not scatters:
+        return list(groups), parts, why
+    found = _in_row(program, leaf, scatters) or tables(program, leaf, scatters)
+    if found is None or parts or any(overlap([group.index, each.index], size) for group in groups for each in scatters):
+        return [], [], "its uses overlap in different arrangements"
+    return [*groups, *found], [], ""
+
+
+def _in_row(program: Program, leaf: int, scatters: list[Scatter]) -> list[Group]:
+    """Return groups of the products that are added to one row, which the example looks up, if that is all there is."""
+    first = scatters[0]
+    if any(each.slots > 1 or each.indices != first.indices or not each.lies_as(first) for each in scatters):
+        return []
+    sources = [
+        dataclasses.replace(source, scale=source.scale * each.scale)
+        for each in scatters
+        for source in follow(program, each.delta, each.row_of_updates)
+    ]
+    groups, parts, _ = _outer(program, leaf, sources, first.row.last + 1)
+    if parts:
+        return []
+    for group in groups:
+        group.slot = first
+    return groups
+
+
+def _outer(program: Program, leaf: int, sources: list[Source], size: int) -> tuple[list[Group], list[Own], str]:
+    """Return the leaf's groups of products, and the parts of its own beside them, or none and why not."""
+    groups: list[tuple[Places, list[Product]]] = []
+    repeated, found = [], list[Product]()
     for source in sources:
         if not program.is_active(source.value):
-            return [], "a part of its gradient does not depend on the output"
-        equation = _producer(program, source.value)
-        if not isinstance(equation, Equation) or equation.kind != "dot_general":
-            return [], f"its gradient comes from {equation.kind if equation else 'the output itself'}"
-        if is_complex(source.value):
-            return [], "its gradient comes from a complex product"
-        if all(map(program.is_active, equation.inputs)):
-            return [], "its gradient is not linear in the output's"
-        site, index = _site(program, equation, source)
-        for known, sites in groups:
+            return [], [], "a part of its gradient does not depend on the output"
+        if _is_repeated(program, source.value):
+            repeated.append(source)
+            continue
+        products = _products(program, source)
+        if isinstance(products, str):
+            return [], [], products
+        found += products
+    for product in _whole(found):
+        index = product.index if product.part == "both" else product.blocks
+        for known, others in groups:
             if known.same_as(index):
-                sites.append(site)
+                others.append(product)
                 break
         else:
-            groups.append((index, [site]))
+            groups.append((index, [product]))
     if overlap([index for index, _ in groups], size):
-        return [], "its uses overlap in different arrangements"
-    return [Group(leaf, index, sites) for index, sites in groups], ""
+        return [], [], "its uses overlap in different arrangements"
+    parts: list[Own] = []
+    if repeated:
+        completed = complete(program, groups[0][1], repeated) if len(groups) == 1 else None
+        if completed is None:
+            return [], [], "its gradient comes from broadcast_in_dim"
+        parts = [Own(leaf, atom, negative) for atom, negative in zip(completed, (True, False), strict=True)]
+    made = [Group(leaf, index, [_site(program, product) for product in products]) for index, products in groups]
+    return made, parts, ""
+
+
+def _whole(products: Sequence[Product]) -> list[Product]:
+    """Return products with the real and the imaginary part of complex ones together."""
+    whole: list[Product] = []
+    for product in products:
+        for place, other in enumerate(whole):
+            if both := other.with_other_part(product) or product.with_other_part(other):
+                whole[place] = both
+                break
+        else:
+            whole.append(product)
+    return whole
+
+
+def _is_repeated(program: Program, value: Name) -> bool:
+    equation = program.producer.get(value)
+    return isinstance(equation, Equation) and equation.kind == "broadcast_in_dim"
+
+
+def _products(program: Program, source: Source, depth: int = _NESTED) -> list[Product] | str:
+    """Return what a source is the sum of, as outer products, or why it is no such sum."""
+    if not program.is_active(source.value):
+        return "a part of its gradient does not depend on the output"
+    equation = _producer(program, source.value)
+    if not isinstance(equation, Equation) or equation.kind != "dot_general":
+        return f"its gradient comes from {equation.kind if equation else 'the output itself'}"
+    if all(map(program.is_active, equation.inputs)):
+        return "its gradient is not linear in the output's"
+    product = product_of(program, equation, source)
+    tokens = product.count(product.tokens)
+    if tokens > 1 and depth:
+        parts = unfolded(program, equation, source)
+        nested = [_products(program, part, depth - 1) for part in parts] if len(parts) <= _NESTED else []
+        inner = [product for part in nested if not isinstance(part, str) for product in part]
+        fewer = sum(each.count(each.tokens) for each in inner) < tokens
+        if inner and fewer and not any(isinstance(part, str) for part in nested):
+            return inner
+    return [product] if product.is_outer else "its products are scaled entry by entry"
 
 
 def _producer(program: Program, value: Name) -> Equation | Loop | None:
@@ -202,37 +342,14 @@ def _producer(program: Program, value: Name) -> Equation | Loop | None:
     return Equation("dot_general", {"dimension_numbers": (contracted, batched)}, operands, [value], inside.evaluate)
 
 
-def _site(program: Program, equation: Equation, source: Source) -> tuple[Site, Places]:
-    """Return a product as a site, and the places (batch, m_in, m_out) of what it makes."""
-    contracted, batched = equation.params["dimension_numbers"]
-    at = 0 if program.is_active(equation.inputs[0]) else 1
-    index = source.index
-    # Entries of a batch that go to the same places are added up, as those of tokens are.
-    shared = [axis for axis in range(len(batched[0])) if index.is_constant(axis)]
-    index = index.part([0 if axis in shared else slice(None) for axis in range(len(index.shape))])
-    axes, widths = [], []
-    for operand in (0, 1):
-        shape = shape_of(equation.inputs[operand])
-        own = [axis for place, axis in enumerate(batched[operand]) if place not in shared]
-        summed = [*(batched[operand][place] for place in shared), *contracted[operand]]
-        free = [axis for axis in range(len(shape)) if axis not in (*own, *summed)]
-        axes.append((*own, *summed, *free))
-        widths.append(math.prod(shape[axis] for axis in free))
-        batch, tokens = (math.prod(shape[axis] for axis in part) for part in (own, summed))
-    index = index.reshaped((batch, *widths))
-    site = Site(
-        h=equation.inputs[1 - at],
-        delta=equation.inputs[at],
-        h_axes=axes[1 - at],
-        delta_axes=axes[at],
-        batch=batch,
-        tokens=tokens,
-        m_in=widths[1 - at],
-        m_out=widths[at],
-        scale=source.scale,
-        scales=source.scales,
+def _site(program: Program, product: Product) -> Site:
+    (h, h_axes), (delta, delta_axes) = (product.side(program, left=left) for left in (True, False))
+    batch, tokens, m_in, m_out = (
+        product.count(axes) for axes in (product.batch, product.tokens, product.rows, product.columns)
     )
-    return site, index if at == 1 else index.transposed((0, 2, 1))
+    if product.part:
+        return Site(h, delta, h_axes, delta_axes, batch, 2 * tokens, m_in, m_out * (1 + (product.part == "both")), 1.0)
+    return Site(h, delta, h_axes, delta_axes, batch, tokens, m_in, m_out, product.scale.real)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -246,19 +363,23 @@ class _Base:
     scale: float
 
 
-def _bases(program: Program, groups: Sequence[Group]) -> dict[Name, _Base]:
+def _bases(program: Program, groups: Sequence[Group | Table]) -> dict[Name, _Base]:
     bases: dict[Name, _Base] = {}
     for group in groups:
+        if isinstance(group, Table) or group.slot:
+            continue
         first = 0
         for site in group.sites:
             base = Source(site.delta, Places.all_of(shape_of(site.delta)))
             while parts := steps(program, base):
                 part = parts[0]
-                if len(parts) != 1 or part.index.size != base.index.size or part.scales or not part.scale:
+                if len(parts) != 1 or part.index.size != base.index.size:
+                    break
+                if part.scales or part.part or not part.scale:
                     break
                 base = part
             if isinstance(base.value, Name):
-                bases.setdefault(base.value, _Base(group, first, site, base.index, base.scale))
+                bases.setdefault(base.value, _Base(group, first, site, base.index, base.scale.real))
             first += site.tokens
     return bases
 
@@ -268,7 +389,7 @@ def _carry(bases: dict[Name, _Base], sources: Sequence[Source], size: int) -> li
     classes: list[tuple[np.ndarray, Group, np.ndarray]] = []
     for source in sources:
         base = bases.get(source.value) if isinstance(source.value, Name) else None
-        if base is None or source.scales:
+        if base is None or source.scales or source.part:
             return []
         site = base.site
         flat = np.empty(base.index.size, np.int64)

@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from ntk_inr._typing import Params
 from ntk_inr.kernels.orthonormal import orthonormal_rows
 from ntk_inr.kernels.program import Program
 from ntk_inr.kernels.sites import Group, Site, Sites, find_sites
+from ntk_inr.kernels.tables import Table, overlap_of
 
 _UNROLLED_PAIRS = 16
 _FEW = 4
@@ -35,12 +37,23 @@ class Factor(NamedTuple):
 
     Shapes: h (n, batch, tokens, m_in); delta (n, c, batch, tokens, m_out); offset a number. In most networks batch
     and tokens are 1. Where tokens are several, the rows of ``h`` are orthonormal, and the offset is 0. Parameters
-    that are in no product share a factor whose ``h`` is None, standing for 1, with their Jacobian as ``delta``.
+    that are in no product share a factor whose ``h`` is None, with their Jacobian as ``delta`` and 1 as offset; what
+    is to be taken away from the kernel has one with the offset -1.
+
+    Of rows that are looked up in a table, ``places`` (n, batch, slots) are where they are; only those of both examples
+    count. One slot multiplies each term by whether it is the same. Of several, h (n, batch, 1, slots) weighs the rows
+    that share one ``delta``; where h is None each has its own, as a token.
     """
 
     h: Array | None
     delta: Array
     offset: Array
+    places: Array | None = None
+
+    def map(self, change: Callable[[Array], Array]) -> Factor:
+        """Return the factor with each array whose first axis is that of examples changed."""
+        h, places = (part if part is None else change(part) for part in (self.h, self.places))
+        return Factor(h, change(self.delta), self.offset, places)
 
 
 class Trace:
@@ -81,7 +94,7 @@ class Trace:
 
         closed = jax.make_jaxpr(pull)(constants, x_i, self._out, leaves)
         place = len(constants) + 1
-        self.program = Program(closed, [i == place for i in range(len(closed.jaxpr.invars))])
+        self.program = Program(closed, [i == place for i in range(len(closed.jaxpr.invars))], {place - 1, place})
         backward = {"full": c * c, "terms": _APART * c}.get(outputs, c)
         self.sites: Sites = find_sites(
             self.program, self.shapes, c, backward, differentiable=differentiable, fixed=dict(fixed)
@@ -96,39 +109,71 @@ class Trace:
         return sum(how.floats for how in self.sites.handling)
 
     @property
+    def scratch(self) -> int:
+        """How many numbers a tile needs beside its own, for each pair of examples."""
+        return max((group.scratch for group in self.sites.groups if isinstance(group, Table)), default=0)
+
+    @property
     def flops(self) -> int:
         """How many flops the kernel of one pair of examples takes."""
         return sum(how.flops for how in self.sites.handling)
 
-    def factors(self, apply: Partial, params: Params, x_i: Array) -> list[tuple[Array | None, Array]]:
-        """Return each factor's h (batch, tokens, m_in) and delta (c, batch, tokens, m_out) at one coordinate (d,)."""
-        sites = [site for group in self.sites.groups for site in group.sites]
-        scales = [atom for site in sites for atom, _ in site.scales]
-        names = [site.h for site in sites] + [site.delta for site in sites] + scales
-        own = [self.program.outputs[leaf] for leaf in self.sites.own]
+    def factors(self, apply: Partial, params: Params, x_i: Array) -> list[tuple[Array | None, Array, Array | None]]:
+        """Return each factor's h (batch, tokens, m_in), delta (c, batch, tokens, m_out) and places (batch, slots)."""
+        groups = self.sites.groups
+        names = list(dict.fromkeys(atom for group in groups for atom in group.atoms))
+        own = [part.atom for part in self.sites.own]
 
-        def pull(cotangent: Array) -> tuple[list[Array], list[Array]]:
+        def pull(cotangent: Array) -> tuple[list[Any], list[Array]]:
             arguments = [*jax.tree.leaves(apply), x_i, cotangent, *jax.tree.leaves(params)]
             results = self.program.evaluate(arguments, names + own)
             values = dict(zip(names, results, strict=False))
-            inputs = [_joined([self._input(site, values) for site in group.sites]) for group in self.sites.groups]
-            deltas = [_joined([self._delta(site, values) for site in group.sites]) for group in self.sites.groups]
-            if own:
-                jacobians = [value.reshape(-1).astype(self.dtype) for value in results[len(names) :]]
+            forward, deltas = [], []
+            for group in groups:
+                h, delta, places = self._of(group, values)
+                forward.append((h, places))
+                deltas.append(delta)
+            for parts in self._own_spans:
+                jacobians = [value.reshape(-1).astype(self.dtype) for value in results[len(names) :][parts]]
                 deltas.append(jnp.concatenate(jacobians)[None, None])
-            return inputs, deltas
+            return forward, deltas
 
         basis = jnp.eye(math.prod(self._out.shape), dtype=self._out.dtype)
-        inputs, deltas = jax.vmap(pull, out_axes=(None, 0))(basis)
-        pairs = zip(self.sites.groups, inputs, deltas, strict=False)
-        factors: list[tuple[Array | None, Array]] = [self._orthogonal(group, h, delta) for group, h, delta in pairs]
-        return factors + [(None, delta) for delta in deltas[len(factors) :]]
+        forward, deltas = jax.vmap(pull, out_axes=(None, 0))(basis)
+        factors: list[tuple[Array | None, Array, Array | None]] = []
+        for group, (h, places), delta in zip(groups, forward, deltas, strict=False):
+            if isinstance(group, Group):
+                h, delta = self._orthogonal(group, h, delta)
+            factors.append((h, delta, places))
+        return factors + [(None, delta, None) for delta in deltas[len(factors) :]]
+
+    @at_precision
+    def _of(self, group: Group | Table, values: dict[Any, Array]) -> tuple[Array | None, Array, Array | None]:
+        if isinstance(group, Table):
+            places, counted, weights = group.rows(values, self.dtype)
+            return weights, group.deltas(values, counted, self.dtype), places
+        h = _joined([self._input(site, values) for site in group.sites])
+        delta = _joined([self._delta(site, values) for site in group.sites])
+        if group.slot is None:
+            return h, delta, None
+        place, inside = group.slot.places(values)
+        return h * inside.astype(self.dtype)[:, None, None], delta, jnp.broadcast_to(place, (group.batch, 1))
 
     def offsets(self) -> list[Array]:
         """Return each factor's offset."""
         groups = self.sites.groups
         carried = [sum(float(w[0]) ** 2 for w in group.biases) if group.tokens == 1 else 0 for group in groups]
-        return [jnp.asarray(offset, self.dtype) for offset in carried + [1] * bool(self.sites.own)]
+        is_one = [isinstance(group, Table) and group.weights is None for group in groups]
+        offsets = [1 if one else offset for one, offset in zip(is_one, carried, strict=True)]
+        signs = [-1 if self.sites.own[parts][0].negative else 1 for parts in self._own_spans]
+        return [jnp.asarray(offset, self.dtype) for offset in offsets + signs]
+
+    @property
+    def _own_spans(self) -> list[slice]:
+        """The positive and the negative parts of their own that leaves keep, those that there are."""
+        positive = sum(not part.negative for part in self.sites.own)
+        spans = [slice(0, positive), slice(positive, len(self.sites.own))]
+        return [span for span in spans if span.start < span.stop]
 
     @at_precision
     def _orthogonal(self, group: Group, h: Array, delta: Array) -> tuple[Array, Array]:
@@ -151,14 +196,7 @@ class Trace:
         return _joined([rows, h - lengths @ rows]), jnp.concatenate([turned, delta], axis=2)
 
     def _input(self, site: Site, values: dict[Any, Array]) -> Array:
-        h = values[site.h].astype(self.dtype)
-        for atom, divides in site.scales:
-            number = values[atom].astype(self.dtype)
-            # One number, or one for each step of the loops whose steps the first axes of h are.
-            steps = next(k for k in range(h.ndim + 1) if math.prod(h.shape[:k]) == number.size)
-            number = number.reshape(h.shape[:steps] + (1,) * (h.ndim - steps))
-            h = h / number if divides else h * number
-        h = h.transpose(site.h_axes).reshape(site.batch, site.tokens, site.m_in)
+        h = values[site.h].transpose(site.h_axes).reshape(site.batch, site.tokens, site.m_in).astype(self.dtype)
         return h if site.scale == 1 else h * site.scale
 
     def _delta(self, site: Site, values: dict[Any, Array]) -> Array:
@@ -198,13 +236,7 @@ def _alike(sites: Sites, others: Sites, leaf: int) -> bool:
     if (how.kind, how.carrier) != (other.kind, other.carrier):
         return False
     ours, theirs = ([group for group in each.groups if group.leaf == leaf] for each in (sites, others))
-    return len(ours) == len(theirs) and all(
-        a.tokens == b.tokens
-        and a.index.same_as(b.index)
-        and len(a.biases) == len(b.biases)
-        and all(map(np.array_equal, a.biases, b.biases))
-        for a, b in zip(ours, theirs, strict=True)
-    )
+    return len(ours) == len(theirs) and all(a.fits(b) for a, b in zip(ours, theirs, strict=True))
 
 
 def factors(
@@ -224,7 +256,7 @@ def factors(
     # Flat in between, or XLA would compute them twice for layouts that differ in axes of length 1 only.
     flat = lax.optimization_barrier(jax.tree.map(lambda part: part.reshape(len(x), -1), pairs))
     pairs = jax.tree.map(lambda part, like: part.reshape(like.shape), flat, pairs)
-    return [Factor(h, delta, offset) for (h, delta), offset in zip(pairs, trace.offsets(), strict=True)]
+    return [Factor(h, delta, offset, places) for (h, delta, places), offset in zip(pairs, trace.offsets(), strict=True)]
 
 
 def tile(rows: list[Factor], columns: list[Factor], outputs: str, *, in_turn: bool = False) -> Array:
@@ -248,12 +280,12 @@ def blocked(rows: list[Factor], columns: list[Factor], outputs: str, block: int)
 
     def row_of(part: Any) -> Array:
         single = [
-            Factor(h if h is None else h[None], delta[None], factor.offset)
-            for (h, delta), factor in zip(part, rows, strict=True)
+            Factor(h, delta, factor.offset, places).map(lambda array: array[None])
+            for (h, delta, places), factor in zip(part, rows, strict=True)
         ]
         return tile(single, columns, outputs)[0]
 
-    return lax.map(row_of, [(factor.h, factor.delta) for factor in rows], batch_size=block)
+    return lax.map(row_of, [(factor.h, factor.delta, factor.places) for factor in rows], batch_size=block)
 
 
 def diagonal(rows: list[Factor], outputs: str) -> Array:
@@ -261,7 +293,12 @@ def diagonal(rows: list[Factor], outputs: str) -> Array:
 
     def single(factor: Factor) -> Array:
         backward = jnp.einsum("icbtm,icbsm->icbts", factor.delta, factor.delta)
-        if factor.h is not None:
+        if factor.h is None and factor.places is not None:
+            # Rows that are looked up twice count once, so that each is at a place of its own.
+            backward = jnp.diagonal(backward, axis1=3, axis2=4)[..., None]
+        if factor.h is None:
+            backward = backward * factor.offset
+        else:
             forward = jnp.einsum("ibtm,ibsm->ibts", factor.h, factor.h) + factor.offset
             backward = backward * forward[:, None]
         each = backward.sum((2, 3, 4))
@@ -288,6 +325,7 @@ def grams(a: Factor, b: Factor, outputs: str, at: Any = (0, 0, 0)) -> tuple[Arra
     """
     g, t, s = at
     left, right = a.delta[:, :, g, t], b.delta[:, :, g, s]
+    left = left * a.offset if a.h is None else left
     if outputs == "trace":
         c = left.shape[1]
         width = c * left.shape[2]
@@ -297,7 +335,27 @@ def grams(a: Factor, b: Factor, outputs: str, at: Any = (0, 0, 0)) -> tuple[Arra
         backward = jnp.einsum(_CONTRACTION[outputs], left, right)
     if a.h is None or b.h is None:
         return None, backward
-    return _gram(a.h[:, g, t], b.h[:, g, s]) + a.offset, backward
+    if a.places is None or b.places is None:
+        return _gram(a.h[:, g, t], b.h[:, g, s]) + a.offset, backward
+    places, others = a.places[:, g], b.places[:, g]
+    if places.shape[1] > 1:
+        return overlap_of(places, others, a.h[:, g, t, :, None], b.h[:, g, s, :, None]), backward
+    forward = _gram(a.h[:, g, t], b.h[:, g, s])
+    return jnp.where(places == others.T, forward, 0), backward
+
+
+def _rows(a: Factor, b: Factor, outputs: str, at: Any) -> Array:
+    """Return the share of one entry of the batch where the rows that are looked up have vectors of their own."""
+    assert a.places is not None
+    assert b.places is not None
+    left, right = (factor.delta[:, :, at[0]].swapaxes(1, 2) for factor in (a, b))
+    overlap = functools.partial(overlap_of, a.places[:, at[0]], b.places[:, at[0]])
+    n, slots, c, width = left.shape
+    if outputs == "trace":
+        return overlap(left.reshape(n, slots, c * width), right.reshape(-1, slots, c * width)) / c
+    if outputs == "diagonal":
+        return jax.vmap(overlap, (2, 2), 2)(left, right)
+    return jax.vmap(jax.vmap(overlap, (None, 2), 2), (2, None), 2)(left, right)
 
 
 def term(a: Factor, b: Factor, outputs: str) -> Array:
@@ -310,8 +368,10 @@ def term(a: Factor, b: Factor, outputs: str) -> Array:
             return backward
         return backward * forward.reshape(forward.shape + (1,) * (backward.ndim - 2))
 
+    if a.places is not None and a.h is None:
+        pair, tokens = functools.partial(_rows, a, b, outputs), 1
     pairs = list(itertools.product(range(batch), range(tokens), range(tokens)))
-    if len(pairs) <= _UNROLLED_PAIRS:
+    if len(pairs) <= (_UNROLLED_PAIRS if a.places is None else _FEW):
         return functools.reduce(operator.add, map(pair, pairs))
     total = jax.eval_shape(pair, pairs[0])
     zero = jnp.zeros(total.shape, total.dtype)

@@ -29,8 +29,8 @@ class HashGrid(nn.Module):
     there are more, they share by the hash :math:`(\bigoplus_t c_t\pi_t) \bmod 2^T`. Coordinates outside [-1, 1] are
     clipped to it. The tables are one parameter "table", level after level, (rows, F), drawn from U(±1e-4).
 
-    The table is a parameter that is looked up, not multiplied, so :func:`ntk_inr.ntk` takes its own Jacobian:
-    exact, in memory n times the table's size; keep ``log2_size`` small for kernels.
+    The table is a parameter that is looked up: :func:`ntk_inr.ntk` takes it by the rows that both coordinates of a
+    pair look up, exact, at a cost that does not grow with the table.
 
     Attributes:
         levels: number of grids L.

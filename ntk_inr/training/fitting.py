@@ -68,7 +68,7 @@ def fit(
 
     Args:
         apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``.
-        params: pytree of floating point arrays; not changed.
+        params: pytree of floating point or complex arrays; not changed.
         x: coordinates (n, d).
         y: values (n, c).
         data: instead of x and y, ``sampler(key, step) -> (x (m, d), y (m, c))`` or ``(x, y, weights (m,))``, traced,

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
@@ -26,6 +27,8 @@ from ntk_inr.training.steps import Program, State, advance, begin, evaluate
 
 FEW, SAMPLE = 2**16, 2**14
 """Up to so many rows, each report is on all; of more, on so many, but for the last report."""
+# Remembered, so that runs with the same optimizer share their programs.
+_by_parts = functools.lru_cache(optax.contrib.split_real_and_imaginary)
 _CACHED, _SHARED = 2**13, 64
 """Rows whose values stay in a CPU's caches for the most part, but no fewer than one for so many parameters."""
 
@@ -97,7 +100,7 @@ def prepare(apply: Any, params: Any, data: Any, options: Options, seeds: int | N
         raise ValueError("recorder= follows one network; record one seed with fit, or pass ntk_points= to fit_seeds.")
     apply = _checks.as_partial(apply)
     params = check_params(params)
-    dtype = jnp.result_type(*jax.tree.leaves(params))
+    dtype = jnp.finfo(jnp.result_type(*jax.tree.leaves(params))).dtype
     loss, one = options.example_loss, (apply, params)
     if seeds:
         one = jax.tree.map(lambda leaf: leaf[0], one)
@@ -106,7 +109,7 @@ def prepare(apply: Any, params: Any, data: Any, options: Options, seeds: int | N
     keys = jax.random.split(key, seeds) if seeds else key
     feed = Feed(source, dtype, options.steps) if isinstance(source, HostData) else None
     everything = Batch(source.x, source.y) if isinstance(source, Rows) else _batch_of(source, feed, keys, 0)
-    c = check_apply(*one, everything.x)
+    c = check_apply(*one, everything.x, kind=jnp.floating)
     check_loss(loss, c, everything.x, everything.y)
     rows = options.batch_size or len(everything.x)
     mesh = checks.check_mesh(options.mesh, rows, options.microbatch)
@@ -116,9 +119,17 @@ def prepare(apply: Any, params: Any, data: Any, options: Options, seeds: int | N
         options = dataclasses.replace(options, validation=(valid.x, valid.y))
 
     optimizer = options.optimizer or named("adam", learning_rate=1e-3)
+    is_complex = any(map(jnp.iscomplexobj, jax.tree.leaves(params)))
+    if is_complex:
+        optimizer = _by_parts(optimizer)
     stateful = training_call(apply) is not None
     whole = isinstance(source, Rows) and options.batch_size is None
     opt_state = jax.eval_shape(optimizer.init, one[1])
+    if is_complex and evaluates_again(opt_state):
+        raise ValueError(
+            "this optimizer evaluates the loss by itself, which takes real parameters, and params has complex ones; "
+            'use another one, such as optimizer="adam".'
+        )
     checks.check_whole_batch(options, opt_state, rows, stateful, whole)
     microbatch = options.microbatch
     if microbatch is None and mesh is None and not stateful and not evaluates_again(opt_state):

@@ -81,7 +81,12 @@ class Program:
 
 def _wide(tree: Any) -> Any:
     """Return a pytree in a dtype wide enough for sums, and for the small constants of the optimizers."""
-    return jax.tree.map(lambda leaf: leaf.astype(accumulation_dtype(leaf)), tree)
+    return jax.tree.map(lambda leaf: leaf if jnp.iscomplexobj(leaf) else leaf.astype(accumulation_dtype(leaf)), tree)
+
+
+def _steepest(gradient: Any) -> Any:
+    """Return the way in which the loss grows most: of complex parameters JAX's gradient is the conjugate of it."""
+    return jax.tree.map(lambda leaf: leaf.conj() if jnp.iscomplexobj(leaf) else leaf, gradient)
 
 
 @functools.partial(jax.jit, static_argnames="program")
@@ -211,7 +216,7 @@ def rows_gradient(apply: Partial, state: State, batch: Batch, t: Any = 0, *, pro
     def fresh() -> Gradient:
         differentiated = jax.value_and_grad(share, has_aux=True)
         (loss, (model, each)), gradient = differentiated(state.params, state.model, x, y, weights)
-        return Gradient(loss, _wide(gradient), model, each, whole)
+        return Gradient(loss, _steepest(_wide(gradient)), model, each, whole)
 
     search = line_search(state.opt_state)
     if search is None or training_call(apply) is not None:
@@ -264,7 +269,7 @@ def _accumulated(share: Callable[..., Any], state: State, rows: Any, size: int) 
 
     nothing = jax.tree.map(jnp.zeros_like, _wide(state.params))
     (loss, gradient, model), each = lax.scan(accumulate, (zero, nothing, state.model), firsts)
-    return Gradient(loss, gradient, model, _joined(each, m), whole)
+    return Gradient(loss, _steepest(gradient), model, _joined(each, m), whole)
 
 
 def _like(params: Any, own: Any) -> Any:

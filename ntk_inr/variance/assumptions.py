@@ -206,7 +206,7 @@ def _redrawn(params: Params) -> Any:
 @at_precision
 def _parts(factor: Factor, redrawn: Factor) -> list[_Part]:
     """Return F and B of a term, or H; its units are random where they differ from the ``redrawn`` ones."""
-    if factor.h is not None and not sums.is_factored(factor):
+    if factor.places is not None or (factor.h is not None and not sums.is_factored(factor)):
         return [_Part("H", np.asarray(_kernel_of([factor], [factor], "trace"), float))]
 
     def part(name: str, units: Any, others: Any, offset: float) -> _Part:

@@ -212,7 +212,7 @@ def variance_budget(
 
     Args:
         apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``; examples must not mix.
-        params: pytree of floating point arrays.
+        params: pytree of floating point or complex arrays.
         x: coordinates (n, d), at least 2.
         matrices: keep F, B, tau_F and tau_B of each term, 4 L n^2 figures.
         key: a JAX random key, to draw submatrices; None takes the whole kernel.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -79,9 +78,15 @@ def term_factors(apply: Partial, params: Params, x: Any, *, c: int, terms: Terms
     """Return the factors of each of the ``terms`` at coordinates ``x``."""
     factors = assembly.factors(apply, params, x, c=c, outputs="terms", precision=precision)
     if terms.widths:
-        whole = factors.pop()
-        spans = itertools.pairwise(np.cumsum((0, *terms.widths)))
-        factors += [whole._replace(delta=whole.delta[..., first:last]) for first, last in spans]
+        own = [factor for factor in factors if factor.h is None and factor.places is None]
+        factors = [factor for factor in factors if factor.h is not None or factor.places is not None]
+        widths = list(terms.widths)
+        for whole in own:
+            first = 0
+            while first < whole.delta.shape[-1]:
+                last = first + widths.pop(0)
+                factors.append(whole._replace(delta=whole.delta[..., first:last]))
+                first = last
     return [factors[term] for term in terms.order]
 
 
@@ -98,10 +103,9 @@ def _terms(trace: Trace, params: Params) -> Terms:
         return trace.program.order.get(atom, (-1,))
 
     ranks = [max(rank(site.delta) for site in group.sites) for group in groups]
-    ranks += [rank(trace.program.outputs[leaf]) for leaf in own]
+    ranks += [rank(trace.program.outputs[part.leaf]) for part in own]
     order = tuple(sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True))
-    sizes = [int(np.prod(trace.shapes[leaf])) for leaf in own]
-    return Terms(_term_names(trace, params, order), order, tuple(sizes))
+    return Terms(_term_names(trace, params, order), order, tuple(part.size for part in own))
 
 
 def _term_names(trace: Trace, params: Any, order: tuple[int, ...]) -> tuple[str, ...]:
@@ -109,7 +113,7 @@ def _term_names(trace: Trace, params: Any, order: tuple[int, ...]) -> tuple[str,
     groups = trace.sites.groups
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     leaves = [jax.tree_util.keystr(path, simple=True, separator="/") or "params" for path in paths]
-    leaf_of = [*(group.leaf for group in groups), *trace.sites.own]
+    leaf_of = [*(group.leaf for group in groups), *(part.leaf for part in trace.sites.own)]
     names = []
     for term in order:
         leaf = leaf_of[term]
