@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -186,16 +186,12 @@ def find_sites(
         else:
             why = "fewer flops than as products" if candidates else why
             handling.append(Handling("jacobian", why, 2 * backward * place.size, c * place.size))
-    bases = _bases(program, groups)
-    for leaf, (cotangent, place) in enumerate(zip(program.outputs, places, strict=True)):
-        if handling[leaf].kind == "jacobian" and leaf not in fixed:
-            carriers = _carry(bases, follow(program, cotangent, place, bases), place.size)
-            if carriers:
-                handling[leaf] = Handling("bias", "added to the product of", carrier=carriers[0].leaf)
+    groups = _carried(program, groups, handling, places, fixed)
     if all(how.kind == "unused" for how in handling):
         # So that there is something to make a kernel of zeros from.
         size = places[0].size
         handling[0] = Handling("jacobian", "the output depends on no parameter", 2 * backward * size, c * size)
+    own = [part for part in own if handling[part.leaf].kind != "bias"]
     own += [Own(leaf, program.outputs[leaf]) for leaf, how in enumerate(handling) if how.kind == "jacobian"]
     contract_sums(program, [part.atom for part in own])
     return Sites(groups, sorted(own, key=lambda part: (part.negative, part.leaf)), handling)
@@ -363,8 +359,34 @@ class _Base:
     scale: float
 
 
-def _bases(program: Program, groups: Sequence[Group | Table]) -> dict[Name, _Base]:
-    bases: dict[Name, _Base] = {}
+def _carried(
+    program: Program,
+    groups: list[Group | Table],
+    handling: list[Handling],
+    places: Sequence[Places],
+    fixed: Collection[int],
+) -> list[Group | Table]:
+    """Let groups carry the leaves whose cotangents are multiples of their ``delta``; return the groups of the rest."""
+    bases = _bases(program, groups)
+    for leaf, (cotangent, place) in enumerate(zip(program.outputs, places, strict=True)):
+        own = [group for group in groups if group.leaf == leaf]
+        if leaf in fixed or handling[leaf].kind == "unused" or any(group.biases for group in own):
+            continue
+        others = {value: base for value, known in bases.items() if (base := _of_other(known, leaf))}
+        carriers = _carry(others, follow(program, cotangent, place, others), place.size)
+        if carriers:
+            handling[leaf] = Handling("bias", "added to the product of", carrier=carriers[0].leaf)
+            groups = [group for group in groups if group.leaf != leaf]
+            bases = {value: [base for base in known if base.group.leaf != leaf] for value, known in bases.items()}
+    return groups
+
+
+def _of_other(bases: Sequence[_Base], leaf: int) -> _Base | None:
+    return next((base for base in bases if base.group.leaf != leaf), None)
+
+
+def _bases(program: Program, groups: Sequence[Group | Table]) -> dict[Name, list[_Base]]:
+    bases: dict[Name, list[_Base]] = {}
     for group in groups:
         if isinstance(group, Table) or group.slot:
             continue
@@ -379,7 +401,7 @@ def _bases(program: Program, groups: Sequence[Group | Table]) -> dict[Name, _Bas
                     break
                 base = part
             if isinstance(base.value, Name):
-                bases.setdefault(base.value, _Base(group, first, site, base.index, base.scale.real))
+                bases.setdefault(base.value, []).append(_Base(group, first, site, base.index, base.scale.real))
             first += site.tokens
     return bases
 
