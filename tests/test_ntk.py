@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from jax.tree_util import Partial
 
 import ntk_inr as ni
 from ntk_inr.kernels import assembly, storage
 from ntk_inr.kernels.memory import Cut
+from ntk_inr.kernels.orthonormal import orthonormal_rows
 from ntk_inr.kernels.request import Request
 from tests.conftest import in_float64, quick, small
 from tests.kernel_models import (
@@ -125,6 +127,33 @@ def handled(name, key, x):
 def test_plan_takes_products_where_it_can(name, expected, key, x):
     found = handled(name, key, x)
     assert expected.items() <= found.items()
+
+
+def test_equal_operands_are_one(key, x):
+    """Of second derivatives by nested ones: the value, two first derivatives and the sum of the second ones."""
+    leaves = ni.explain(*MODELS["second_derivatives"](key, x), x).leaves
+    (why,) = (leaf.why for leaf in leaves if leaf.name == "['w']")
+    assert "sum of 4 products" in why
+
+
+def test_orthonormal_rows_span_what_others_do(x64):
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(3, 5, 9))
+    rows[0, 2] = rows[0, 1] + 1e-9 * rng.normal(size=9)  # nearly one
+    rows[1, 3] = 2 * rows[1, 1]
+    rows[2] *= 1e-200
+    found = np.asarray(orthonormal_rows(jnp.asarray(rows)))
+    products = found @ found.swapaxes(1, 2)
+    expected = np.stack([np.eye(5), np.diag([1.0, 1, 1, 0, 1]), np.eye(5)])
+    np.testing.assert_allclose(products, expected, atol=1e-14)
+    np.testing.assert_allclose(rows @ found.swapaxes(1, 2) @ found, rows, rtol=1e-12, atol=1e-14)
+
+
+def test_sums_of_products_wait_for_no_threads(key, x):
+    """JAX's LAPACK on a CPU may wait for ever in a program that factors several batches."""
+    apply, params = MODELS["recurrent"](key, x)
+    program = assembly.factors.lower(Partial(apply), params, x, c=1, outputs="trace", precision="highest")
+    assert "lapack" not in program.as_text()
 
 
 def test_kernel_is_zero_where_the_output_depends_on_no_parameter():

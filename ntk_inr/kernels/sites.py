@@ -17,7 +17,7 @@ import numpy as np
 
 from ntk_inr.kernels.follow import Scales, Source, follow, is_complex, steps
 from ntk_inr.kernels.places import Places, overlap
-from ntk_inr.kernels.program import Atom, Equation, Loop, Name, Program, shape_of
+from ntk_inr.kernels.program import Atom, Equation, Loop, Name, Program, aval_of, shape_of
 
 # What one pass over a tile of the kernel costs, in units of a product's multiply and add.
 _PASS = 16
@@ -140,7 +140,8 @@ def find_sites(
         if candidates and flops <= 2 * backward * place.size:
             groups += candidates
             uses = max(group.tokens for group in candidates)
-            why = "operand of a matrix product" if uses == 1 else f"sum of {uses} products, over orthonormal inputs"
+            why = f"sum of {uses} products over orthonormal inputs: {uses**2} pairs"
+            why = why if uses > 1 else "operand of a matrix product"
             floats = sum(group.floats(c, differentiable=differentiable) for group in candidates)
             handling.append(Handling("product", why, flops, floats))
         else:
@@ -182,7 +183,36 @@ def _grouped(program: Program, leaf: int, sources: list[Source], size: int) -> t
             groups.append((index, [site]))
     if overlap([index for index, _ in groups], size):
         return [], "its uses overlap in different arrangements"
-    return [Group(leaf, index, sites) for index, sites in groups], ""
+    return [Group(leaf, index, _merged(program, sites)) for index, sites in groups], ""
+
+
+def _merged(program: Program, sites: Sequence[Site]) -> list[Site]:
+    """Return sites of one group with those made one that share an operand, since their other operands add up."""
+    for shared, added in (("h", "delta"), ("delta", "h")):
+        classes: list[list[Site]] = []
+        for site in sites:
+            like = (same for same in classes if _add_up(same[0], site, shared, added))
+            known = next(like, None)
+            if known is None:
+                classes.append([site])
+            else:
+                known.append(site)
+        sites = [_added(program, same, added) if len(same) > 1 else same[0] for same in classes]
+    return list(sites)
+
+
+def _add_up(site: Site, other: Site, shared: str, added: str) -> bool:
+    """Return whether two sites have one operand ``shared``, and others ``added`` whose entries correspond."""
+    avals = (aval_of(getattr(each, added)) for each in (site, other))
+    shape, like = ((aval.shape, aval.dtype) for aval in avals)
+    axes = (site.h_axes, site.delta_axes) == (other.h_axes, other.delta_axes)
+    return getattr(site, shared) is getattr(other, shared) and shape == like and axes and site.scales == other.scales
+
+
+def _added(program: Program, sites: Sequence[Site], added: str) -> Site:
+    total = program.weighted_sum([(getattr(site, added), site.scale) for site in sites])
+    h, delta = (sites[0].h, total) if added == "delta" else (total, sites[0].delta)
+    return dataclasses.replace(sites[0], h=h, delta=delta, scale=1.0)
 
 
 def _producer(program: Program, value: Name) -> Equation | Loop | None:

@@ -16,6 +16,7 @@ from jax.tree_util import Partial
 
 from ntk_inr._dtypes import accumulation_dtype, at_precision
 from ntk_inr._typing import Params
+from ntk_inr.kernels.orthonormal import orthonormal_rows
 from ntk_inr.kernels.program import Program
 from ntk_inr.kernels.sites import Group, Site, Sites, find_sites
 
@@ -142,7 +143,7 @@ class Trace:
             return h, delta
         columns = [jnp.broadcast_to(jnp.asarray(w, self.dtype)[:, None], (*h.shape[:2], 1)) for w in group.biases]
         h = jnp.concatenate([h, *columns], axis=2)
-        rows = lax.stop_gradient(jnp.linalg.qr(h.swapaxes(1, 2))[0].swapaxes(1, 2))
+        rows = lax.stop_gradient(orthonormal_rows(h))
         lengths = h @ rows.swapaxes(1, 2)
         turned = lengths.swapaxes(1, 2) @ delta
         if not self._differentiable:
