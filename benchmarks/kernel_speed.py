@@ -11,6 +11,7 @@ float32 and full precision unless said; medians of calls by turns in one process
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -47,6 +48,8 @@ PARTS = [
     "gram_products",
     "sampled_moments",
     "growth",
+    "equation",
+    "equation_memory",
     "large",
     "extra_memory",
     "streamed_moments",
@@ -220,6 +223,48 @@ def sampled(quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
+def nested(apply: Any) -> Any:
+    """Return ``(params, x) -> (n, 1)``, the Laplacian and the value of a network by two nested derivatives an axis."""
+
+    def observed(params: Any, x: Any) -> Any:
+        def second(axis: Any) -> Any:
+            direction = jnp.broadcast_to(axis, x.shape)
+            slope = lambda x: jax.jvp(lambda x: apply(params, x), (x,), (direction,))[1]  # noqa: E731
+            return jax.jvp(slope, (x,), (direction,))[1]
+
+        return sum(map(second, jnp.eye(x.shape[1], dtype=x.dtype)), apply(params, x))
+
+    return observed
+
+
+def equation(quick: bool) -> list[dict[str, Any]]:
+    """The kernel and a training step of the Helmholtz task, against those of nested derivatives."""
+    rows, task = [], ni.pde_task("helmholtz", points=12 if quick else 48)
+    x, y = jnp.asarray(task.x), jnp.asarray(task.y)
+    for variant in ("siren",) if quick else ("tanh", "siren"):
+        apply, params, _ = model(1, variant=variant)
+        observed = {"forward": task.observe(apply), "nested": nested(apply)}
+
+        def loss(params: Any, of: Any) -> Any:
+            return ((of(params, x) - y) ** 2).mean()
+
+        step = jax.jit(jax.value_and_grad(loss), static_argnames="of")
+        kernels = {name: functools.partial(ni.ntk, of, params, x) for name, of in observed.items()}
+        steps = {name: functools.partial(step, params, of=of) for name, of in observed.items()}
+        found = {"kernel": timing.compare(kernels, 2 if quick else 5), "step": timing.compare(steps, 5)}
+        ratios = {f"{name}_ratio": of["nested"]["median_s"] / of["forward"]["median_s"] for name, of in found.items()}
+        rows.append({"n": task.n, "variant": variant, **found, **ratios})
+    return rows
+
+
+def measure_equation(points: int) -> dict[str, Any]:
+    """Return the peak memory of this process for the kernel of the Helmholtz task."""
+    task = ni.pde_task("helmholtz", points=points)
+    apply, params, _ = model(1, variant="siren")
+    jax.block_until_ready(ni.ntk(task.observe(apply), params, task.x))
+    return {"n": task.n, "peak_process_bytes": timing.peak_bytes()}
+
+
 SWEEPS: dict[str, list[int]] = {
     "n": [512, 1024, 2048, 4096, 8192, 16384],
     "width": [64, 128, 256, 512, 1024],
@@ -345,11 +390,14 @@ def claims(results: dict[str, Any]) -> list[Claim]:
 def main() -> None:
     """Measure, print the table, and keep the JSON and the plot."""
     parser = arguments_of(__doc__, parts=PARTS)
-    parser.add_argument("--only", choices=["grams", "extra_memory", "streamed"], help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=["grams", "equation", "extra_memory", "streamed"], help=argparse.SUPPRESS)
     parser.add_argument("--n", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
-        parts = {"grams": against_gram_products, "extra_memory": measure_extra_memory, "streamed": measure_streamed}
+        parts = {
+            "grams": against_gram_products, "equation": measure_equation, "extra_memory": measure_extra_memory,
+            "streamed": measure_streamed,
+        }  # fmt: skip
         print(json.dumps(parts[arguments.only](arguments.n)))
         return
     profile = profile_of(arguments, timed=True)
@@ -363,10 +411,14 @@ def main() -> None:
         "gram_products": lambda: grams(n),
         "sampled_moments": lambda: sampled(quick),
         "growth": lambda: growth(quick),
+        "equation": lambda: equation(quick),
     }
     if accelerator:
         computes["large"] = large_on_accelerator
     else:
+        computes["equation_memory"] = lambda: timing.in_own_process(
+            own, "--only=equation", f"--n={12 if quick else 48}"
+        )
         computes["extra_memory"] = lambda: timing.in_own_process(own, "--only=extra_memory", f"--n={2 * n}")
         computes["streamed_moments"] = lambda: timing.in_own_process(
             own, "--only=streamed", f"--n={2048 if quick else 16384}"
@@ -405,6 +457,15 @@ def report(results: dict[str, Any]) -> None:
     for row in results.get("sampled_moments", []):
         worst = max(row["mean_stderr_relative"], row["variance_stderr_relative"])
         print(f"sampled, n={row['n']}, {row['variant']}: {row['median_s']:.3g} s, standard error {100 * worst:.2f} %")
+    for row in results.get("equation", []):
+        print(
+            f"Helmholtz task, n={row['n']}, {row['variant']}: {row['kernel']['forward']['median_s']:.3g} s, "
+            f"{row['kernel_ratio']:.3g} times as fast as by nested derivatives; a training step "
+            f"{row['step_ratio']:.3g} times"
+        )
+    if "equation_memory" in results:
+        row = results["equation_memory"]
+        print(f"Helmholtz task, n={row['n']}: peak {row['peak_process_bytes'] / 1e9:.2f} GB")
     if "extra_memory" in results:
         row = results["extra_memory"]
         print(f"n={row['n']}: {row['extra_per_kernel']:.2f} K beyond K and the factors")

@@ -88,6 +88,18 @@ def laplacian(params, x, step=1e-2):
     return (around - 4 * mlp(params, x)) / step**2
 
 
+def second_derivatives(params, x):
+    """Two nested derivatives an axis, which have the value, and one of them the first derivative, twice."""
+
+    def along(axis):
+        def once(x):
+            return jax.jvp(lambda x: mlp(params, x), (x,), (jnp.broadcast_to(axis, x.shape),))[1]
+
+        return jax.jvp(once, (x,), (jnp.broadcast_to(axis, x.shape),))[1]
+
+    return mlp(params, x) + sum(along(axis) for axis in jnp.eye(2, dtype=x.dtype))
+
+
 def contrast(params, x):
     return mlp(params, x) - mlp(params, 0.999 * x)
 
@@ -329,7 +341,7 @@ MODELS = {
     "leapfrog": plain(leapfrog, {"in": (2, W), "b": (W,), "w": (W, W), "out": (W, 1)}),
     **{
         function.__name__: plain(function, {"in": (2, W), "w": (W, W), "b": (W,), "out": (W, 2)})
-        for function in (laplacian, contrast, even_part)
+        for function in (laplacian, second_derivatives, contrast, even_part)
     },
     "centred": plain(centred, {"in": (2, W), "w": (W, W), "out": (W, 1)}),
     "references": plain(referring, {"w": (2, W), "out": (W, 2)}),

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from ntk_inr._dtypes import eps
+from ntk_inr.tasks.derivatives import value_and_laplacian
 from tests.random_layers import CASTS, FORMS, LAYERS, Scope, layer, named, pick
 
 # How many coordinates a program has.
@@ -39,7 +40,7 @@ NONLINEAR = ("clipped", "decayed")
 WRAPPERS: dict[str, Callable[..., Any]] = {}
 HEADS: dict[str, Callable[..., Any]] = {}
 # Wrappers and heads that differentiate forwards.
-FORWARD = ("jvp", "second derivative", "directional", "gradient", "laplacian")
+FORWARD = ("jvp", "second derivative", "directional", "gradient", "laplacian", "forward laplacian")
 backward, wrapper, head = (functools.partial(named, registry) for registry in (BACKWARD, WRAPPERS, HEADS))
 
 
@@ -217,6 +218,17 @@ def laplacian(p, x, network):
         return jnp.einsum("cii->c", jax.hessian(single)(x)) - single(x)
 
     return p.each(residual, x)
+
+
+@head()
+def forward_laplacian(p, x, network):
+    """The same, carried forwards, where the exact one is not."""
+    if p.exact:
+        return laplacian(p, x, network)
+    single = functools.partial(network, dataclasses.replace(p, batched=False))
+    rows = x if p.batched else x[None]
+    value, bend = value_and_laplacian(lambda _, rows: jax.vmap(single)(rows))(None, rows)
+    return bend - value if p.batched else (bend - value)[0]
 
 
 @head()

@@ -165,6 +165,13 @@ def test_plan_takes_products_where_it_can(name, expected, key, x):
     assert expected.items() <= found.items()
 
 
+def test_equal_operands_are_one(key, x):
+    """Of second derivatives by nested ones: the value, two first derivatives and the sum of the second ones."""
+    leaves = ni.explain(*MODELS["second_derivatives"](key, x), x).leaves
+    (why,) = (leaf.why for leaf in leaves if leaf.name == "['w']")
+    assert "sum of 4 products" in why
+
+
 def test_orthonormal_rows_span_what_others_do(x64):
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(3, 5, 9))

@@ -1,11 +1,14 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 import ntk_inr as ni
-from ntk_inr.tasks.derivatives import value_and_gradient, value_and_laplacian
+from ntk_inr.tasks.derivatives import value_and_gradient
 from ntk_inr.tasks.image_gradients import image_gradient_task
+from ntk_inr.tasks.laplacian import forward_laplacian
 from ntk_inr.tasks.pde import pde_task
 
 
@@ -19,24 +22,71 @@ def exact(task, scale=1.0):
     return apply
 
 
-def test_derivatives_of_a_network_against_its_hessian(key, x, x64):
-    apply, params = ni.init(ni.CoordinateMLP(features=8, depth=1, out=2, activation=jnp.tanh), key, x)
+def gated(p, x):
+    """Products and quotients of what depends on x."""
+    u, v = jnp.tanh(x @ p["a"]), jnp.sin(x @ p["a"])
+    gate = jnp.exp(-((u @ p["w"]) ** 2))
+    q = (gate * u + (1 - gate) * v) @ p["out"]
+    return q / (2 + jnp.cos(q[:, ::-1])) + 3 / (1 + q**2) - x[:, :1] / 2
+
+
+def moved(p, x):
+    """What moves and chooses entries, beside constants, and a loop over layers."""
+    h = jnp.pad(jnp.concatenate([x @ p["a"], jnp.ones_like(x)], 1), ((0, 0), (1, 0)), constant_values=0.5)
+    h = jnp.where(h > 0, h**3, jnp.cumsum(jnp.sort(h, 1), 1))[:, :6] + p["a"][jnp.floor(x[:, 0]).astype(int)]
+    h, each = lax.scan(lambda h, w: (jnp.sin(h @ w), h.max(1)), h, jnp.stack([p["w"], p["w"].T]))
+    return h @ p["out"] + each.mean(0)[:, None]
+
+
+@jax.custom_jvp
+def own_rule(u):
+    return jnp.sin(u)
+
+
+own_rule.defjvp(lambda u, du: (own_rule(*u), 2 * jnp.cos(u[0]) * du[0]))
+
+
+def ruled(p, x):
+    """Functions that are compiled, rematerialised, or have rules of their own, and complex numbers."""
+    h = jax.checkpoint(jax.jit(lambda h: own_rule(h @ p["w"]) + jax.nn.softplus(h)))(x @ p["a"])
+    return (jnp.exp((0.5 + 2j) * h) @ p["out"]).real + jnp.abs(jnp.exp(1j * h) + 2) @ p["out"]
+
+
+def constant(p, x):
+    return jnp.ones((len(x), 2)) * p["out"][:1]
+
+
+@pytest.mark.parametrize("function", [gated, moved, ruled, constant])
+def test_derivatives_are_those_of_the_hessian(function, x, x64):
+    shapes = {"a": (2, 6), "w": (6, 6), "out": (6, 2)}
+    rng = np.random.default_rng(0)
+    params = {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
+    x = jnp.asarray(x[:7], jnp.float64)
+
+    def exact(params, x):
+        def point(z):
+            return function(params, z[None])[0]
+
+        hessian = jax.vmap(jax.hessian(point))(x)
+        return function(params, x), jax.vmap(jax.jacfwd(point))(x), jnp.einsum("ncii->nc", hessian)
+
+    def weighed(derivatives):
+        return lambda params: sum(jnp.sin(part).sum() for part in derivatives(params, x))
+
+    carried = forward_laplacian(function)
+    chex.assert_trees_all_close(jax.jit(carried)(params, x), jax.jit(exact)(params, x), rtol=1e-9, atol=1e-9)
+    slopes, expected = (jax.jit(jax.grad(weighed(each)))(params) for each in (carried, exact))
+    chex.assert_trees_all_close(slopes, expected, rtol=1e-8, atol=1e-8)
+    alone = jax.vmap(lambda z: carried(params, z[None]))(x)
+    chex.assert_trees_all_close(jax.tree.map(lambda part: part[:, 0], alone), carried(params, x), rtol=1e-9, atol=1e-9)
+
+
+def test_value_and_gradient_of_a_network(key, x, x64):
+    apply, params = ni.init(ni.CoordinateMLP(features=8, depth=1, activation=jnp.tanh), key, x)
     params, x = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), (params, x))
-
-    def point(z):
-        return apply(params, z[None])[0]
-
-    value, laplacian = jax.jit(value_and_laplacian(apply))(params, x)
-    hessian = jax.jit(jax.vmap(jax.hessian(point)))(x)
-    np.testing.assert_allclose(value, apply(params, x), rtol=1e-12)
-    np.testing.assert_allclose(laplacian, np.trace(hessian, axis1=2, axis2=3), rtol=1e-9, atol=1e-9)
-
-    def first(params, x):
-        return apply(params, x)[:, :1]
-
-    both = jax.jit(value_and_gradient(first))(params, x)
-    gradient = jax.jit(jax.vmap(jax.grad(lambda z: point(z)[0])))(x)
-    np.testing.assert_allclose(both, np.concatenate([first(params, x), gradient], axis=1), rtol=1e-9)
+    both = jax.jit(value_and_gradient(apply))(params, x)
+    gradient = jax.jit(jax.vmap(jax.grad(lambda z: apply(params, z[None])[0, 0])))(x)
+    np.testing.assert_allclose(both, np.concatenate([apply(params, x), gradient], axis=1), rtol=1e-9)
 
 
 @pytest.mark.parametrize("frequencies", [(1.0, 4.0), (0.5, 1.5)])  # the second is not zero on the boundary
@@ -75,6 +125,17 @@ def test_the_kernel_of_an_equation(key):
     rows = np.concatenate([np.reshape(leaf, (12, -1)) for leaf in jax.tree.leaves(jacobian)], axis=1)
     expected = rows @ rows.T
     np.testing.assert_allclose(ni.ntk(measured, params, task.x), expected, rtol=1e-3, atol=1e-5 * expected.max())
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sine"])
+def test_a_laplacian_is_four_streams(activation, key):
+    """Value, two first derivatives and Laplacian: 16 pairs, each of two Gram products."""
+    task = pde_task(points=2)
+    apply, params = ni.init(ni.CoordinateMLP(features=64, depth=2, activation=activation), key, task.x)
+    leaf = ni.explain(task.observe(apply), params, task.x).leaves[3]
+    assert "sum of 4 products" in leaf.why
+    assert "16 pairs" in leaf.why
+    assert leaf.flops == 16 * (2 * 64 + 2 * 64 + 16)
 
 
 def test_an_image_from_its_gradients():

@@ -267,7 +267,7 @@ def unfolded(program: Program, equation: Equation, source: Source) -> list[Sourc
 
 def contract_sums(program: Program, wanted: Sequence[Atom]) -> None:
     """Let sums over scaled outer products, which ``wanted`` depend on, be computed without these products."""
-    for equation in program.needed(wanted):
+    for equation in program.needed(wanted)[0]:
         if isinstance(equation, Loop):
             contract_sums(equation.body, [*equation.body.outputs, *equation.inner.values()])
         elif equation.kind in ("reduce_sum", "dot_general") and program.is_active(equation.outputs[0]):

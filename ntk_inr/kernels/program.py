@@ -1,21 +1,29 @@
-"""A traced function as one flat list of equations: calls are opened up, and loops give what their bodies compute."""
+"""A traced function as one flat list of equations: calls are opened up, and loops give what their bodies compute.
+
+Equations of one kind, with the same settings and operands, are one equation.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from typing import Any, TypeGuard
 
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from ntk_inr._dtypes import accumulation_dtype
 from ntk_inr.kernels.equations import has_references
 
 _CALLS = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint")
+# Two of these need not be one: random numbers, and what has a derivative rule of its own.
+_APART = ("random_", "rng_", "custom_")
+_COMMUTATIVE = ("add", "add_any", "mul")
 
 
 class Name:
@@ -77,6 +85,7 @@ class Program:
         self._constants: list[tuple[Name, Any]] = []
         self._equations: list[Equation | Loop] = []
         self._repeated: dict[tuple[Atom, tuple[int, ...]], Atom] = {}
+        self._known: dict[Hashable, list[Name]] = {}
         self.inputs = [Name(var.aval) for var in closed.jaxpr.invars]
         self.active = {name for name, is_active in zip(self.inputs, active, strict=True) if is_active}
         self.producer: dict[Name, Equation | Loop] = {}
@@ -85,9 +94,8 @@ class Program:
 
     def evaluate(self, arguments: Sequence[Any], wanted: Sequence[Atom]) -> list[Any]:
         """Return the values of the atoms ``wanted`` where the flattened arguments are ``arguments``."""
-        needed, live = self._needed(wanted)
-        values: dict[Name, Any] = dict(self._constants)
-        values.update(zip(self.inputs, arguments, strict=True))
+        needed, live = self.needed(wanted)
+        values = self.given(arguments)
 
         def read(atom: Atom) -> Any:
             return values[atom] if isinstance(atom, Name) else atom.val
@@ -96,9 +104,13 @@ class Program:
             values.update(equation.results([read(atom) for atom in equation.inputs], live))
         return [read(atom) for atom in wanted]
 
+    def given(self, arguments: Sequence[Any]) -> dict[Name, Any]:
+        """Return the values of the names that no equation makes: of constants, and of the flattened arguments."""
+        return dict(self._constants) | dict(zip(self.inputs, arguments, strict=True))
+
     def needs(self, wanted: Sequence[Atom]) -> list[bool]:
         """Return for each flattened argument whether the atoms ``wanted`` depend on it."""
-        live = self._needed(wanted)[1]
+        live = self.needed(wanted)[1]
         return [name in live for name in self.inputs]
 
     def varies(self, atoms: Sequence[Atom]) -> bool:
@@ -143,11 +155,7 @@ class Program:
         self._equations[self._equations.index(equation)] = other
         self.producer.update(dict.fromkeys(equation.outputs, other))
 
-    def needed(self, wanted: Sequence[Atom]) -> list[Equation | Loop]:
-        """Return the equations that the atoms ``wanted`` depend on, in order."""
-        return self._needed(wanted)[0]
-
-    def _needed(self, wanted: Sequence[Atom]) -> tuple[list[Equation | Loop], set[Name]]:
+    def needed(self, wanted: Sequence[Atom]) -> tuple[list[Equation | Loop], set[Name]]:
         """Return the equations that ``wanted`` depends on, in order, and the names among what they use and make."""
         live = {atom for atom in wanted if isinstance(atom, Name)}
         needed = []
@@ -166,9 +174,12 @@ class Program:
             return self._append("a program with references", {}, list(inputs), avals, lambda values: whole(*values))
         named: dict[Any, Atom] = dict(zip(jaxpr.invars, inputs, strict=True))
         for var, constant in zip(jaxpr.constvars, constants, strict=True):
-            name = named[var] = Name(var.aval)
-            self._constants.append((name, constant))
-            self.order[name] = (-1,)
+            known = next((name for name, value in self._constants if value is constant), None)
+            if known is None:
+                known = Name(var.aval)
+                self._constants.append((known, constant))
+                self.order[known] = (-1,)
+            named[var] = known
 
         def read(atom: Any) -> Atom:
             return atom if isinstance(atom, jex.Literal) else named[atom]
@@ -183,9 +194,32 @@ class Program:
             elif kind == "scan" and eqn.params["length"] and any(map(self.is_active, atoms)):
                 outputs = list(self._add(Loop(self, eqn, atoms)).outputs)
             else:
-                outputs = self._append(kind, eqn.params, atoms, [v.aval for v in eqn.outvars], _single(eqn, jaxpr))
+                outputs = self._once(eqn, atoms, _single(eqn, jaxpr))
             named.update(zip(eqn.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
+
+    def weighted_sum(self, terms: Sequence[tuple[Atom, float]]) -> Atom:
+        """Return the sum of atoms of one shape and dtype, each times a number; at least in float32."""
+        first = aval_of(terms[0][0])
+        dtype = accumulation_dtype(first.dtype)
+        weights = [weight for _, weight in terms]
+
+        def evaluate(values: Sequence[Any]) -> list[Any]:
+            parts = (value.astype(dtype) for value in values)
+            return [sum(part if by == 1 else by * part for part, by in zip(parts, weights, strict=True))]
+
+        return self.derive([atom for atom, _ in terms], jax.core.ShapedArray(first.shape, dtype), evaluate)
+
+    def _once(self, eqn: Any, atoms: list[Atom], evaluate: Any) -> list[Atom]:
+        """Return the outputs of the equation that computes the same as this one, added if there is none."""
+        key = _identity(eqn, atoms)
+        known = self._known.get(key) if key else None
+        if known is not None:
+            return list(known)
+        outputs = self._append(eqn.primitive.name, eqn.params, atoms, [v.aval for v in eqn.outvars], evaluate)
+        if key:
+            self._known[key] = [name for name in outputs if isinstance(name, Name)]
+        return outputs
 
     def _append(self, kind: str, params: dict[str, Any], inputs: list[Atom], avals: Any, evaluate: Any) -> list[Atom]:
         outputs = [Name(aval) for aval in avals]
@@ -287,6 +321,28 @@ class Loop:
         carry, parts = lax.scan(step, initial, [values[place] for place in stacked], **self._options)
         last = dict(zip(order, carry, strict=True))
         return [(self.outputs[k], last[k]) for k in final] + list(zip(slices, parts, strict=True))
+
+
+def _identity(eqn: Any, atoms: Sequence[Atom]) -> tuple[Hashable, ...] | None:
+    """Return what equations that compute the same agree in, None where they must stay apart."""
+    kind = eqn.primitive.name
+    if eqn.effects or kind.startswith(_APART):
+        return None
+    operands = [_literal(atom) if isinstance(atom, jex.Literal) else atom for atom in atoms]
+    if kind in _COMMUTATIVE:
+        operands.sort(key=hash)
+    key = (kind, tuple(sorted(eqn.params.items())), *operands)
+    try:
+        hash(key)
+    except TypeError:  # settings that are no values, such as lists of arrays
+        return None
+    return key
+
+
+def _literal(atom: jex.Literal) -> tuple[Hashable, ...]:
+    # By their bytes, so that 0 and -0 are two, and NaN is one.
+    value = np.asarray(atom.val)
+    return str(atom.aval), value.shape, value.tobytes()
 
 
 def _inner(eqn: Any) -> tuple[Any, Sequence[Any]]:

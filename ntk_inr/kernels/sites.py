@@ -19,7 +19,7 @@ import numpy as np
 from ntk_inr.kernels.contractions import Product, complete, contract_sums, product_of, unfolded
 from ntk_inr.kernels.follow import Source, follow, steps
 from ntk_inr.kernels.places import Places, overlap
-from ntk_inr.kernels.program import Atom, Equation, Loop, Name, Program, shape_of
+from ntk_inr.kernels.program import Atom, Equation, Loop, Name, Program, aval_of, shape_of
 from ntk_inr.kernels.tables import Scatter, Table, scatter_of, tables
 
 # What one pass over a tile of the kernel costs, in units of a product's multiply and add.
@@ -204,7 +204,8 @@ def _reason(groups: Sequence[Group | Table]) -> tuple[str, str]:
     if rows:
         return "gather", "a row of it is looked up" if rows == 1 else f"{rows} rows of it are looked up"
     uses = max(group.tokens for group in groups)
-    return "product", "operand of a matrix product" if uses == 1 else f"sum of {uses} products, over orthonormal inputs"
+    several = f"sum of {uses} products over orthonormal inputs: {uses**2} pairs"
+    return "product", several if uses > 1 else "operand of a matrix product"
 
 
 def _grouped(
@@ -278,7 +279,10 @@ def _outer(program: Program, leaf: int, sources: list[Source], size: int) -> tup
         if completed is None:
             return [], [], "its gradient comes from broadcast_in_dim"
         parts = [Own(leaf, atom, negative) for atom, negative in zip(completed, (True, False), strict=True)]
-    made = [Group(leaf, index, [_site(program, product) for product in products]) for index, products in groups]
+    made = [
+        Group(leaf, index, _merged(program, [_site(program, product) for product in products]))
+        for index, products in groups
+    ]
     return made, parts, ""
 
 
@@ -319,6 +323,35 @@ def _products(program: Program, source: Source, depth: int = _NESTED) -> list[Pr
         if inner and fewer and not any(isinstance(part, str) for part in nested):
             return inner
     return [product] if product.is_outer else "its products are scaled entry by entry"
+
+
+def _merged(program: Program, sites: Sequence[Site]) -> list[Site]:
+    """Return sites of one group with those made one that share an operand, since their other operands add up."""
+    for shared, added in (("h", "delta"), ("delta", "h")):
+        classes: list[list[Site]] = []
+        for site in sites:
+            like = (same for same in classes if _add_up(same[0], site, shared, added))
+            known = next(like, None)
+            if known is None:
+                classes.append([site])
+            else:
+                known.append(site)
+        sites = [_added(program, same, added) if len(same) > 1 else same[0] for same in classes]
+    return list(sites)
+
+
+def _add_up(site: Site, other: Site, shared: str, added: str) -> bool:
+    """Return whether two sites have one operand ``shared``, and others ``added`` whose entries correspond."""
+    avals = (aval_of(getattr(each, added)) for each in (site, other))
+    shape, like = ((aval.shape, aval.dtype) for aval in avals)
+    axes = (site.h_axes, site.delta_axes) == (other.h_axes, other.delta_axes)
+    return getattr(site, shared) is getattr(other, shared) and shape == like and axes
+
+
+def _added(program: Program, sites: Sequence[Site], added: str) -> Site:
+    total = program.weighted_sum([(getattr(site, added), site.scale) for site in sites])
+    h, delta = (sites[0].h, total) if added == "delta" else (total, sites[0].delta)
+    return dataclasses.replace(sites[0], h=h, delta=delta, scale=1.0)
 
 
 def _producer(program: Program, value: Name) -> Equation | Loop | None:

@@ -6,6 +6,7 @@ from ntk_inr.tasks.image import image_task as image_task
 from ntk_inr.tasks.image_gradients import ImageGradientTask as ImageGradientTask
 from ntk_inr.tasks.interface import IndirectTask as IndirectTask
 from ntk_inr.tasks.interface import Task as Task
+from ntk_inr.tasks.laplacian import forward_laplacian as forward_laplacian
 from ntk_inr.tasks.pde import EquationTask as EquationTask
 from ntk_inr.tasks.pde import pde_task as pde_task
 from ntk_inr.tasks.registry import load_task as load_task
