@@ -22,6 +22,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import math
+import multiprocessing
 import os
 import random
 import statistics
@@ -39,6 +40,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from safetensors.numpy import load_file, save_file
 
 import ntk_inr as ni
 from benchmarks.keep import Claim, arguments_of, collect, parts_asked_for, profile_of, publish_parts, results_folder
@@ -63,6 +65,15 @@ def photo(height: int, width: int) -> np.ndarray:
     columns = -(-width // 256)
     lines = [np.hstack([tiles[(3 * r + c) % len(tiles)] for c in range(columns)]) for r in range(rows)]
     return np.vstack(lines)[:height, :width]
+
+
+def retina(side: int) -> np.ndarray:
+    """Return the middle (side, side, 3) uint8 of a photograph of an eye, a megapixel that scikit-image has."""
+    from skimage import data
+
+    whole = data.retina()
+    top, left = ((length - side) // 2 for length in whole.shape[:2])
+    return whole[top : top + side, left : left + side]
 
 
 def volume(path: Path, side: int) -> Path:
@@ -220,8 +231,7 @@ def reaching(history: Any, target: float) -> float:
 
 def of_torch(side: int, steps: int, batch: int, every: int) -> dict[str, Any]:
     """Return the curves of SIREN here and in PyTorch on the same pixels, and seconds to the targets."""
-    image = photo(side, side)
-    task = ni.image_task(image, size=None)
+    task = ni.image_task(retina(side), size=None)
     results: dict[str, Any] = {"side": side, "steps": steps, "batch": batch, "targets": TARGETS}
     for which in ("published", "default"):
         recipe = ni.networks.recipe("siren", which)
@@ -362,22 +372,52 @@ def of_both(side: int, voxels: int, size: int, seconds: float, batch: int) -> di
         return {name: of_quality(task, size, seconds, batch) for name, task in tasks.items()}
 
 
+def trained_in(folder: str, side: int, steps: int, batch: int) -> None:
+    """Train as the command does, but with checkpoints every second, going on where a killed run stopped."""
+    task = ni.image_task(photo(side, side), size=None)
+    apply, params = ni.init(ni.variant("siren", features=WIDTH, depth=DEPTH, out=3), jax.random.key(0), task.x[:2])
+    run = ni.fit(
+        apply, params, task.x, task.y, steps=steps, batch_size=batch, key=jax.random.key(1),
+        checkpoint=f"{folder}/checkpoints", checkpoint_every=1.0,
+    )  # fmt: skip
+    save_file({str(place): np.asarray(leaf) for place, leaf in enumerate(jax.tree.leaves(run.params))}, f"{folder}/end")
+
+
 def of_interrupted(side: int, steps: int, batch: int, kills: int) -> dict[str, Any]:
-    """Return whether a run killed ``kills`` times at random moments ends as one that was not."""
+    """Return whether a command and a run that are killed ``kills`` times at random moments end as one that was not."""
     from PIL import Image
 
+    moments, process_of = random.Random(0), multiprocessing.get_context("spawn").Process
     with tempfile.TemporaryDirectory() as folder:
         Image.fromarray(photo(side, side)).save(f"{folder}/photo.png")
         words = ["fit", f"{folder}/photo.png", "--size", side, *network(batch, steps)]
-        straight = ntk_inr(*words, "--out", f"{folder}/straight")
-        moments = random.Random(0)
+        whole = ntk_inr(*words, "--out", f"{folder}/straight")["seconds"]
         for _ in range(kills):
-            killed(
-                *words, "--out", f"{folder}/killed", "--resume", after=moments.uniform(0.1, 0.9) * straight["seconds"]
-            )
+            killed(*words, "--out", f"{folder}/killed", "--resume", after=moments.uniform(0.1, 0.9) * whole)
         ntk_inr(*words, "--out", f"{folder}/killed", "--resume")
-        kept = [Path(folder, run, "network.safetensors").read_bytes() for run in ("straight", "killed")]
-    return {"side": side, "steps": steps, "batch": batch, "kills": kills, "equal": kept[0] == kept[1]}
+        command = same_numbers(*(f"{folder}/{run}/network.safetensors" for run in ("straight", "killed")))
+
+        ends = [f"{folder}/{run}/end" for run in ("at once", "in parts")]
+        for end, count in zip(ends, (0, kills), strict=True):
+            Path(end).parent.mkdir()
+            for kill in range(count + 1):
+                process, start = (
+                    process_of(target=trained_in, args=(str(Path(end).parent), side, 4 * steps, batch)),
+                    time.time(),
+                )
+                process.start()
+                process.join(moments.uniform(0.1, 0.3) * whole if kill < count else None)
+                process.kill()
+                process.join()
+            whole = time.time() - start
+        equal = {"command": command, "run": same_numbers(*ends)}
+    return {"side": side, "steps": steps, "batch": batch, "kills": kills, "equal": equal}
+
+
+def same_numbers(one: str, other: str) -> bool:
+    """Return whether two files hold the same arrays, but for the seconds that a run took."""
+    a, b = ({key: value for key, value in load_file(file).items() if "seconds" not in key} for file in (one, other))
+    return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
 
 
 def picture(results: dict[str, Any]) -> Any:
@@ -461,7 +501,9 @@ def claims(results: dict[str, Any]) -> list[Claim]:
         said.append(
             Claim(
                 "A run that is killed and resumed ends with the same bits",
-                "holds" if part["equal"] else "does not hold", f"{part['kills']} kills", f"{part['steps']} steps.",
+                "holds" if all(part["equal"].values()) else "does not hold",
+                f"{part['kills']} kills of a command, {part['kills']} of a run with checkpoints every second",
+                f"{part['steps']} and {4 * part['steps']} steps.",
             )
         )  # fmt: skip
     return said
