@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jax.tree_util import Partial
 
 import ntk_inr as ni
-from ntk_inr.kernels import assembly, storage
+from ntk_inr.kernels import assembly, memory, storage
 from ntk_inr.kernels.memory import Cut
 from ntk_inr.kernels.orthonormal import orthonormal_rows
 from ntk_inr.kernels.request import Request
@@ -262,6 +262,17 @@ def test_device_assembly_of_accelerators(outputs, tiles, key, x):
     parts = assembly.tiles(Request.of(*model, x, outputs=outputs), Cut(block=block, panel=2, bytes=0))
     kernel = storage.on_device(host.shape, host.dtype, parts, symmetric=True, traced=True)
     np.testing.assert_array_equal(kernel, host)
+
+
+def test_wide_jacobians_stay_below_a_bound(x64, monkeypatch):
+    """Of parameters in no product; their columns are multiplied some at a time, rows computed again."""
+    x = jnp.linspace(-1, 1, 24)[:, None]
+    model = lambda p, x: jnp.sin(x * p[None]).mean(1, keepdims=True), jnp.linspace(0.0, 9.0, 40000)
+    monkeypatch.setattr(memory, "_BESIDE_BYTES", 4 * 10**6)
+    plan = ni.explain(*model, x)
+    assert plan.panel * plan.block < len(x)
+    assert plan.costs[0].bytes <= 4 * 10**6
+    assert distance(ni.ntk(*model, x), ni.ntk(*model, x, method="jacobian")) < tolerance(jnp.float64)
 
 
 def test_a_small_memory_limit_recomputes_factors_and_changes_nothing(key):

@@ -20,7 +20,7 @@ from jax.tree_util import Partial
 from ntk_inr._dtypes import at_precision
 from ntk_inr._typing import Params, Progress
 from ntk_inr.kernels import structured
-from ntk_inr.kernels.memory import AHEAD, Cut
+from ntk_inr.kernels.memory import Cut
 from ntk_inr.kernels.model import Model
 from ntk_inr.kernels.request import Request
 
@@ -49,13 +49,13 @@ def _tile(rows: Any, columns: Any, *, outputs: str, precision: str) -> Array:
 def _halves(rows: Any, *, outputs: str, precision: str) -> tuple[Array, Array]:
     """Return the upper half of the rows of a tile on the diagonal, and the lower right quarter."""
     half = (len(rows[0].delta) + 1) // 2
+    below = _part(rows, slice(half, None))
+    upper = structured.tile(_part(rows, slice(half)), rows, outputs, in_turn=True)
+    return upper, structured.tile(below, below, outputs, in_turn=True)
 
-    def part(span: slice) -> list[structured.Factor]:
-        return [row.map(lambda array: array[span]) for row in rows]
 
-    upper = structured.tile(part(slice(half)), rows, outputs, in_turn=True)
-    lower = structured.tile(part(slice(half, None)), part(slice(half, None)), outputs, in_turn=True)
-    return upper, lower
+def _part(rows: list[structured.Factor], span: slice) -> list[structured.Factor]:
+    return [row.map(lambda array: array[span]) for row in rows]
 
 
 @jax.jit
@@ -73,12 +73,12 @@ def transposed(kernel: Any) -> Any:
     return kernel.swapaxes(2, 3) if kernel.ndim == 4 else kernel
 
 
-def held_back(items: Iterable[T]) -> Iterator[T]:
-    """Yield each item only once a few more have been started, so that the device is never without work."""
+def held_back(items: Iterable[T], ahead: int) -> Iterator[T]:
+    """Yield each item only once ``ahead`` more have been started, so that the device is never without work."""
     waiting: collections.deque[T] = collections.deque()
     for item in items:
         waiting.append(item)
-        if len(waiting) > AHEAD:
+        if len(waiting) > ahead:
             yield waiting.popleft()
     yield from waiting
 
@@ -110,7 +110,7 @@ def tiles(
         return factors(function, model.params, x, c=model.c, fixed=fixed, **products)
 
     chunks = [functools.partial(chunk, function) for function in (full or model.apply, model.apply)]
-    return reported(held_back(_dispatched(left, right, cut, chunks, products)), total, request.progress)
+    return reported(held_back(_dispatched(left, right, cut, chunks, products), cut.ahead), total, request.progress)
 
 
 def _dispatched(
@@ -122,6 +122,7 @@ def _dispatched(
             tile = _mirrored(*_halves(above, **products))
         else:
             tile = _tile(above, beside, **products)
+        del above, beside  # or they would be kept while the next ones are computed
         yield rows, columns, tile
 
 
@@ -145,15 +146,24 @@ def pairs(
     def made(of: Callable[[np.ndarray], T], x: np.ndarray, index: int) -> T:
         return of(_filled(x[index * cut.block : (index + 1) * cut.block], cut.block))
 
+    symmetric = right is None
+    kept: dict[int, T] = {}
     for start in range(0, rows, cut.panel):
         panel = range(start, min(rows, start + cut.panel))
-        kept = {i: made(chunk, left, i) for i in panel}
-        for j in range(start if right is None else 0, columns):
-            beside = kept[j] if right is None and j in kept else made(beside_of, other, j)
+        for i in panel:
+            kept[i] = kept[i] if i in kept else made(chunk, left, i)
+        # Backwards, so that of a symmetric kernel the last one is the first that the next panel keeps.
+        for j in reversed(range(start if symmetric else 0, columns)):
+            beside = kept[j] if symmetric and j in kept else made(beside_of, other, j)
             for i in panel:
-                if right is None and i > j:
+                if symmetric and i > j:
                     break
                 yield _span(i, cut.block, len(left)), _span(j, cut.block, len(other)), kept[i], beside
+            if symmetric and j == panel.stop:
+                kept[j] = beside
+            del beside
+        for i in panel:
+            del kept[i]
 
 
 def _filled(part: np.ndarray, block: int) -> np.ndarray:

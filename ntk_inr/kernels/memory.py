@@ -16,17 +16,23 @@ from ntk_inr.kernels.structured import Trace
 # enough for an accelerator's cores.
 _SIDE, _SIDE_OF_MANY, _MANY_ROWS = 256, 512, 2048
 _SIDE_ELSEWHERE = 4096
-# Tiles that are computed ahead while one is written.
-AHEAD = 4
+# Tiles that are computed ahead while one is written; none where the factors of a tile's rows are as large as this.
+AHEAD, _LARGE_BYTES = 4, 16 * 2**20
+# What a kernel takes of the host's memory beside itself where no limit is given, if tiles can be that small.
+_BESIDE_BYTES = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """How a kernel is cut: tiles of ``block`` by ``block``, the factors of ``panel`` blocks of rows kept."""
+    """How a kernel is cut: tiles of ``block`` by ``block``, the factors of ``panel`` blocks of rows kept.
+
+    ``ahead`` tiles are computed while one is written; ``bytes`` is what all takes, the kernel included.
+    """
 
     block: int
     panel: int
     bytes: int
+    ahead: int = AHEAD
 
 
 def available() -> int:
@@ -120,26 +126,30 @@ def _rounded(rows: int) -> int:
 def cut(trace: Trace, n1: int, n2: int, outputs: str, *, stored: int, limit: int | None, block: int | None) -> Cut:
     """Choose tiles and panels that fit in ``limit`` bytes beside ``stored`` bytes, or say what the least is."""
     itemsize = np.dtype(trace.dtype).itemsize
-    # A chunk's factors stand beside the intermediate values they come from.
-    chunk_bytes = 2 * trace.floats * itemsize
+    row_bytes = trace.floats * itemsize
     tile_bytes = ((AHEAD + 3) * entries(trace.c, outputs) + AHEAD * trace.scratch) * itemsize
-    limit = available() if limit is None else limit
+    most = available() if limit is None else limit
+    if limit is None:
+        limit = min(most, stored + _BESIDE_BYTES) if jax.default_backend() == "cpu" else most
 
     def fixed(rows: int) -> int:
-        return stored + 2 * rows * chunk_bytes + rows * rows * tile_bytes
+        # The factors of a tile's rows and of its columns, and what is alive while some of them are computed.
+        alive = min(rows, trace.at_once) * trace.alive * itemsize
+        return stored + 2 * rows * row_bytes + alive + rows * rows * tile_bytes
 
     longest = max(n1, n2)
     rows = block or _side(longest)
     rows = _rounded(math.ceil(longest / math.ceil(longest / rows))) if block is None else min(longest, rows)
     while fixed(rows) > limit and rows > 1 and block is None:
         rows = math.ceil(rows / 2)
-    if fixed(rows) > limit:
+    if fixed(rows) > most:
         raise ValueError(
             f"the kernel needs at least {describe(fixed(rows))} with blocks of {rows} rows, of which "
-            f"{describe(stored)} for the kernel itself; memory_limit leaves {describe(limit)}. Raise memory_limit, "
+            f"{describe(stored)} for the kernel itself; memory_limit leaves {describe(most)}. Raise memory_limit, "
             "pass out=np.memmap(...) to keep the kernel on disk, or use ni.streamed_moments, ni.sampled_moments or "
             "ni.NTKOperator, which never store it."
         )
-    panel = 1 + max(0, limit - fixed(rows)) // (rows * chunk_bytes)
+    panel = 1 + max(0, limit - fixed(rows)) // (rows * row_bytes)
     panel = min(panel, math.ceil(n1 / rows))
-    return Cut(rows, panel, fixed(rows) + (panel - 1) * rows * chunk_bytes)
+    ahead = AHEAD if rows * row_bytes < _LARGE_BYTES else 0
+    return Cut(rows, panel, fixed(rows) + (panel - 1) * rows * row_bytes, ahead)

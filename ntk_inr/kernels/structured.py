@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,13 +18,16 @@ from jax.tree_util import Partial
 from ntk_inr._dtypes import accumulation_dtype, at_precision
 from ntk_inr._typing import Params
 from ntk_inr.kernels.orthonormal import orthonormal_rows
-from ntk_inr.kernels.program import Program
+from ntk_inr.kernels.program import Atom, Name, Program, shape_of
 from ntk_inr.kernels.sites import Group, Site, Sites, find_sites
 from ntk_inr.kernels.tables import Table, overlap_of
 
 _UNROLLED_PAIRS = 16
 _FEW = 4
-_FACTORS_AT_ONCE = 4096
+# Columns of wide factors that are multiplied at a time: a product copies one of its operands.
+_COLUMNS = 16384
+# Examples whose factors are computed at once: many, as far as what is alive on the way there takes no more than this.
+_FACTORS_AT_ONCE, _ALIVE_BYTES = 4096, 32 * 2**20
 # The weight of what a product saves, where terms are wanted apart.
 _APART = 16
 
@@ -95,6 +98,7 @@ class Trace:
         closed = jax.make_jaxpr(pull)(constants, x_i, self._out, leaves)
         place = len(constants) + 1
         self.program = Program(closed, [i == place for i in range(len(closed.jaxpr.invars))], {place - 1, place})
+        self._examples = self.program.inputs[place - 1 : place + 1]
         backward = {"full": c * c, "terms": _APART * c}.get(outputs, c)
         self.sites: Sites = find_sites(
             self.program, self.shapes, c, backward, differentiable=differentiable, fixed=dict(fixed)
@@ -117,6 +121,20 @@ class Trace:
     def flops(self) -> int:
         """How many flops the kernel of one pair of examples takes."""
         return sum(how.flops for how in self.sites.handling)
+
+    @functools.cached_property
+    def alive(self) -> int:
+        """How many numbers are alive at a time while the factors of one example are computed, were nothing fused."""
+        wanted: list[Atom] = [atom for group in self.sites.groups for atom in group.atoms]
+        wanted += [part.atom for part in self.sites.own]
+        return alive(self.program, self._examples, wanted, self.c)
+
+    @property
+    def at_once(self) -> int:
+        """Of how many examples the factors are computed at once."""
+        fitting = _ALIVE_BYTES // (self.alive * np.dtype(self.dtype).itemsize)
+        # A power of two, which divides the side of a tile.
+        return min(_FACTORS_AT_ONCE, 1 << max(0, fitting.bit_length() - 1))
 
     def factors(self, apply: Partial, params: Params, x_i: Array) -> list[tuple[Array | None, Array, Array | None]]:
         """Return each factor's h (batch, tokens, m_in), delta (c, batch, tokens, m_out) and places (batch, slots)."""
@@ -208,6 +226,34 @@ def _joined(parts: list[Array]) -> Array:
     return jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
 
 
+def alive(program: Program, examples: Sequence[Name], wanted: Sequence[Atom], c: int) -> int:
+    """Return the most numbers that are alive at a time, of one example with c cotangents, on the way to ``wanted``.
+
+    Nothing is taken to be fused, and what does not depend on the inputs ``examples``, such as parameters, is left out.
+    """
+    equations = list(dict.fromkeys(program.producer.values()))
+    own = set(examples)
+    for equation in equations:
+        if any(isinstance(atom, Name) and atom in own for atom in equation.inputs):
+            own.update(equation.outputs)
+
+    def floats(name: Name) -> int:
+        return math.prod(shape_of(name)) * (c if program.is_active(name) else 1) if name in own else 0
+
+    live = {atom for atom in wanted if isinstance(atom, Name)}
+    most = total = sum(map(floats, live))
+    for equation in reversed(equations):
+        made = live.intersection(equation.outputs)
+        if made:
+            used = {atom for atom in equation.inputs if isinstance(atom, Name)} - live
+            live |= used
+            total += sum(map(floats, used))
+            most = max(most, total)
+            live -= made
+            total -= sum(map(floats, made))
+    return max(1, most)
+
+
 def fitting(
     apply: Partial, other: Partial, params: Params, x_i: Any, c: int, outputs: str, *, differentiable: bool = False
 ) -> tuple[Trace, Fixed]:
@@ -251,11 +297,16 @@ def factors(
 ) -> list[Factor]:
     """Return the factors of the kernel at coordinates ``x``."""
     trace = Trace(apply, params, x[0], c, outputs, differentiable=differentiable, fixed=fixed)
-    single = functools.partial(trace.factors, apply, params)
-    pairs = jax.vmap(single)(x) if len(x) <= _FACTORS_AT_ONCE else lax.map(single, x, batch_size=_FACTORS_AT_ONCE)
-    # Flat in between, or XLA would compute them twice for layouts that differ in axes of length 1 only.
-    flat = lax.optimization_barrier(jax.tree.map(lambda part: part.reshape(len(x), -1), pairs))
-    pairs = jax.tree.map(lambda part, like: part.reshape(like.shape), flat, pairs)
+    shapes = jax.eval_shape(trace.factors, apply, params, x[0])
+
+    # Flat in between, or XLA would compute or copy them twice for layouts that differ in axes of length 1 only.
+    def single(x_i: Array) -> Any:
+        return jax.tree.map(lambda part: part.reshape(-1), trace.factors(apply, params, x_i))
+
+    at_once = trace.at_once
+    flat = jax.vmap(single)(x) if len(x) <= at_once else lax.map(single, x, batch_size=at_once)
+    flat = lax.optimization_barrier(flat)
+    pairs = jax.tree.map(lambda part, like: part.reshape(len(x), *like.shape), flat, shapes)
     return [Factor(h, delta, offset, places) for (h, delta, places), offset in zip(pairs, trace.offsets(), strict=True)]
 
 
@@ -312,10 +363,23 @@ _CONTRACTION = {"diagonal": "icm,jcm->ijc", "full": "icm,jem->ijce"}
 
 def _gram(a: Array, b: Array) -> Array:
     """Return the inner products of the rows of a (n1, m) and of b (n2, m)."""
+    if a.shape[1] > 2 * _COLUMNS and jax.default_backend() == "cpu":
+        return _wide_gram(a, b)
     if a.shape[1] > _FEW:
         return a @ b.T
     # XLA's CPU products of so few columns take longer than this sum, which fuses with what comes after it.
     return functools.reduce(operator.add, (a[:, k, None] * b[None, :, k] for k in range(a.shape[1])))
+
+
+def _wide_gram(a: Array, b: Array) -> Array:
+    whole = a.shape[1] // _COLUMNS
+
+    def add(k: Any, total: Array) -> Array:
+        left, right = (lax.dynamic_slice_in_dim(m, k * _COLUMNS, _COLUMNS, axis=1) for m in (a, b))
+        return total + left @ right.T
+
+    rest = a[:, whole * _COLUMNS :] @ b[:, whole * _COLUMNS :].T
+    return lax.fori_loop(0, whole, add, rest)
 
 
 def grams(a: Factor, b: Factor, outputs: str, at: Any = (0, 0, 0)) -> tuple[Array | None, Array]:

@@ -196,13 +196,13 @@ def _plan(n: int, size: int, submatrices: int | None) -> tuple[int, int | None]:
 def _entries(request: Request) -> _Entries:
     """Return what moments need of the kernel, tile by tile."""
     n = request.model.n1
-    parts = assembly.tiles(request, request.cut(trace_of(request.model, "trace")))
+    cut = request.cut(trace_of(request.model, "trace"))
     started = (
         (rows, columns, _squares(tile, rows.stop - rows.start, columns.stop - columns.start, rows == columns))
-        for rows, columns, tile in parts
+        for rows, columns, tile in assembly.tiles(request, cut)
     )
     totals, units, diagonal = [], [], np.zeros(n)
-    for rows, columns, (squares, unit, own) in assembly.held_back(started):
+    for rows, columns, (squares, unit, own) in assembly.held_back(started, cut.ahead):
         once = float(np.asarray(squares, np.float64).sum())
         totals.append(once if rows == columns else 2 * once)
         units.append(float(unit))

@@ -177,7 +177,7 @@ def reduced(
 
     pairs, similarities = np.zeros((count, count)), np.zeros((3, count))
     diagonals = np.zeros((n, 3, count))
-    tiles = assembly.reported(assembly.held_back(started()), blocks * (blocks + 1) // 2, progress)
+    tiles = assembly.reported(assembly.held_back(started(), cut.ahead), blocks * (blocks + 1) // 2, progress)
     for rows, columns, (products, units, overlaps), diagonal, pictures in tiles:
         weight = 1 if rows == columns else 2
         units = np.asarray(units, np.float64)
