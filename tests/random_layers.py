@@ -164,14 +164,17 @@ def convolution(p, h, m, form):
 
 @layer()
 def table(p, h, m, form):
-    """Rows of a table by the cell that x is in, alone or interpolated."""
+    """Rows of a table by the cell that x is in, alone or interpolated, or a matrix for each cell."""
     size = 4
     place = size * p.x[..., 0]
     cell = jnp.clip(lax.stop_gradient(jnp.floor(place)).astype(int) + size, 0, 2 * size)
-    rows, weight = p("t", 2 * size + 2, m), (place - jnp.floor(place))[..., None]
-    found = rows[cell] if form % 2 else (1 - weight) * rows[cell] + weight * rows[cell + 1]
+    if form == 3:
+        each = p("e", 2 * size + 1, m, m)
+        return p.each(lambda h, cell: jnp.tanh(h @ each[cell]), h, cell)
+    rows, weight = p("t", 12 * size, m), (place - jnp.floor(place))[..., None]
+    found = rows[5 * cell] if form == 1 else (1 - weight) * rows[cell] + weight * rows[3 * cell + 1]
     found = found[..., None, :] if p.has_tokens(h) else found
-    return h + found if form < 2 else h * found
+    return h * found if form == 2 else h + found
 
 
 @layer()

@@ -84,11 +84,17 @@ def test_float32_errs_little_more_than_the_jacobian(name, key, x, x64):
 @pytest.mark.parametrize(
     "name", quick(["pe", "siren", "tied", "tokens", "heads", "layer norm", "custom_jvp"], "pe", "tokens", "custom_jvp")
 )
-def test_inside_a_program_and_by_jacobians(name, key, x, x64):
+def test_inside_a_program_and_by_jacobians(name, key, x, x64, monkeypatch):
+    """Some whole rows at a time, by tiles of the upper half, and by tiles of all of it."""
     model, x = in_float64(MODELS[name](key, x)), x.astype(jnp.float64)
     full = reference(*model, x)
-    traced = jax.jit(lambda a, p, x: ni.ntk(a, p, x, block=5))(*model, x)
-    assert distance(traced, reduced(full, "trace")) < tolerance(jnp.float64)
+    monkeypatch.setattr(memory, "side", lambda n: 5)
+    for outputs, options in (("trace", {"block": 5}), ("full", {}), ("diagonal", {"x2": x[:7]})):
+        traced = jax.jit(lambda a, p, x, o=outputs, k=options: ni.ntk(a, p, x, outputs=o, **k))(*model, x)
+        expected = reduced(full, outputs)
+        assert distance(traced, expected[:, : traced.shape[1]]) < tolerance(jnp.float64)
+        if not options:
+            np.testing.assert_array_equal(traced, traced.transpose(1, 0, 3, 2))
     for outputs in ("trace", "diagonal", "full"):
         slow = ni.ntk(*model, x, x[:7], outputs=outputs, method="jacobian")
         assert distance(slow, reduced(full, outputs)[:, :7]) < tolerance(jnp.float64)

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import collections
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.tree_util import Partial
 
 from ntk_inr._dtypes import at_precision
 from ntk_inr._typing import Params, Progress
-from ntk_inr.kernels import structured
+from ntk_inr.kernels import memory, structured
 from ntk_inr.kernels.memory import Cut
 from ntk_inr.kernels.model import Model
 from ntk_inr.kernels.request import Request
@@ -27,6 +28,8 @@ from ntk_inr.kernels.request import Request
 T = TypeVar("T")
 # What the rows that a program computes at a time may take.
 _PANEL_BYTES = 64 * 2**20
+# Into how many parts a program with all tiles cuts rows: each tile has its own place in the program.
+_MOST_PARTS = 6
 
 
 @functools.partial(jax.jit, static_argnames=("c", "outputs", "precision", "fixed"))
@@ -177,25 +180,60 @@ def _span(index: int, block: int, n: int) -> slice:
 
 @functools.partial(jax.jit, static_argnames=("outputs", "precision", "block"))
 @at_precision
-def _traceable(model: Model, full: Partial | None, *, outputs: str, precision: str, block: int) -> Array:
+def _traceable(model: Model, full: Partial | None, *, outputs: str, precision: str, block: int | None) -> Array:
     options: dict[str, Any] = {"params": model.params, "c": model.c, "outputs": outputs, "differentiable": True}
     if full is not None:
         options["fixed"] = structured.fitting(full, model.apply, x_i=model.x1[0], **options)[1]
     rows = structured.factors(full or model.apply, x=model.x1, **options)
     columns = rows if model.x2 is None else structured.factors(model.apply, x=model.x2, **options)
-    kernel = structured.blocked(rows, columns, outputs, block)
-    return (kernel + transposed(kernel)) / 2 if model.x2 is None else kernel
+    if block is not None:
+        kernel = structured.blocked(rows, columns, outputs, block)
+        return (kernel + transposed(kernel)) / 2 if model.x2 is None else kernel
+    side = memory.side(max(model.n1, model.n2))
+    parts = _parts(rows, side)
+    if model.x2 is None:
+        others = parts if full is None else _parts(columns, side)
+        return _symmetric(parts, others, outputs)
+    others = _parts(columns, max(side, -(-model.n2 // 2)))
+    return jnp.concatenate(
+        [
+            jnp.concatenate([structured.tile(above, beside, outputs, in_turn=True) for beside in others], 1)
+            for above in parts
+        ]
+    )
+
+
+def _parts(rows: list[structured.Factor], side: int) -> list[list[structured.Factor]]:
+    """Cut factors to at most eight parts, of rows for a tile of this side or more."""
+    n = len(rows[0].delta)
+    side = max(side, -(-n // _MOST_PARTS))
+    return [_part(rows, slice(start, start + side)) for start in range(0, n, side)]
+
+
+def _symmetric(parts: Sequence[list[structured.Factor]], others: Sequence[Any], outputs: str) -> Array:
+    """Return a kernel from tiles of its upper half, inside one program."""
+    upper, lower = {}, {}
+    for i, j in itertools.combinations_with_replacement(range(len(parts)), 2):
+        tile = structured.tile(parts[i], others[j], outputs, in_turn=True)
+        upper[i, j], lower[i, j] = tile, transposed(tile)
+        if i == j:
+            upper[i, i] = (tile + lower[i, i]) / 2
+    # Both halves are complete before they are put together, or XLA's CPU would read each tile across its rows.
+    upper, lower = lax.optimization_barrier((upper, lower))
+    places = range(len(parts))
+    return jnp.concatenate(
+        [jnp.concatenate([upper[i, j] if i <= j else lower[j, i] for j in places], 1) for i in places]
+    )
 
 
 def traceable(request: Request, full: Partial | None = None) -> Array:
-    """Return the kernel inside a user's transformation: whole rows, some at a time, in one program.
+    """Return the kernel inside a user's transformation, in one program: by tiles, or some whole rows at a time.
 
     With ``full``, rows are of its derivative.
     """
-    rows = rows_at_once(request)
-    return _traceable(request.model, full, outputs=request.outputs, precision=request.precision, block=rows)
+    return _traceable(request.model, full, outputs=request.outputs, precision=request.precision, block=request.block)
 
 
 def rows_at_once(request: Request) -> int:
-    """Return how many rows of the kernel one program computes at a time."""
+    """Return how many rows of the kernel one program computes at a time, where these are whole rows."""
     return min(request.shape[0], request.block or max(1, _PANEL_BYTES * request.shape[0] // request.nbytes))

@@ -110,7 +110,7 @@ def entries(c: int, outputs: str) -> int:
     return {"trace": 1, "diagonal": c, "full": c * c}[outputs]
 
 
-def _side(longest: int) -> int:
+def side(longest: int) -> int:
     """Return the largest side of a tile, by the device and the kernel's longer side."""
     if jax.default_backend() != "cpu":
         return _SIDE_ELSEWHERE
@@ -138,7 +138,7 @@ def cut(trace: Trace, n1: int, n2: int, outputs: str, *, stored: int, limit: int
         return stored + 2 * rows * row_bytes + alive + rows * rows * tile_bytes
 
     longest = max(n1, n2)
-    rows = block or _side(longest)
+    rows = block or side(longest)
     rows = _rounded(math.ceil(longest / math.ceil(longest / rows))) if block is None else min(longest, rows)
     while fixed(rows) > limit and rows > 1 and block is None:
         rows = math.ceil(rows / 2)
