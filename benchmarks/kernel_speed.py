@@ -11,8 +11,6 @@ float32 and full precision unless said; medians of calls by turns in one process
 from __future__ import annotations
 
 import argparse
-import functools
-import itertools
 import json
 import os
 from collections.abc import Callable
@@ -23,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ntk_inr as ni
-from benchmarks import timing
+from benchmarks import kernel_kinds, timing
 from benchmarks.keep import (
     Claim,
     arguments_of,
@@ -41,19 +39,11 @@ from ntk_inr.style import FAST, MEASURED, figure_style, pyplot
 GROWTH = "Time grows as the flops do: quadratically in n, linearly in width, depth and outputs."
 GROWTH_ON_ACCELERATORS = "Up to some n = 4096 the host's few milliseconds are the time; then it grows as the flops do."
 NAME = "kernel_speed"
-WIDTH, DEPTH = 256, 4
+WIDTH, DEPTH = kernel_kinds.WIDTH, kernel_kinds.DEPTH
 PARTS = [
-    "neural_tangents",
-    "jacobians",
-    "gram_products",
-    "sampled_moments",
-    "growth",
-    "equation",
-    "equation_memory",
-    "large",
-    "extra_memory",
-    "streamed_moments",
-]
+    "neural_tangents", "jacobians", "hash", "equation", "traced", "gram_products", "sampled_moments", "growth", "large",
+    "extra_memory", "streamed_moments", "hash_memory", "equation_memory", "tomography",
+]  # fmt: skip
 # What bounds small kernels on a GPU.
 OVERHEAD = "A few milliseconds go into checks of the input and the start of each program, whatever n is."
 
@@ -78,58 +68,6 @@ def against_neural_tangents(quick: bool) -> list[dict[str, Any]]:
         )
         ratio = found["neural_tangents"]["median_s"] / found["structured"]["median_s"]
         rows.append({"n": len(x), "c": c, **found, "ratio": ratio, **_distances(apply, params, x)})
-    return rows
-
-
-def factorised(params: Any, x: Any) -> Any:
-    """Return the values of an MLP whose columns have trained lengths (random weight factorisation)."""
-    for i, layer in enumerate(params):
-        x = x @ (layer["g"] * layer["v"]) + layer["b"][None, :]
-        x = jnp.tanh(x) if i < len(params) - 1 else x
-    return x
-
-
-def complex_wire(params: Any, x: Any) -> Any:
-    """Return the real part of a network of complex Gabor wavelets with complex weights."""
-    h = x.astype(jnp.result_type(x, 1j))
-    for layer in params[:-1]:
-        z = h @ layer["w"] + layer["b"][None, :]
-        h = jnp.exp(10j * z - jnp.abs(5 * z) ** 2)
-    return (h @ params[-1]["w"]).real
-
-
-def _layers(is_complex: bool, width: int) -> list[dict[str, Any]]:
-    """Return the parameters of one of the two networks."""
-    rng, widths = np.random.default_rng(0), [2, *[width] * DEPTH, 1]
-
-    def drawn(m: int, *shape: int) -> Any:
-        parts = rng.normal(size=(2, *shape)) / m**0.5
-        return jnp.asarray(
-            parts[0] + 1j * parts[1] if is_complex else parts[0], "complex64" if is_complex else "float32"
-        )
-
-    pairs = list(itertools.pairwise(widths))
-    if is_complex:
-        return [{"w": drawn(30 * m, m, o), "b": drawn(30 * m, o)} for m, o in pairs]
-    return [{"v": drawn(m, m, o), "g": 1 + drawn(100, o), "b": drawn(100, o)} for m, o in pairs]
-
-
-def against_jacobians(quick: bool) -> list[dict[str, Any]]:
-    """Parameters that are scaled or complex, against contracted Jacobians, with the distance of both to float64."""
-    n, width = (128, 64) if quick else (1024, WIDTH)
-    x = jax.random.uniform(jax.random.key(1), (n, 2), minval=-1.0)
-    rows = []
-    for name, apply in {"weight factorisation": factorised, "complex WIRE": complex_wire}.items():
-        params = _layers(apply is complex_wire, width)
-        found = timing.compare(
-            {
-                method: lambda method=method, a=apply, p=params: ni.ntk(a, p, x, method=method)
-                for method in ("structured", "jacobian")
-            },
-            repeats=2 if quick else 5,
-        )
-        ratio = found["jacobian"]["median_s"] / found["structured"]["median_s"]
-        rows.append({"network": name, "n": n, **found, "ratio": ratio})
     return rows
 
 
@@ -223,48 +161,6 @@ def sampled(quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def nested(apply: Any) -> Any:
-    """Return ``(params, x) -> (n, 1)``, the Laplacian and the value of a network by two nested derivatives an axis."""
-
-    def observed(params: Any, x: Any) -> Any:
-        def second(axis: Any) -> Any:
-            direction = jnp.broadcast_to(axis, x.shape)
-            slope = lambda x: jax.jvp(lambda x: apply(params, x), (x,), (direction,))[1]  # noqa: E731
-            return jax.jvp(slope, (x,), (direction,))[1]
-
-        return sum(map(second, jnp.eye(x.shape[1], dtype=x.dtype)), apply(params, x))
-
-    return observed
-
-
-def equation(quick: bool) -> list[dict[str, Any]]:
-    """The kernel and a training step of the Helmholtz task, against those of nested derivatives."""
-    rows, task = [], ni.pde_task("helmholtz", points=12 if quick else 48)
-    x, y = jnp.asarray(task.x), jnp.asarray(task.y)
-    for variant in ("siren",) if quick else ("tanh", "siren"):
-        apply, params, _ = model(1, variant=variant)
-        observed = {"forward": task.observe(apply), "nested": nested(apply)}
-
-        def loss(params: Any, of: Any) -> Any:
-            return ((of(params, x) - y) ** 2).mean()
-
-        step = jax.jit(jax.value_and_grad(loss), static_argnames="of")
-        kernels = {name: functools.partial(ni.ntk, of, params, x) for name, of in observed.items()}
-        steps = {name: functools.partial(step, params, of=of) for name, of in observed.items()}
-        found = {"kernel": timing.compare(kernels, 2 if quick else 5), "step": timing.compare(steps, 5)}
-        ratios = {f"{name}_ratio": of["nested"]["median_s"] / of["forward"]["median_s"] for name, of in found.items()}
-        rows.append({"n": task.n, "variant": variant, **found, **ratios})
-    return rows
-
-
-def measure_equation(points: int) -> dict[str, Any]:
-    """Return the peak memory of this process for the kernel of the Helmholtz task."""
-    task = ni.pde_task("helmholtz", points=points)
-    apply, params, _ = model(1, variant="siren")
-    jax.block_until_ready(ni.ntk(task.observe(apply), params, task.x))
-    return {"n": task.n, "peak_process_bytes": timing.peak_bytes()}
-
-
 SWEEPS: dict[str, list[int]] = {
     "n": [512, 1024, 2048, 4096, 8192, 16384],
     "width": [64, 128, 256, 512, 1024],
@@ -342,16 +238,7 @@ def claims(results: dict[str, Any]) -> list[Claim]:
                 f"{' and '.join(f'{time:.3g}' for time in own)} ms. {OVERHEAD if accelerator else ''}",
             )
         )
-    for row in results.get("jacobians", []):
-        least_of_row = {"weight factorisation": 40, "complex WIRE": 20}[row["network"]]
-        said.append(
-            Claim(
-                f"{row['network']}: {least_of_row} times as fast as contracting Jacobians, n = {row['n']}",
-                "holds" if row["ratio"] >= least_of_row else "does not hold",
-                f"{row['ratio']:.3g} times",
-                f'Against method="jacobian"; ours takes {1e3 * row["structured"]["median_s"]:.3g} ms.',
-            )
-        )
+    said += claims_of_kinds(results)
     if "gram_products" in results:
         gram = results["gram_products"]
         said.append(
@@ -387,42 +274,103 @@ def claims(results: dict[str, Any]) -> list[Claim]:
     return said
 
 
+def claims_of_kinds(results: dict[str, Any]) -> list[Claim]:
+    """Return what the numbers say of parameters that are not those of dense layers, and of kernels inside jit."""
+    said = []
+
+    def claim(text: str, holds: bool, found: str, note: str) -> None:
+        said.append(Claim(text, verdict([holds]), found, note))
+
+    least = {"weight factorisation": 40, "complex WIRE": 20}
+    for row in results.get("jacobians", []):
+        times = least.get(row["network"], 30)
+        claim(
+            f"{row['network']}: {times} times as fast as contracting Jacobians, n = {row['n']}",
+            row["ratio"] >= times,
+            f"{row['ratio']:.3g} times",
+            f'Against method="jacobian"; ours takes {1e3 * row["structured"]["median_s"]:.3g} ms. Errors in float32: '
+            f"{row['structured_error']:.1e}, of Jacobians {row['jacobian_error']:.1e}.",
+        )
+    if "hash" in results:
+        row = results["hash"]
+        name = f"A hash grid of {row['levels']} levels of 2^{row['log2_size']}, n = {row['n']}"
+        claim(
+            f"{name}: at most 5 times the time of the same MLP without the table",
+            row["ratio"] <= 5,
+            f"{row['ratio']:.2f} times",
+            f"{row['hash']['median_s']:.2f} s.",
+        )
+    for part, name, most in (
+        ("hash_memory", "A hash grid of 16 levels of 2^19", 2),
+        ("equation_memory", "Helmholtz", 1),
+    ):
+        if part in results:
+            row = results[part]
+            peak = row["peak_process_bytes"] / 2**30
+            claim(f"{name}, n = {row['n']}: at most {most} GiB", peak <= most, f"{peak:.2f} GiB", "The whole process.")
+    if "tomography" in results:
+        row = results["tomography"]
+        extra = row["extra_bytes"] / 2**30
+        claim(
+            f"Tomography, n = {row['n']}: at most 1 GiB beyond K",
+            extra <= 1,
+            f"{extra:.2f} GiB",
+            f"{row['median_s']:.1f} s; each ray sums {row['samples']} points, so its layers keep their Jacobians.",
+        )
+    for row in results.get("traced", []):
+        claim(
+            f"Inside jit the kernel of {row['of']} takes at most 1.3 times what it takes outside, n = {row['n']}",
+            row["ratio"] <= 1.3,
+            f"{row['ratio']:.2f} times",
+            f"{1e3 * row['jit']['median_s']:.3g} ms, and {row['jit']['compile_s']:.1f} s to compile.",
+        )
+    for row in results.get("equation", []):
+        claim(
+            f"A training step of the Helmholtz task is no slower than by nested derivatives, {row['variant']}",
+            row["step_ratio"] >= 1,
+            f"{row['step_ratio']:.2f} times as fast",
+            f"Its kernel, n = {row['n']}, takes {row['kernel']['forward']['median_s']:.2f} s: 4 products a layer.",
+        )
+    return said
+
+
 def main() -> None:
     """Measure, print the table, and keep the JSON and the plot."""
     parser = arguments_of(__doc__, parts=PARTS)
-    parser.add_argument("--only", choices=["grams", "equation", "extra_memory", "streamed"], help=argparse.SUPPRESS)
+    alone: dict[str, Callable[[int], dict[str, Any]]] = {
+        "gram_products": against_gram_products, "extra_memory": measure_extra_memory,
+        "streamed_moments": measure_streamed, "hash_memory": kernel_kinds.hash_memory,
+        "equation_memory": kernel_kinds.equation_memory, "tomography": kernel_kinds.tomography,
+    }  # fmt: skip
+    parser.add_argument("--only", choices=list(alone), help=argparse.SUPPRESS)
     parser.add_argument("--n", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
-        parts = {
-            "grams": against_gram_products, "equation": measure_equation, "extra_memory": measure_extra_memory,
-            "streamed": measure_streamed,
-        }  # fmt: skip
-        print(json.dumps(parts[arguments.only](arguments.n)))
+        print(json.dumps(alone[arguments.only](arguments.n)))
         return
     profile = profile_of(arguments, timed=True)
     quick, accelerator = profile == "quick", jax.default_backend() != "cpu"
-    own, n = "benchmarks.kernel_speed", 1024 if quick else 4096
-    # Two processes can't share an accelerator's memory.
-    grams = against_gram_products if accelerator else lambda n: timing.in_own_process(own, "--only=grams", f"--n={n}")
+    n = 1024 if quick else 4096
+
+    def own_process(part: str, n: int) -> Callable[[], Any]:
+        return lambda: timing.in_own_process("benchmarks.kernel_speed", f"--only={part}", f"--n={n}")
+
     computes: dict[str, Callable[[], Any]] = {
         "neural_tangents": lambda: against_neural_tangents(quick),
-        "jacobians": lambda: against_jacobians(quick),
-        "gram_products": lambda: grams(n),
+        "jacobians": lambda: kernel_kinds.against_jacobians(quick),
+        "hash": lambda: kernel_kinds.hash_against_mlp(quick),
+        "equation": lambda: kernel_kinds.equation(quick),
+        "traced": lambda: kernel_kinds.traced(quick),
         "sampled_moments": lambda: sampled(quick),
         "growth": lambda: growth(quick),
-        "equation": lambda: equation(quick),
     }
+    # Two processes can't share an accelerator's memory.
     if accelerator:
-        computes["large"] = large_on_accelerator
+        computes |= {"gram_products": lambda: against_gram_products(n), "large": large_on_accelerator}
     else:
-        computes["equation_memory"] = lambda: timing.in_own_process(
-            own, "--only=equation", f"--n={12 if quick else 48}"
-        )
-        computes["extra_memory"] = lambda: timing.in_own_process(own, "--only=extra_memory", f"--n={2 * n}")
-        computes["streamed_moments"] = lambda: timing.in_own_process(
-            own, "--only=streamed", f"--n={2048 if quick else 16384}"
-        )
+        sizes = {"gram_products": n, "extra_memory": 2 * n, "streamed_moments": 2048 if quick else 16384}
+        sizes |= {"hash_memory": n, "equation_memory": 12 if quick else 48, "tomography": 256 if quick else 2048}
+        computes |= {part: own_process(part, size) for part, size in sizes.items()}
     asked = parts_asked_for(arguments, computes)
     settings = {"width": WIDTH, "depth": DEPTH, "inputs": 2, "activation": "relu", "dtype": "float32"}
     found = collect(NAME, profile, settings, asked, lambda key, _: f"{key}: measured")
@@ -444,8 +392,8 @@ def report(results: dict[str, Any]) -> None:
             f"relative difference {row['relative_difference_float32']:.1e} in float32, "
             f"{row['relative_difference_float64']:.1e} in float64"
         )
-    for row in results.get("jacobians", []):
-        print(f"n={row['n']}, {row['network']}: {row['ratio']:.3g} times as fast as contracting Jacobians")
+    for claim in claims_of_kinds(results):
+        print(f"{claim.statement}: {claim.number}. {claim.why}")
     if "gram_products" in results:
         row = results["gram_products"]
         print(
@@ -457,15 +405,6 @@ def report(results: dict[str, Any]) -> None:
     for row in results.get("sampled_moments", []):
         worst = max(row["mean_stderr_relative"], row["variance_stderr_relative"])
         print(f"sampled, n={row['n']}, {row['variant']}: {row['median_s']:.3g} s, standard error {100 * worst:.2f} %")
-    for row in results.get("equation", []):
-        print(
-            f"Helmholtz task, n={row['n']}, {row['variant']}: {row['kernel']['forward']['median_s']:.3g} s, "
-            f"{row['kernel_ratio']:.3g} times as fast as by nested derivatives; a training step "
-            f"{row['step_ratio']:.3g} times"
-        )
-    if "equation_memory" in results:
-        row = results["equation_memory"]
-        print(f"Helmholtz task, n={row['n']}: peak {row['peak_process_bytes'] / 1e9:.2f} GB")
     if "extra_memory" in results:
         row = results["extra_memory"]
         print(f"n={row['n']}: {row['extra_per_kernel']:.2f} K beyond K and the factors")
