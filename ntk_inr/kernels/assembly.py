@@ -29,7 +29,7 @@ T = TypeVar("T")
 # What the rows that a program computes at a time may take.
 _PANEL_BYTES = 64 * 2**20
 # Into how many parts a program with all tiles cuts rows: each tile has its own place in the program.
-_MOST_PARTS = 6
+_MOST_PARTS = 8
 
 
 @functools.partial(jax.jit, static_argnames=("c", "outputs", "precision", "fixed"))
@@ -52,6 +52,10 @@ def _tile(rows: Any, columns: Any, *, outputs: str, precision: str) -> Array:
 def _halves(rows: Any, *, outputs: str, precision: str) -> tuple[Array, Array]:
     """Return the upper half of the rows of a tile on the diagonal, and the lower right quarter."""
     half = (len(rows[0].delta) + 1) // 2
+    if any(array.nbytes >= memory.LARGE_BYTES for array in jax.tree.leaves(rows)):
+        # Halves of so large factors would be copies.
+        whole = structured.tile(rows, rows, outputs, in_turn=True)
+        return whole[:half], whole[half:, half:]
     below = _part(rows, slice(half, None))
     upper = structured.tile(_part(rows, slice(half)), rows, outputs, in_turn=True)
     return upper, structured.tile(below, below, outputs, in_turn=True)

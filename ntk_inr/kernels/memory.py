@@ -17,7 +17,7 @@ from ntk_inr.kernels.structured import Trace
 _SIDE, _SIDE_OF_MANY, _MANY_ROWS = 256, 512, 2048
 _SIDE_ELSEWHERE = 4096
 # Tiles that are computed ahead while one is written; none where the factors of a tile's rows are as large as this.
-AHEAD, _LARGE_BYTES = 4, 16 * 2**20
+AHEAD, LARGE_BYTES = 4, 16 * 2**20
 # What a kernel takes of the host's memory beside itself where no limit is given, if tiles can be that small.
 _BESIDE_BYTES = 2**30
 
@@ -133,9 +133,10 @@ def cut(trace: Trace, n1: int, n2: int, outputs: str, *, stored: int, limit: int
         limit = min(most, stored + _BESIDE_BYTES) if jax.default_backend() == "cpu" else most
 
     def fixed(rows: int) -> int:
-        # The factors of a tile's rows and of its columns, and what is alive while some of them are computed.
+        # The factors of a tile's rows and of its columns, a copy that XLA makes of these, and what is alive while
+        # some of them are computed.
         alive = min(rows, trace.at_once) * trace.alive * itemsize
-        return stored + 2 * rows * row_bytes + alive + rows * rows * tile_bytes
+        return stored + 3 * rows * row_bytes + alive + rows * rows * tile_bytes
 
     longest = max(n1, n2)
     rows = block or side(longest)
@@ -151,5 +152,5 @@ def cut(trace: Trace, n1: int, n2: int, outputs: str, *, stored: int, limit: int
         )
     panel = 1 + max(0, limit - fixed(rows)) // (rows * row_bytes)
     panel = min(panel, math.ceil(n1 / rows))
-    ahead = AHEAD if rows * row_bytes < _LARGE_BYTES else 0
+    ahead = AHEAD if rows * row_bytes < LARGE_BYTES else 0
     return Cut(rows, panel, fixed(rows) + (panel - 1) * rows * row_bytes, ahead)

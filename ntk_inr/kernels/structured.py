@@ -23,6 +23,8 @@ from ntk_inr.kernels.sites import Group, Site, Sites, find_sites
 from ntk_inr.kernels.tables import Table, overlap_of
 
 _UNROLLED_PAIRS = 16
+# Tokens of the rows whose products with one of the columns are made at once.
+_MOST_TOKENS = 8
 _FEW = 4
 # Columns of wide factors that are multiplied at a time: a product copies one of its operands.
 _COLUMNS = 16384
@@ -115,7 +117,8 @@ class Trace:
     @property
     def scratch(self) -> int:
         """How many numbers a tile needs beside its own, for each pair of examples."""
-        return max((group.scratch for group in self.sites.groups if isinstance(group, Table)), default=0)
+        each = [g.scratch if isinstance(g, Table) else 2 * _at_a_time(g.tokens) - 2 for g in self.sites.groups]
+        return max(each, default=0)
 
     @property
     def flops(self) -> int:
@@ -389,7 +392,6 @@ def grams(a: Factor, b: Factor, outputs: str, at: Any = (0, 0, 0)) -> tuple[Arra
     """
     g, t, s = at
     left, right = a.delta[:, :, g, t], b.delta[:, :, g, s]
-    left = left * a.offset if a.h is None else left
     if outputs == "trace":
         c = left.shape[1]
         width = c * left.shape[2]
@@ -398,7 +400,7 @@ def grams(a: Factor, b: Factor, outputs: str, at: Any = (0, 0, 0)) -> tuple[Arra
     else:
         backward = jnp.einsum(_CONTRACTION[outputs], left, right)
     if a.h is None or b.h is None:
-        return None, backward
+        return None, backward * a.offset
     if a.places is None or b.places is None:
         return _gram(a.h[:, g, t], b.h[:, g, s]) + a.offset, backward
     places, others = a.places[:, g], b.places[:, g]
@@ -422,6 +424,29 @@ def _rows(a: Factor, b: Factor, outputs: str, at: Any) -> Array:
     return jax.vmap(jax.vmap(overlap, (None, 2), 2), (2, None), 2)(left, right)
 
 
+def _at_a_time(tokens: int) -> int:
+    """Return how many tokens of the rows are multiplied at a time with one of the columns."""
+    return next(count for count in range(min(tokens, _MOST_TOKENS), 0, -1) if tokens % count == 0)
+
+
+def _tokens(a: Factor, b: Factor, at: Any) -> Array:
+    """Return the share, averaged over outputs, of some tokens of the rows with one of the columns.
+
+    Products of all these at once, summed as they are multiplied entry by entry, are half as fast again on a CPU as one
+    after the other.
+    """
+    g, t, s = at
+    n, c, _, tokens, m_out = a.delta.shape
+    count = _at_a_time(tokens)
+    assert a.h is not None
+    assert b.h is not None
+    h = lax.dynamic_slice_in_dim(a.h[:, g], t, count, 1).reshape(n * count, -1)
+    delta = lax.dynamic_slice_in_dim(a.delta[:, :, g], t, count, 2).swapaxes(1, 2).reshape(n * count, c * m_out)
+    backward = _gram(delta, b.delta[:, :, g, s].reshape(-1, c * m_out))
+    share = _gram(h, b.h[:, g, s]) * (backward / c if c > 1 else backward)
+    return share.reshape(n, count, -1).sum(1)
+
+
 def term(a: Factor, b: Factor, outputs: str) -> Array:
     """Return one factor's share of the kernel between two sets of examples."""
     batch, tokens = a.delta.shape[2:4]
@@ -434,7 +459,10 @@ def term(a: Factor, b: Factor, outputs: str) -> Array:
 
     if a.places is not None and a.h is None:
         pair, tokens = functools.partial(_rows, a, b, outputs), 1
-    pairs = list(itertools.product(range(batch), range(tokens), range(tokens)))
+    first = range(tokens)
+    if tokens > 1 and a.h is not None and a.places is None and outputs == "trace":
+        pair, first = functools.partial(_tokens, a, b), range(0, tokens, _at_a_time(tokens))
+    pairs = list(itertools.product(range(batch), first, range(tokens)))
     if len(pairs) <= (_UNROLLED_PAIRS if a.places is None else _FEW):
         return functools.reduce(operator.add, map(pair, pairs))
     total = jax.eval_shape(pair, pairs[0])
