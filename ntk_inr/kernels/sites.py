@@ -20,7 +20,8 @@ from ntk_inr.kernels.contractions import Product, complete, contract_sums, produ
 from ntk_inr.kernels.follow import Source, follow, steps
 from ntk_inr.kernels.places import Places, overlap
 from ntk_inr.kernels.program import Atom, Equation, Loop, Name, Program, aval_of, shape_of
-from ntk_inr.kernels.tables import Scatter, Table, scatter_of, tables
+from ntk_inr.kernels.scatters import Scatter, scatter_of
+from ntk_inr.kernels.tables import Table, tables
 
 # What one pass over a tile of the kernel costs, in units of a product's multiply and add.
 _PASS = 16
