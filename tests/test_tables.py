@@ -1,5 +1,6 @@
 """Kernels of parameters that are looked up at integers of the coordinates, against whole Jacobians."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +65,7 @@ def agrees(apply, params, x):
         jnp.einsum("iicc->ic", expected).reshape(-1),
         atol=1e-11,
     )
+    np.testing.assert_allclose(ni.ntk(apply, params, x[:1], outputs="full"), expected[:1, :1], rtol=1e-11, atol=1e-11)
     rows = jax.jit(lambda p, x: ni.ntk(apply, p, x, x[:3], outputs="full"))(params, x)
     np.testing.assert_allclose(rows, expected[:, :3], rtol=1e-11, atol=1e-11)
 
@@ -94,3 +96,28 @@ def test_a_hash_grid_is_as_its_jacobian(x64, key, d, interpolation):
     agrees(apply, params, x)
     expected = ni.moments(ni.ntk(apply, params, x, method="jacobian")).variance
     assert ni.variance_budget(apply, params, x).variance == pytest.approx(float(expected), rel=1e-11)
+
+
+def test_what_stands_on_a_hash_grid(x64, key):
+    """Gradients inside a program, moments, half precision, and several networks at once."""
+    x = jax.random.uniform(key, (9, 2), minval=-1)
+    grid = ni.HashGrid(levels=2, log2_size=5, base=4, param_dtype=jnp.float64)
+    apply, params = ni.init(ni.CoordinateMLP(features=6, depth=1, out=2, encoding=grid), key, x)
+    params = jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(key, leaf.shape, jnp.float64), params)
+
+    def size(params, x, method):
+        return jnp.log((ni.ntk(apply, params, x, method=method) ** 2).sum())
+
+    slopes, expected = (jax.jit(jax.grad(size, (0, 1)), static_argnums=2)(params, x, m) for m in ("auto", "jacobian"))
+    chex.assert_trees_all_close(slopes, expected, rtol=1e-10, atol=1e-10)
+    exact = ni.ntk(apply, params, x, method="jacobian")
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
+    np.testing.assert_allclose(jax.vmap(lambda p: ni.ntk(apply, p, x))(stacked)[0], exact, rtol=1e-11)
+    variance = float(ni.moments(exact).variance)
+    assert ni.streamed_moments(apply, params, x).variance == pytest.approx(variance, rel=1e-11)
+    assert ni.sampled_moments(apply, params, x, key=key).variance == pytest.approx(variance, rel=1e-11)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), half)
+    exact = ni.ntk(apply, wide, x, method="jacobian")
+    errors = [np.linalg.norm(ni.ntk(apply, half, x, method=m) - exact) for m in ("structured", "jacobian")]
+    assert errors[0] <= 10 * errors[1]

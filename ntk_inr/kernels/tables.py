@@ -250,6 +250,8 @@ def overlap_of(places: Array, others: Array, left: Array, right: Array) -> Array
     if len(places) < len(others):
         return overlap_of(others, places, right, left).T
     n, slots = others.shape
+    if n == 0:  # the lower half of a tile of one row
+        return jnp.zeros((len(places), n), left.dtype)
     listed = jnp.sort(others.reshape(-1))
     own, at = jnp.searchsorted(listed, others), jnp.searchsorted(listed, places)
     # The last row stays zero, for places that no other example looks up.
