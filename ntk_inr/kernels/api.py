@@ -52,10 +52,11 @@ def ntk(
         reference, and what ``coupled`` uses.
         "neural-tangents" calls that package's Jacobian contraction, for comparison (an extra to install).
 
-    Inside ``jit``, ``vmap`` or ``grad`` the structured kernel is one traced program that computes all of K, values
-    can't be checked (NaN, examples that mix), and ``memory_limit`` and ``progress`` have no effect;
-    outside, tiles of the upper half are driven from the host. Their sides have few sizes, to which coordinates are
-    filled up, so that kernels of many sizes share their compiled programs.
+    Inside ``jit``, ``vmap`` or ``grad`` the structured kernel is one traced program of at most 36 tiles of the upper
+    half, or with ``block`` of so many whole rows at a time; values can't be checked (NaN, examples that mix), and
+    ``memory_limit`` and ``progress`` have no effect. Outside, tiles of the upper half are driven from the host. Their
+    sides have few sizes, to which coordinates are filled up, so that kernels of many sizes share their compiled
+    programs.
 
     Args:
         apply: batched pure function ``apply(params, x): (n, d) -> (n, c)``; examples must not mix, unless
