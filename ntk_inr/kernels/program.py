@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ntk_inr._dtypes import accumulation_dtype
 from ntk_inr.kernels.equations import has_references
 
 _CALLS = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint")
@@ -84,7 +83,6 @@ class Program:
         self.varying = varying
         self._constants: list[tuple[Name, Any]] = []
         self._equations: list[Equation | Loop] = []
-        self._repeated: dict[tuple[Atom, tuple[int, ...]], Atom] = {}
         self._known: dict[Hashable, list[Name]] = {}
         self.inputs = [Name(var.aval) for var in closed.jaxpr.invars]
         self.active = {name for name, is_active in zip(self.inputs, active, strict=True) if is_active}
@@ -129,7 +127,8 @@ class Program:
         """Return an atom as an operation repeats it that others of its inputs have this larger shape."""
         if shape_of(atom) == shape:
             return atom
-        if (atom, shape) not in self._repeated:
+        key = "repeated", atom, shape
+        if key not in self._known:
             aval = jax.core.ShapedArray(shape, aval_of(atom).dtype)
             axes = {
                 "shape": shape,
@@ -138,8 +137,8 @@ class Program:
             made = self._append(
                 "broadcast_in_dim", axes, [atom], [aval], lambda values: [jnp.broadcast_to(values[0], shape)]
             )
-            self._repeated[atom, shape] = made[0]
-        return self._repeated[atom, shape]
+            self._known[key] = [name for name in made if isinstance(name, Name)]
+        return self._known[key][0]
 
     def derive(self, inputs: list[Atom], aval: Any, evaluate: Callable[[Sequence[Any]], Sequence[Any]]) -> Name:
         """Return a new value, made from others by ``evaluate``."""
@@ -197,18 +196,6 @@ class Program:
                 outputs = self._once(eqn, atoms, _single(eqn, jaxpr))
             named.update(zip(eqn.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
-
-    def weighted_sum(self, terms: Sequence[tuple[Atom, float]]) -> Atom:
-        """Return the sum of atoms of one shape and dtype, each times a number; at least in float32."""
-        first = aval_of(terms[0][0])
-        dtype = accumulation_dtype(first.dtype)
-        weights = [weight for _, weight in terms]
-
-        def evaluate(values: Sequence[Any]) -> list[Any]:
-            parts = (value.astype(dtype) for value in values)
-            return [sum(part if by == 1 else by * part for part, by in zip(parts, weights, strict=True))]
-
-        return self.derive([atom for atom, _ in terms], jax.core.ShapedArray(first.shape, dtype), evaluate)
 
     def _once(self, eqn: Any, atoms: list[Atom], evaluate: Any) -> list[Atom]:
         """Return the outputs of the equation that computes the same as this one, added if there is none."""

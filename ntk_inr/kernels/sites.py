@@ -12,19 +12,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from ntk_inr._dtypes import accumulation_dtype
 from ntk_inr.kernels.contractions import Product, complete, contract_sums, product_of, unfolded
 from ntk_inr.kernels.follow import Source, follow, steps
 from ntk_inr.kernels.places import Places, overlap
 from ntk_inr.kernels.program import Atom, Equation, Loop, Name, Program, aval_of, shape_of
 from ntk_inr.kernels.scatters import Scatter, scatter_of
-from ntk_inr.kernels.tables import Table, tables
+from ntk_inr.kernels.tables import PASS, Table, tables
 
-# What one pass over a tile of the kernel costs, in units of a product's multiply and add.
-_PASS = 16
 # How many products in one another, and how many parts of each, are looked through.
 _NESTED = 4
 
@@ -93,7 +93,7 @@ class Group:
     def flops(self, backward: int, *, differentiable: bool) -> int:
         """Flops for one pair of examples; ``backward`` is c, or c * c where all output pairs are kept."""
         site, tokens = self.sites[0], _kept(self.tokens, differentiable)
-        return site.batch * tokens**2 * (2 * site.m_in + 2 * backward * site.m_out + _PASS)
+        return site.batch * tokens**2 * (2 * site.m_in + 2 * backward * site.m_out + PASS)
 
     def floats(self, c: int, *, differentiable: bool) -> int:
         """Numbers that the two factors of one example hold."""
@@ -350,7 +350,16 @@ def _add_up(site: Site, other: Site, shared: str, added: str) -> bool:
 
 
 def _added(program: Program, sites: Sequence[Site], added: str) -> Site:
-    total = program.weighted_sum([(getattr(site, added), site.scale) for site in sites])
+    """Return one site for several that share an operand: of the sum of the others, at least in float32."""
+    atoms = [getattr(site, added) for site in sites]
+    aval = aval_of(atoms[0])
+    dtype = accumulation_dtype(aval.dtype)
+
+    def evaluate(values: Sequence[Any]) -> list[Any]:
+        wide = zip((value.astype(dtype) for value in values), sites, strict=True)
+        return [sum(value if site.scale == 1 else site.scale * value for value, site in wide)]
+
+    total = program.derive(atoms, jax.core.ShapedArray(aval.shape, dtype), evaluate)
     h, delta = (sites[0].h, total) if added == "delta" else (total, sites[0].delta)
     return dataclasses.replace(sites[0], h=h, delta=delta, scale=1.0)
 

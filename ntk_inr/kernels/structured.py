@@ -234,7 +234,7 @@ def alive(program: Program, examples: Sequence[Name], wanted: Sequence[Atom], c:
 
     Nothing is taken to be fused, and what does not depend on the inputs ``examples``, such as parameters, is left out.
     """
-    equations = list(dict.fromkeys(program.producer.values()))
+    equations, _ = program.needed(wanted)
     own = set(examples)
     for equation in equations:
         if any(isinstance(atom, Name) and atom in own for atom in equation.inputs):

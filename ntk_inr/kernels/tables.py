@@ -25,7 +25,7 @@ _AT_ONCE = 16
 # Slots whose sum is written out.
 _UNROLLED = 16
 # What one pass over a tile of the kernel costs, in flops.
-_PASS = 16
+PASS = 16
 
 
 class Weights(NamedTuple):
@@ -157,7 +157,7 @@ class Table:
     def flops(self, backward: int, *, differentiable: bool) -> int:
         """Flops for one pair of examples; ``backward`` is c, or c * c where all output pairs are kept."""
         products = 2 * backward * self.m_out
-        return self.batch * (_PASS + (2 * self.slots + products if self.weights else self.slots * products))
+        return self.batch * (PASS + (2 * self.slots + products if self.weights else self.slots * products))
 
     def floats(self, c: int, *, differentiable: bool) -> int:
         """Numbers that the two factors of one example hold."""
