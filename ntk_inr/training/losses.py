@@ -19,12 +19,12 @@ from ntk_inr import _checks
 # divergence; waiting for infinity wastes steps.
 _BLOW_UP = 1e4
 
-_HUBER_DELTA = 0.1  # of the data range: errors of values in [0, 1] hardly reach the usual 1
+HUBER_DELTA = 0.1  # of the data range: errors of values in [0, 1] hardly reach the usual 1
 
 _NAMED: dict[str, Callable[[Array, Array, float], Array]] = {
     "mse": lambda f, y, _: optax.l2_loss(f, y),
     "l1": lambda f, y, _: jnp.abs(f - y),
-    "huber": lambda f, y, data_range: optax.huber_loss(f, y, delta=_HUBER_DELTA * data_range),
+    "huber": lambda f, y, data_range: optax.huber_loss(f, y, delta=HUBER_DELTA * data_range),
     "bce": lambda f, y, _: optax.sigmoid_binary_cross_entropy(f, y),
 }
 
@@ -63,7 +63,7 @@ class ExampleLoss:
         first = np.asarray(first)
         if self.function is not None:
             return np.full_like(first, jnp.finfo(first.dtype).max)
-        delta = _HUBER_DELTA * data_range
+        delta = HUBER_DELTA * data_range
         whole = {"mse": data_range**2 / 2, "l1": data_range, "huber": delta * (data_range - delta / 2)}
         return _BLOW_UP * np.maximum(first, whole.get(self.name, math.log(2)))
 
