@@ -57,6 +57,7 @@ from ntk_inr.tasks import volume_task as volume_task
 from ntk_inr.training import Recorder as Recorder
 from ntk_inr.training import fit as fit
 from ntk_inr.training import fit_seeds as fit_seeds
+from ntk_inr.training import gauss_newton as gauss_newton
 from ntk_inr.training import host_data as host_data
 from ntk_inr.training import optimizer as optimizer
 from ntk_inr.training import predict_training as predict_training

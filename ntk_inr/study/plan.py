@@ -30,9 +30,9 @@ class TrainingOptions:
     recipe: Recipes = "default"
     """default: what was measured to fit best. published: what a network's authors do. same: Adam at 1e-3 for all."""
     optimizer: str | None = None
-    """Any of optax's, by name; the recipe's rate and schedule are for its own optimizer only."""
+    """Any of optax's, by name, or gauss-newton; the recipe's rate and schedule are for its own optimizer only."""
     learning_rate: float | None = None
-    """Its largest learning rate; of another optimizer than the recipe's 1e-3, and for lbfgs its line search."""
+    """Its largest learning rate; of another optimizer than the recipe's 1e-3, and lbfgs and gauss-newton need none."""
     schedule: Schedules | None = None
     """How the learning rate falls over the steps."""
     end: float | None = None
@@ -159,10 +159,11 @@ def _planned(task: Task, variant: str | nn.Module, options: TrainingOptions) -> 
     """Return how a network is trained: by its recipe, field by field but for what the options say."""
     from ntk_inr._results import Record
     from ntk_inr.networks.recipes import Recipe, recipe
+    from ntk_inr.training.optimizers import DEFAULT_RATE, WITHOUT_RATE
 
     own = recipe(variant, options.recipe)
     if options.optimizer not in (None, own.optimizer):
-        rate = None if options.optimizer == "lbfgs" else 1e-3
+        rate = None if options.optimizer in WITHOUT_RATE else DEFAULT_RATE
         others = {name: getattr(Recipe(), name) for name in _OF_THE_OPTIMIZER}
         own = dataclasses.replace(own, **{**others, "optimizer": options.optimizer, "learning_rate": rate})
     if options.schedule not in (None, own.schedule):

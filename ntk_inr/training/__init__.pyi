@@ -8,3 +8,5 @@ from ntk_inr.training.fitting import fit_seeds as fit_seeds
 from ntk_inr.training.optimizers import optimizer as optimizer
 from ntk_inr.training.recorder import Recorder as Recorder
 from ntk_inr.training.result import FitResult as FitResult
+from ntk_inr.training.second_order import GaussNewtonState as GaussNewtonState
+from ntk_inr.training.second_order import gauss_newton as gauss_newton

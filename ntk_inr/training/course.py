@@ -14,8 +14,8 @@ from ntk_inr.training.steps import CALL_STEPS, State
 
 Row = dict[str, np.ndarray]
 """A row of the history: columns by name, each with one entry a seed."""
-HIDDEN = ("alive", "above")
-"""Columns that tell how a run stands and are not shown: whether it goes on, and whether it is above its start."""
+HIDDEN = ("alive", "above", "stalled")
+"""Columns that are not shown: whether a run is alive, whether above its start, and whether it finds no lower loss."""
 
 
 class Best(NamedTuple):

@@ -22,6 +22,7 @@ from ntk_inr.training.options import Options, subset
 from ntk_inr.training.result import FitResult, Status
 from ntk_inr.training.run import Run, prepare
 from ntk_inr.training.saver import Saver
+from ntk_inr.training.second_order import has_stalled
 from ntk_inr.training.steps import evaluate
 
 _TICK_SECONDS = 0.5  # between calls of ``progress``
@@ -71,7 +72,8 @@ def report(run: Run, course: Course, done: int) -> Row:
     model = run.model(state)
     row = _scores(run, model, state.params, run.reported(done))
     above = row["loss"] > (course.rows[0]["loss"] if course.rows else row["loss"])
-    row |= {"alive": np.atleast_1d(state.alive), "above": above}
+    stalled = np.broadcast_to(has_stalled(state.opt_state), above.shape)
+    row |= {"alive": np.atleast_1d(state.alive), "above": above, "stalled": stalled}
     if run.everything is not None and (done == options.steps or _ended(row, options)):
         row |= _scores(run, model, state.params, run.everything)
     if options.validation is not None:
@@ -118,7 +120,7 @@ def _reached(row: Row, options: Options) -> Any:
 
 
 def _ended(row: Row, options: Options) -> bool:
-    return bool(np.all(_reached(row, options) | ~row["alive"]))
+    return bool(np.all(_reached(row, options) | ~row["alive"] | row["stalled"]))
 
 
 def _result(run: Run, apply: Any, course: Course, seed: int, interrupted: bool) -> FitResult:
@@ -136,6 +138,8 @@ def _result(run: Run, apply: Any, course: Course, seed: int, interrupted: bool) 
         status = "target reached"
     elif interrupted and bool(state.alive):
         status = "interrupted"
+    elif status == "finished" and rows[-1]["stalled"][seed]:
+        status = "stalled"
     elif status == "finished" and rows[-1]["above"][seed]:
         status = "ended above the start"
     taken = int(state.steps)

@@ -12,9 +12,13 @@ import optax
 import optax.contrib
 
 from ntk_inr import _checks
+from ntk_inr.training.second_order import gauss_newton
 
 DEFAULT_RATE = 1e-3
+WITHOUT_RATE = ("lbfgs", "gauss-newton")
+"""Optimizers that find their steps' lengths by themselves where no rate is given."""
 SCHEDULES = ("constant", "cosine", "exponential", "linear")
+_SOLVES = "gauss-newton"
 _END = 1e-2  # of the peak, where exponential decay ends if not told; the others end at zero
 _SEARCHES = (optax.ScaleByZoomLinesearchState, optax.ScaleByBacktrackingLinesearchState)
 
@@ -40,8 +44,9 @@ def optimizer(
 
     Args:
         name: of a function of optax or optax.contrib that takes a learning rate, such as "adam", "sgd", "lion",
-            "muon"; or "lbfgs", which searches along its direction itself and trains on the full batch only.
-        learning_rate: the peak of the schedule. None is 1e-3, and for "lbfgs" its line search.
+            "muon"; or "lbfgs", which searches along its direction itself and trains on the full batch only; or
+            "gauss-newton", :func:`gauss_newton`, which takes no rate.
+        learning_rate: the peak of the schedule. None is 1e-3, for "lbfgs" its line search, and none for "gauss-newton".
         schedule: "constant"; or after the warm-up down to ``end`` at ``steps`` by "cosine", "linear" or "exponential".
         end: share of the rate that the schedule ends with; None is 0, and 0.01 for "exponential".
         steps: length of the run in steps, warm-up included; needed for every schedule but "constant".
@@ -91,12 +96,15 @@ def optimizer(
     takes = inspect.signature(_makers()[name]).parameters
     for setting in settings:
         if setting not in takes:
-            raise TypeError(f"optax.{name} has no setting {setting!r}; it has {', '.join(takes)}.")
-    if name == "lbfgs" and learning_rate is None and (schedule != "constant" or warmup or weight_decay or legs):
+            raise TypeError(f"{name} has no setting {setting!r}; it has {', '.join(takes)}.")
+    if name in WITHOUT_RATE and learning_rate is None and (schedule != "constant" or warmup or weight_decay or legs):
+        instead = "leave them out" if name == _SOLVES else "give learning_rate=, or leave them out"
         raise ValueError(
-            "lbfgs searches for its step itself, so a schedule, warm-up or weight decay has no rate to scale; give "
-            "learning_rate= to go without the search, or leave them out."
+            f"{name} searches for its step itself, so a schedule, warm-up or weight decay has no rate to scale; "
+            f"{instead}."
         )
+    if name == _SOLVES and (learning_rate is not None or clip is not None):
+        raise ValueError(f"{name} has no learning rate and no gradient to clip; leave learning_rate= and clip= out.")
     further, own = tuple(map(tuple, legs)), tuple(sorted(settings.items()))
     arguments = (name, learning_rate, schedule, end, steps, warmup, clip, weight_decay, further, own)
     try:
@@ -109,9 +117,9 @@ def optimizer(
 
 @functools.cache
 def _makers() -> dict[str, Callable[..., Any]]:
-    """Return optax's functions that make an optimizer of a learning rate, by name."""
+    """Return the functions that make an optimizer, by name: those of optax that take a learning rate, and ours."""
     functions = {**vars(optax.contrib), **vars(optax)}
-    return {
+    return {_SOLVES: gauss_newton} | {
         name: value
         for name, value in functions.items()
         if inspect.isfunction(value)
@@ -126,6 +134,8 @@ def _build(
     clip: float | None, weight_decay: float | None, legs: tuple[Any, ...], settings: tuple[tuple[str, Any], ...],
 ) -> optax.GradientTransformation:  # fmt: skip
     own = dict(settings)
+    if name == _SOLVES:
+        return gauss_newton(**own)
     if name == "lbfgs" and learning_rate is None:
         base = optax.lbfgs(**own)
         return base if clip is None else optax.chain(optax.clip_by_global_norm(clip), base)

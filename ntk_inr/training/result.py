@@ -9,7 +9,7 @@ import numpy as np
 from ntk_inr._results import Scalar, result, static
 from ntk_inr.training.curves import first_reaching, psnr
 
-Status = Literal["finished", "target reached", "ended above the start", "diverged", "interrupted"]
+Status = Literal["finished", "target reached", "ended above the start", "stalled", "diverged", "interrupted"]
 
 
 @result
@@ -21,7 +21,8 @@ class FitResult:
             the last ones with a good loss.
         apply: the model to call with them, a pytree: as handed in, or with the batch statistics and the step of
             schedules that training left.
-        status: "finished", "target reached", "ended above the start" where the loss on all data did, "diverged", or
+        status: "finished", "target reached", "ended above the start" where the loss on all data did, "stalled" where
+            :func:`gauss_newton` finds no step that lowers the loss, as at the end of its precision, "diverged", or
             "interrupted" by a signal (with ``checkpoint`` only).
         steps: steps taken (after divergence, up to the last good one).
         history: columns of equal length, one entry a report: "step", "loss" and "psnr" on the training data (on a

@@ -23,7 +23,8 @@ from ntk_inr.training.losses import check_loss
 from ntk_inr.training.optimizers import evaluates_again
 from ntk_inr.training.optimizers import optimizer as named
 from ntk_inr.training.options import Options
-from ntk_inr.training.steps import Program, State, advance, begin, evaluate
+from ntk_inr.training.second_order import settings_of
+from ntk_inr.training.steps import Program, State, advance, after, begin, evaluate
 
 FEW, SAMPLE = 2**16, 2**14
 """Up to so many rows, each report is on all; of more, on so many, but for the last report."""
@@ -68,6 +69,8 @@ class Run:
 
     def advance(self, state: State, start: int, stop: int) -> State:
         """Return the state at step ``stop`` from that at ``start``, whose buffers are reused."""
+        if self.by_host:
+            return jax.block_until_ready(self._solved(state, start, stop))
         call = functools.partial(advance, program=self.program)
         if self.feed is None:
             return jax.block_until_ready(call(self.apply, state, self.keys, self.limit, self.data, start, stop))
@@ -75,6 +78,20 @@ class Run:
             rows = Ready(self._batch(t))
             state = call(self.apply, state, self.keys, self.limit, rows, t, min(t + 1, stop))
         return jax.block_until_ready(state)
+
+    @property
+    def by_host(self) -> bool:
+        """Whether the host drives the steps, as it does those that solve on a CPU, where XLA's Cholesky is slow."""
+        solves = settings_of(self.program.optimizer) is not None
+        return solves and jax.default_backend() == "cpu" and self.program.mesh is None and not self.seeds
+
+    def _solved(self, state: State, start: int, stop: int) -> State:
+        """Take the steps one by one; none but compile what they need where there are none."""
+        for t in range(start, max(stop, start + 1)):
+            batch = self._batch(t) if self.feed else _drawn(self.data, self.keys, t, state.last)
+            new = after(self.apply, state, batch, self.limit, t, program=self.program)
+            state = new if t < stop else state
+        return state
 
     def reported(self, step: int) -> Batch:
         """Return the rows that a report after ``step`` steps is on: fixed ones, or those of the step that comes."""
@@ -118,18 +135,9 @@ def prepare(apply: Any, params: Any, data: Any, options: Options, seeds: int | N
         check_loss(loss, c, valid.x, valid.y, "validation y")
         options = dataclasses.replace(options, validation=(valid.x, valid.y))
 
-    optimizer = options.optimizer or named("adam", learning_rate=1e-3)
-    is_complex = any(map(jnp.iscomplexobj, jax.tree.leaves(params)))
-    if is_complex:
-        optimizer = _by_parts(optimizer)
     stateful = training_call(apply) is not None
     whole = isinstance(source, Rows) and options.batch_size is None
-    opt_state = jax.eval_shape(optimizer.init, one[1])
-    if is_complex and evaluates_again(opt_state):
-        raise ValueError(
-            "this optimizer evaluates the loss by itself, which takes real parameters, and params has complex ones; "
-            'use another one, such as optimizer="adam".'
-        )
+    optimizer, opt_state = _optimizer_of(options, one[1], rows, c, stateful)
     checks.check_whole_batch(options, opt_state, rows, stateful, whole)
     microbatch = options.microbatch
     if microbatch is None and mesh is None and not stateful and not evaluates_again(opt_state):
@@ -148,6 +156,30 @@ def prepare(apply: Any, params: Any, data: Any, options: Options, seeds: int | N
     state = begin(params, apply if stateful else None, last, program=program)
     limit = jnp.asarray(loss.limit(first.loss, options.data_range))
     return Run(apply, source, feed, sample, keys, limit, options, program, seeds, state)
+
+
+def _optimizer_of(options: Options, params: Any, rows: int, c: int, stateful: bool) -> tuple[Any, Any]:
+    """Return the optimizer and the shapes of its state, checked against the model and the rows of a step."""
+    optimizer = options.optimizer or named("adam", learning_rate=1e-3)
+    solves = settings_of(optimizer)
+    if solves is not None:
+        if stateful:
+            raise ValueError(
+                "gauss_newton got a model whose batch statistics or schedules change in training, which no kernel of "
+                'one place describes; take another optimizer, such as ni.optimizer("adam").'
+            )
+        solves.plan(params, rows, c)
+        return optimizer, jax.eval_shape(optimizer.init, params)
+    is_complex = any(map(jnp.iscomplexobj, jax.tree.leaves(params)))
+    if is_complex:
+        optimizer = _by_parts(optimizer)
+    opt_state = jax.eval_shape(optimizer.init, params)
+    if is_complex and evaluates_again(opt_state):
+        raise ValueError(
+            "this optimizer evaluates the loss by itself, which takes real parameters, and params has complex ones; "
+            'use another one, such as optimizer="adam".'
+        )
+    return optimizer, opt_state
 
 
 def _cached_rows(params: Any, rows: int) -> int | None:
@@ -173,8 +205,8 @@ def _batch_of(source: Any, feed: Feed | None, keys: Array, step: int) -> Batch:
 
 
 @jax.jit
-def _drawn(source: Drawn, key: Array, step: Any) -> Batch:
-    return source.batch(key, step, None)
+def _drawn(source: Rows | Drawn, key: Array, step: Any, last: Array | None = None) -> Batch:
+    return source.batch(key, step, last)
 
 
 def _sample(everything: Batch) -> Batch:

@@ -16,6 +16,7 @@ from ntk_inr.training.checkpoint import OPTIMIZER, Store, program_digest, restor
 from ntk_inr.training.course import HIDDEN, Course, Row, begun
 from ntk_inr.training.data import Drawn, HostData
 from ntk_inr.training.run import Run
+from ntk_inr.training.second_order import settings_of
 from ntk_inr.training.steps import CALL_STEPS, rows_gradient
 
 # With checkpoints or progress, a fused call lasts about this long: a signal is seen soon, and steps that take memory do
@@ -133,7 +134,7 @@ def _identity(run: Run) -> dict[str, Any]:
             None if run.program.mesh is None else list(run.program.mesh.devices.shape),
         ],
         "model or loss (or the version of JAX)": program_digest(gradient, apply, state.params, state.model, run.sample),
-        OPTIMIZER: program_digest(functools.partial(_update, run.program.optimizer), state.params, state.opt_state),
+        OPTIMIZER: _optimizer_digest(run.program.optimizer, state),
     }  # fmt: skip
 
 
@@ -144,6 +145,13 @@ def _data_digest(run: Run) -> str:
     if isinstance(run.data, Drawn):
         return program_digest(lambda data, key: data.batch(key, 0, None), run.data, jax.random.key(0))
     return tree_digest((run.data.x, run.data.y))
+
+
+def _optimizer_digest(optimizer: Any, state: Any) -> str:
+    solves = settings_of(optimizer)
+    if solves is not None:
+        return str(solves)
+    return program_digest(functools.partial(_update, optimizer), state.params, state.opt_state)
 
 
 def _update(optimizer: Any, params: Any, opt_state: Any) -> Any:

@@ -20,7 +20,7 @@ from ntk_inr.kernels.model import check_params, in_parts
 from ntk_inr.training.curvature import quadratic
 from ntk_inr.training.losses import ExampleLoss, as_loss, check_loss
 from ntk_inr.training.passes import over_parts, values
-from ntk_inr.training.solvers import SOLVERS, Problem, Solver, SolverPlan, System, plan, system
+from ntk_inr.training.solvers import SOLVERS, Problem, SolverPlan, System, plan, system
 
 # By the gain ratio, damping falls to a share of itself, or grows (12.4); where no damping helps there is no lower loss.
 _GOOD, _POOR, _FALL, _GROWTH, _REFUSED = 0.75, 0.25, 0.1, 4.0, 10.0
@@ -33,9 +33,10 @@ class GaussNewtonState(NamedTuple):
 
     Attributes:
         damping: in units of the mean eigenvalue of the system that is solved.
-        gain: decrease of the loss by the last step over what the linearised model promised, NaN before.
+        gain: decrease of the loss by the last step over what the linearised model promised.
         accepted: whether the last step lowered the loss; else it was zero.
         evaluations: trial points so far.
+        loss: mean loss of the rows before the last step.
         step: the last step, where there is momentum, else None.
     """
 
@@ -43,6 +44,7 @@ class GaussNewtonState(NamedTuple):
     gain: Array
     accepted: Array
     evaluations: Array
+    loss: Array
     step: Any
 
 
@@ -62,7 +64,7 @@ class GaussNewton:
 
     damping: float
     momentum: float
-    solver: Solver
+    solver: str
     tries: int
     memory_limit: int | None
     precision: Precision
@@ -71,8 +73,8 @@ class GaussNewton:
         """Return the state before the first step."""
         dtype = accumulation_dtype(*jax.tree.leaves(params))
         step = jax.tree.map(jnp.zeros_like, params) if self.momentum else None
-        zero = jnp.zeros((), jnp.int32)
-        return GaussNewtonState(jnp.asarray(self.damping, dtype), jnp.ones((), dtype), jnp.array(True), zero, step)
+        damping, one = jnp.asarray(self.damping, dtype), jnp.ones((), dtype)
+        return GaussNewtonState(damping, one, jnp.array(True), jnp.zeros((), jnp.int32), one, step)
 
     def plan(self, params: Any, n: int, c: int) -> SolverPlan:
         """Return how a step on n coordinates with c outputs is solved, and what memory that takes."""
@@ -82,7 +84,7 @@ class GaussNewton:
 
     def update(
         self, updates: Any, state: GaussNewtonState, params: Any = None, *, apply: Any = None, x: Any = None,
-        y: Any = None, weights: Any = None, loss: str | Callable[[Any, Any], Any] | ExampleLoss = "mse", **_: Any,
+        y: Any = None, weights: Any = None, loss: Any = "mse", **_: Any,
     ) -> tuple[Any, GaussNewtonState]:  # fmt: skip
         """Return the step and the state after it; ``updates``, the gradient, is not used."""
         if params is None or apply is None or x is None or y is None:
@@ -91,7 +93,7 @@ class GaussNewton:
                 "optimizer.update(gradient, state, params, apply=apply, x=x, y=y)."
             )
         apply, example_loss = _checks.as_partial(apply), as_loss(loss) if not isinstance(loss, ExampleLoss) else loss
-        if self.momentum and jax.tree.structure(state.step) != jax.tree.structure(params):
+        if jax.tree.map(jnp.shape, state) != jax.tree.map(jnp.shape, jax.eval_shape(self.init, params)):
             raise ValueError("the state of gauss_newton is of other parameters; make one with optimizer.init(params).")
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, state, x, y)))
         if not traced:
@@ -111,7 +113,8 @@ class GaussNewton:
         step = _whole(jax.tree.map(lambda leaf: jnp.where(found.accepted, leaf, 0), found.step), params)
         evaluations = state.evaluations + found.trials
         kept = step if self.momentum else None
-        return step, GaussNewtonState(found.damping, found.gain, found.accepted, evaluations, kept)
+        loss = (here.loss / len(x)).astype(state.loss.dtype)
+        return step, GaussNewtonState(found.damping, found.gain, found.accepted, evaluations, loss, kept)
 
     def _before(self, state: GaussNewtonState, params: Any) -> Any:
         """Return the step that momentum alone would take, of real parameters."""
@@ -131,7 +134,7 @@ class GaussNewton:
         def trial(found: _Search) -> _Search:
             step, promised = system.solve(found.damping)
             after = total(step)
-            gain = (loss - after) / promised
+            gain = ((loss - after) / promised).astype(found.gain.dtype)
             accepted = jnp.isfinite(after) & (after < loss) & (promised > 0)
             return _Search(_next_damping(found.damping, gain, accepted), gain, accepted, found.trials + 1, step)
 
@@ -177,7 +180,7 @@ def gauss_newton(
     *,
     damping: float = 1e-2,
     momentum: float = 0.0,
-    solver: Solver = "auto",
+    solver: str = "auto",
     tries: int = 8,
     memory_limit: int | None = None,
     precision: Precision = "highest",
@@ -243,6 +246,13 @@ def gauss_newton(
 @functools.lru_cache(maxsize=128)
 def _transformation(settings: GaussNewton) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(settings.init, settings.update)
+
+
+def has_stalled(opt_state: Any) -> Any:
+    """Return whether :func:`gauss_newton` found no step that lowers the loss, at any damping; False of others."""
+    if not isinstance(opt_state, GaussNewtonState):
+        return False
+    return ~opt_state.accepted & (opt_state.damping >= _MOST)
 
 
 def settings_of(optimizer: Any) -> GaussNewton | None:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +16,15 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
+from ntk_inr._checks import Outputs
 from ntk_inr._dtypes import accumulation_dtype, eps
 from ntk_inr._results import result, static
 from ntk_inr.kernels.api import ntk
 from ntk_inr.kernels.memory import available
 from ntk_inr.training.curvature import Quadratic
-from ntk_inr.training.passes import over_parts, pulled, pushed
+from ntk_inr.training.passes import pulled, pushed
 
-Solver = Literal["auto", "function", "shared", "parameters", "cg"]
-SOLVERS: tuple[Solver, ...] = ("auto", "function", "shared", "parameters", "cg")
+SOLVERS = ("auto", "function", "shared", "parameters", "cg")
 _MATRICES = {"function": 3, "shared": 3, "parameters": 2}
 """How many matrices as large as its own a solver holds at most."""
 _WHERE = {
@@ -67,14 +67,14 @@ class SolverPlan:
         }
 
 
-def plan(solver: Solver, n: int, c: int, size: int, dtype: Any, memory_limit: int | None = None) -> SolverPlan:
+def plan(solver: str, n: int, c: int, size: int, dtype: Any, memory_limit: int | None = None) -> SolverPlan:
     """Return the plan for n coordinates, c outputs and ``size`` parameters; raise where it does not fit in memory.
 
     The cheapest of "function", "shared" and "parameters" that fits is the choice of "auto", else "cg".
     """
     limit = available() if memory_limit is None else memory_limit
     itemsize = accumulation_dtype(dtype).itemsize
-    columns = max(1, min(_COLUMNS, n, _COLUMN_BYTES // (n * c * itemsize)))
+    columns = max(1, min(_COLUMNS, n * c, _COLUMN_BYTES // (n * c * itemsize)))
     unknowns = {"function": n * c, "shared": n, "parameters": size, "cg": columns}
     needed = {name: count * unknowns[name] ** 2 * itemsize for name, count in _MATRICES.items()}
     needed["cg"] = 2 * n * c * columns * itemsize
@@ -89,8 +89,8 @@ def plan(solver: Solver, n: int, c: int, size: int, dtype: Any, memory_limit: in
     if needed[found] > limit:
         fits = [name for name in needed if needed[name] <= limit]
         raise ValueError(
-            f'solver="{found}" for {n} coordinates, {c} outputs and {size} parameters takes {needed[found] / 2**30:.1f} '
-            f"GiB of the {limit / 2**30:.1f} GiB that are left; expected less: "
+            f'solver="{found}" for {n} coordinates, {c} outputs and {size} parameters takes '
+            f"{needed[found] / 2**30:.1f} GiB of the {limit / 2**30:.1f} GiB that are left; expected less: "
             + (f'solver="{fits[-1]}" fits, or a smaller batch_size.' if fits else "a smaller batch_size.")
         )
     return SolverPlan(found, n, c, size, unknowns[found], needed[found])
@@ -147,7 +147,7 @@ def _of_functions(problem: Problem, before: Array | None, solver: str, precision
     loss = problem.loss
     shared = solver == "shared"
     c = loss.gradient.shape[1]
-    outputs = "trace" if shared or c == 1 else "full"
+    outputs: Outputs = "trace" if shared or c == 1 else "full"
     K = ntk(problem.apply, problem.params, problem.x, outputs=outputs, precision=precision)
     matrix, scale = _scaled(K, loss.root, shared)
     # What has no curvature is pulled by K itself.
@@ -295,7 +295,7 @@ def _nystrom(columns: Array, root: Array, chosen: Array) -> tuple[Array, Array, 
     half = jax.scipy.linalg.solve_triangular(factor, C.T, lower=True)
     values, vectors = jnp.linalg.eigh(half @ half.T)
     values = jnp.maximum(values, eps(values.dtype) * values.max())
-    return (vectors / jnp.sqrt(values)).T @ half, values, trace / (s * c)
+    return (vectors / jnp.sqrt(values)[None]).T @ half, values, trace / (s * c)
 
 
 @jax.jit
@@ -310,7 +310,5 @@ def _conjugate_gradients(problem: Problem, basis: Array, values: Array, weight: 
         inside = basis @ v
         return (v - basis.T @ (values / (values + weight) * inside)) / weight
 
-    found, _ = jax.scipy.sparse.linalg.cg(
-        product, right.ravel(), tol=_TOLERANCE, maxiter=_ITERATIONS, M=preconditioned
-    )
+    found, _ = jax.scipy.sparse.linalg.cg(product, right.ravel(), tol=_TOLERANCE, maxiter=_ITERATIONS, M=preconditioned)
     return found.reshape(shape)

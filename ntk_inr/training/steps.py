@@ -20,6 +20,8 @@ from ntk_inr.kernels.adapters import training_call
 from ntk_inr.training.data import Batch
 from ntk_inr.training.losses import ExampleLoss
 from ntk_inr.training.optimizers import line_search
+from ntk_inr.training.passes import joined, over_parts, part
+from ntk_inr.training.second_order import settings_of
 
 CALL_STEPS = 4096
 """The most steps of a fused call, whose losses the state holds."""
@@ -99,40 +101,18 @@ def evaluate(
     """
     size = min(program.microbatch or _ROWS_AT_ONCE, len(x))
 
-    def part(apply: Partial, params: Any, rows: tuple[Array, Array]) -> tuple[Array, Array | None]:
+    def scores(apply: Partial, params: Any, rows: tuple[Array, Array]) -> tuple[Array, Array | None]:
         x, y = program.shared(*rows)
         prediction = _wide(apply(params, x))
         square = jnp.square(prediction - y).mean(axis=1) if program.loss.on_values else None
         return program.losses(prediction, y), square
 
     def single(apply: Partial, params: Any) -> Evaluation:
-        each, square = _in_parts(lambda rows: part(apply, params, rows), (x, y), size)
+        each, square = over_parts(lambda rows: scores(apply, params, rows), (x, y), size)
         loss = (each if weights is None else weights * each).mean()
         return Evaluation(loss, None if square is None else square.mean(), each)
 
     return program.replicated((jax.vmap(single) if program.seeds else single)(apply, params))
-
-
-def _in_parts(function: Callable[[Any], Any], rows: Any, size: int) -> Any:
-    """Return arrays (n,) that ``function`` makes of rows (n, ...), ``size`` of them at a time; the last part overlaps.
-
-    So no copy of the rows is made, as it would be to fill up the last part.
-    """
-    n = len(jax.tree.leaves(rows)[0])
-    if size >= n:
-        return function(rows)
-    starts = jnp.minimum(jnp.arange(0, n, size), n - size)
-    parts = lax.map(lambda start: function(_part(rows, start, size)), starts)
-    return jax.tree.map(lambda part: _joined(part, n), parts)
-
-
-def _joined(parts: Array, n: int) -> Array:
-    """Return (parts, size) as (n,), without the rows that the last part shares with the one before."""
-    return jnp.concatenate([parts[:-1].reshape(-1), parts[-1, parts.size - n :]])
-
-
-def _part(rows: Any, start: Any, size: int) -> Any:
-    return jax.tree.map(lambda array: lax.dynamic_slice_in_dim(array, start, size), rows)
 
 
 @functools.partial(jax.jit, static_argnames="program")
@@ -163,30 +143,53 @@ def advance(
 
     def single(apply: Partial, state: State, key: Array, limit: Array) -> State:
         def step(t: Array, state: State) -> State:
-            batch = data.batch(key, t, state.last)
-            loss, gradient, model, each, whole = rows_gradient(apply, state, batch, t, program=program)
-            extra: dict[str, Any] = {}
-            if isinstance(program.optimizer, optax.GradientTransformationExtraArgs):
-                extra = {"value": loss, "grad": gradient, "value_fn": whole}
-            updates, opt_state = program.optimizer.update(gradient, state.opt_state, _wide(state.params), **extra)
-            alive = state.alive & jnp.isfinite(loss) & (loss <= limit) & all_finite(jax.tree.leaves(updates))
-
-            def keep(new: Any, old: Any) -> Any:
-                return jax.tree.map(lambda a, b: jnp.where(alive, a, b), new, old)
-
-            return State(
-                keep(optax.apply_updates(state.params, updates), state.params),
-                keep(opt_state, state.opt_state),
-                keep(model, state.model),
-                None if state.last is None else keep(state.last.at[batch.rows].set(each), state.last),
-                alive,
-                state.steps + alive,
-                state.losses.at[t % CALL_STEPS].set(jnp.where(alive, loss, 0).astype(state.losses.dtype)),
-            )
+            return after(apply, state, data.batch(key, t, state.last), limit, t, program=program)
 
         return lax.fori_loop(start, stop, step, state)
 
     return program.replicated((jax.vmap(single) if program.seeds else single)(apply, state, key, limit))
+
+
+def after(apply: Partial, state: State, batch: Batch, limit: Array, t: Any, *, program: Program) -> State:
+    """Return the state after step ``t`` on the rows of a batch, as it was where their loss is no good."""
+    if settings_of(program.optimizer) is not None:
+        loss, updates, opt_state, model, each = _solved(apply, state, batch, program)
+    else:
+        loss, updates, opt_state, model, each = _descended(apply, state, batch, t, program)
+    alive = state.alive & jnp.isfinite(loss) & (loss <= limit) & all_finite(jax.tree.leaves(updates))
+
+    def keep(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda a, b: jnp.where(alive, a, b), new, old)
+
+    return State(
+        keep(optax.apply_updates(state.params, updates), state.params),
+        keep(opt_state, state.opt_state),
+        keep(model, state.model),
+        None if state.last is None else keep(state.last.at[batch.rows].set(each), state.last),
+        alive,
+        state.steps + alive,
+        state.losses.at[t % CALL_STEPS].set(jnp.where(alive, loss, 0).astype(state.losses.dtype)),
+    )
+
+
+def _descended(apply: Partial, state: State, batch: Batch, t: Any, program: Program) -> tuple[Any, ...]:
+    """Return loss, update, state of the optimizer, model and losses of the rows, of a step by the gradient."""
+    loss, gradient, model, each, whole = rows_gradient(apply, state, batch, t, program=program)
+    extra: dict[str, Any] = {}
+    if isinstance(program.optimizer, optax.GradientTransformationExtraArgs):
+        extra = {"value": loss, "grad": gradient, "value_fn": whole}
+    updates, opt_state = program.optimizer.update(gradient, state.opt_state, _wide(state.params), **extra)
+    return loss, updates, opt_state, model, each
+
+
+def _solved(apply: Partial, state: State, batch: Batch, program: Program) -> tuple[Any, ...]:
+    """Return the same of a step that solves with the rows themselves."""
+    x, y = program.shared(batch.x, batch.y)
+    updates, opt_state = program.optimizer.update(
+        None, state.opt_state, state.params, apply=apply, x=x, y=y, weights=batch.weights, loss=program.loss
+    )
+    each = None if state.last is None else program.losses(apply(state.params, x), y)
+    return opt_state.loss, updates, opt_state, None, each
 
 
 class Gradient(NamedTuple):
@@ -248,28 +251,28 @@ def _accumulated(share: Callable[..., Any], state: State, rows: Any, size: int) 
 
     zero, firsts = jnp.zeros((), state.losses.dtype), jnp.arange(0, m, size)
 
-    def part(first: Array) -> Any:
+    def fresh_part(first: Array) -> Any:
         start = jnp.minimum(first, m - size)
-        x, y, weights = _part(rows, start, size)
+        x, y, weights = part(rows, start, size)
         fresh = (start + jnp.arange(size) >= first).astype(zero.dtype)
         return x, y, fresh if weights is None else fresh * weights
 
     def accumulate(carry: Any, first: Array) -> tuple[Any, Array]:
         loss, gradient, model = carry
-        (value, (model, each)), more = differentiated(state.params, model, *part(first))
+        (value, (model, each)), more = differentiated(state.params, model, *fresh_part(first))
         return (loss + value.astype(loss.dtype), optax.tree.add(gradient, more), model), each
 
     def whole(params: Any) -> Array:
         params = _like(params, state.params)
 
         def add(total: Array, first: Array) -> tuple[Array, None]:
-            return total + share(params, state.model, *part(first))[0].astype(total.dtype), None
+            return total + share(params, state.model, *fresh_part(first))[0].astype(total.dtype), None
 
         return lax.scan(add, zero, firsts)[0]
 
     nothing = jax.tree.map(jnp.zeros_like, _wide(state.params))
     (loss, gradient, model), each = lax.scan(accumulate, (zero, nothing, state.model), firsts)
-    return Gradient(loss, _steepest(gradient), model, _joined(each, m), whole)
+    return Gradient(loss, _steepest(gradient), model, joined(each, m), whole)
 
 
 def _like(params: Any, own: Any) -> Any:
