@@ -16,6 +16,7 @@ from ntk_inr.kernels import check as check
 from ntk_inr.kernels import explain as explain
 from ntk_inr.kernels import init as init
 from ntk_inr.kernels import ntk as ntk
+from ntk_inr.kernels import ntk_blocks as ntk_blocks
 from ntk_inr.kernels import split as split
 from ntk_inr.networks import CoordinateMLP as CoordinateMLP
 from ntk_inr.networks import FourierModulation as FourierModulation
@@ -55,6 +56,7 @@ from ntk_inr.tasks import signal_task as signal_task
 from ntk_inr.tasks import tomography_task as tomography_task
 from ntk_inr.tasks import volume_task as volume_task
 from ntk_inr.training import Recorder as Recorder
+from ntk_inr.training import balance as balance
 from ntk_inr.training import fit as fit
 from ntk_inr.training import fit_seeds as fit_seeds
 from ntk_inr.training import gauss_newton as gauss_newton

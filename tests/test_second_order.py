@@ -293,3 +293,40 @@ def test_bad_input_is_named():
     batch = ni.init(ni.variant("pe+batch", features=6, depth=1), jax.random.key(0), x)
     with pytest.raises(ValueError, match="statistics"):
         ni.fit(*batch, x, y, optimizer=optimizer, steps=1)
+
+
+@pytest.mark.parametrize("damping", [0.1, [1.0, 0.1, 0.01], "adaptive"])
+def test_prediction_is_the_course_of_a_linear_model(damping):
+    x = jax.random.normal(jax.random.key(0), (6, 9))
+    y = jax.random.normal(jax.random.key(1), (6, 2))
+    params = {"w": jnp.zeros((9, 2))}
+
+    def apply(params, x):
+        return x @ params["w"]
+
+    predicted = ni.predict_training(ni.ntk(apply, params, x), -y, damping=damping, steps=3)
+    if damping == "adaptive":
+        losses = np.append(ni.fit(apply, params, x, y, optimizer=ni.gauss_newton(), steps=3).losses, predicted.loss[-1])
+    else:
+        losses = [jnp.square(y).mean() / 2]
+        for one in np.broadcast_to(damping, 3):
+            step, _ = ni.gauss_newton(damping=one).update(
+                None, ni.gauss_newton(damping=one).init(params), params, apply=apply, x=x, y=y
+            )
+            params = jax.tree.map(jnp.add, params, step)
+            losses.append(jnp.square(apply(params, x) - y).mean() / 2)
+        np.testing.assert_allclose(predicted.residual, apply(params, x) - y, atol=1e-10)
+    np.testing.assert_allclose(predicted.loss, losses, rtol=1e-6)
+    assert "damping" in str(predicted)
+
+
+def test_bad_predictions_are_named():
+    K, r = jnp.eye(2), jnp.ones((2, 1))
+    with pytest.raises(ValueError, match="one of them"):
+        ni.predict_training(K, r, steps=1)
+    with pytest.raises(ValueError, match="one of them"):
+        ni.predict_training(K, r, steps=1, damping=1.0, learning_rate=1.0)
+    with pytest.raises(ValueError, match=r"2 of them"):
+        ni.predict_training(K, r, steps=2, damping=[1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="not symmetric"):
+        ni.predict_training(K.at[0, 1].set(1.0), r, steps=1, damping=1.0)

@@ -2,6 +2,8 @@ from ntk_inr.kernels.adapters import init as init
 from ntk_inr.kernels.adapters import split as split
 from ntk_inr.kernels.api import ntk as ntk
 from ntk_inr.kernels.api import training_kernel as training_kernel
+from ntk_inr.kernels.blocks import NTKBlocks as NTKBlocks
+from ntk_inr.kernels.blocks import ntk_blocks as ntk_blocks
 from ntk_inr.kernels.checklist import Checklist as Checklist
 from ntk_inr.kernels.checklist import Stage as Stage
 from ntk_inr.kernels.checklist import check as check

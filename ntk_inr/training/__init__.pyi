@@ -10,3 +10,4 @@ from ntk_inr.training.recorder import Recorder as Recorder
 from ntk_inr.training.result import FitResult as FitResult
 from ntk_inr.training.second_order import GaussNewtonState as GaussNewtonState
 from ntk_inr.training.second_order import gauss_newton as gauss_newton
+from ntk_inr.training.weights import balance as balance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from ntk_inr._results import Scalar, result
 from ntk_inr.spectra.eigen import Eigensystem, eigensystem
 from ntk_inr.spectra.symmetry import is_symmetric
 from ntk_inr.training.curves import first_reaching, psnr
+from ntk_inr.training.second_order import DAMPING, FALL, LEAST
 
 # Below this many steps per coordinate, applying K once a step is cheaper than decomposing it.
 _STEPS_PER_POINT = 4
@@ -22,26 +24,28 @@ _STEPS_PER_POINT = 4
 
 @result
 class Prediction:
-    """Gradient descent as the kernel predicts it, step by step.
+    """Gradient descent, or Gauss–Newton, as the kernel predicts it, step by step.
 
     Attributes:
         loss: (steps + 1,) loss ``sum(residual**2) / (2 n c)`` before the first step and after each, in float64.
         residual: (n, c) residual f - y after the last step.
-        learning_rate: the step size.
+        learning_rate: the step size; None of Gauss–Newton steps.
         data_range: span of the values, for PSNR.
+        damping: (steps,) of Gauss–Newton steps; None of gradient descent.
     """
 
     loss: Any
     residual: Any
-    learning_rate: Scalar
+    learning_rate: Scalar | None
     data_range: Scalar = 1.0
+    damping: Any = None
 
     def rows(self) -> dict[str, Any]:
         """Return what ``print`` shows: where the curve begins and ends."""
         return {
             "steps": len(self.loss) - 1,
-            "learning rate": self.learning_rate,
-            "loss": f"{self.loss[0]:.4g} to {self.loss[-1]:.4g}",
+            **({"learning rate": self.learning_rate} if self.damping is None else {"damping": _ends(self.damping)}),
+            "loss": _ends(self.loss),
             "PSNR": f"{self.psnr[0]:.2f} to {self.psnr[-1]:.2f} dB",
         }
 
@@ -55,10 +59,23 @@ class Prediction:
         return first_reaching(self.psnr, target_psnr)
 
 
-def predict_training(K: Any, residual: Any, *, learning_rate: float, steps: int, data_range: float = 1.0) -> Prediction:
-    r"""Return the loss of gradient descent on the model linearised where K was taken, (T10.1).
+def _ends(column: Any) -> str:
+    return f"{column[0]:.4g} to {column[-1]:.4g}"
 
-    .. math:: r_t = \Bigl(I - \frac{\eta}{n c} K\Bigr)^t r_0, \qquad
+
+def predict_training(
+    K: Any,
+    residual: Any,
+    *,
+    learning_rate: float | None = None,
+    damping: Any = None,
+    steps: int,
+    data_range: float = 1.0,
+) -> Prediction:
+    r"""Return the loss of gradient descent, or of Gauss–Newton, on the model linearised where K was taken.
+
+    .. math:: r_t = \Bigl(I - \frac{\eta}{n c} K\Bigr)^t r_0 \quad\text{(T10.1)}, \qquad
+        r_{t+1} = \lambda_t(K + \lambda_t I)^{-1} r_t \quad\text{(12.2)}, \qquad
         \mathcal L_t = \frac{1}{2 n c}\lVert r_t\rVert^2
 
     Exact for the linearised model, and for the network as far as its kernel stays put. The loss is
@@ -72,7 +89,9 @@ def predict_training(K: Any, residual: Any, *, learning_rate: float, steps: int,
             :class:`Eigensystem`; or the "full" kernel (n, n, c, c), which is exact at any width. Of :func:`ntk`, or of
             :func:`training_kernel`.
         residual: f - y at the start, (n, c).
-        learning_rate: step size eta; stable below :func:`max_learning_rate`.
+        learning_rate: step size eta of gradient descent; stable below :func:`max_learning_rate`.
+        damping: instead, lambda of :func:`gauss_newton` in units of K's mean eigenvalue: a number, one a step, or
+            "adaptive", what :func:`gauss_newton` would choose where every step kept its promise.
         steps: number of steps, at least 1.
         data_range: span of the values, for PSNR.
 
@@ -80,16 +99,25 @@ def predict_training(K: Any, residual: Any, *, learning_rate: float, steps: int,
         :class:`Prediction`. An unstable step size gives a growing loss, as it would in training.
 
     Raises:
-        ValueError: shapes that don't match, steps below 1, or a learning rate not above 0.
+        ValueError: shapes that don't match, steps below 1, a learning rate or damping not above 0, both or neither,
+            or damping for a K that is not symmetric.
 
     Example:
         >>> import jax.numpy as jnp, ntk_inr as ni
         >>> curve = ni.predict_training(jnp.eye(2), jnp.ones((2, 1)), learning_rate=1.0, steps=2)
         >>> [float(v) for v in curve.loss]
         [0.5, 0.125, 0.03125]
+        >>> curve = ni.predict_training(jnp.eye(2), jnp.ones((2, 1)), damping=1.0, steps=2)
+        >>> [float(v) for v in curve.loss]
+        [0.5, 0.125, 0.03125]
     """
-    _checks.check_positive(learning_rate, "learning_rate")
     _checks.check_positive(steps, "steps", integer=True)
+    if (learning_rate is None) == (damping is None):
+        raise ValueError("predict_training takes learning_rate= or damping=, one of them.")
+    if learning_rate is None:
+        dampings = _dampings(damping, steps)
+    else:
+        _checks.check_positive(learning_rate, "learning_rate")
     shape = (K.values if isinstance(K, Eigensystem) else K).shape
     residual = _checks.as_values(residual, shape[0], "residual")
     n, c = residual.shape
@@ -100,6 +128,8 @@ def predict_training(K: Any, residual: Any, *, learning_rate: float, steps: int,
         start = residual.reshape(-1, 1)
     else:
         K, start = K if isinstance(K, Eigensystem) else _checks.as_kernel(K), residual
+    if learning_rate is None:
+        return _by_solving(K, _checks.as_floating(start, "residual"), dampings, (n, c), data_range)
     rate = learning_rate / (n * c)
     if not isinstance(K, Eigensystem) and steps > _STEPS_PER_POINT * K.shape[0] and is_symmetric(K):
         K = eigensystem(K)
@@ -109,6 +139,32 @@ def predict_training(K: Any, residual: Any, *, learning_rate: float, steps: int,
     square, last = follow(K, start / unit, rate, steps)
     loss = np.asarray(square, float) / (2 * n * c) * float(unit) * float(unit)
     return Prediction(loss, np.asarray(last * unit).reshape(n, c), learning_rate, data_range)
+
+
+def _dampings(damping: Any, steps: int) -> np.ndarray:
+    """Return the damping of each step (steps,)."""
+    if isinstance(damping, str):
+        _checks.check_choice(damping, ("adaptive",), "damping")
+        return np.maximum(DAMPING * FALL ** np.arange(steps), LEAST)
+    values = np.asarray(damping, float)
+    if values.shape not in ((), (steps,)) or not (values > 0).all() or not np.isfinite(values).all():
+        raise ValueError(f'damping={damping!r}; expected a number above 0, {steps} of them, or "adaptive".')
+    return np.broadcast_to(values, (steps,))
+
+
+def _by_solving(K: Any, start: Array, dampings: np.ndarray, shape: tuple[int, int], data_range: float) -> Prediction:
+    """Follow Gauss–Newton steps mode by mode, in float64."""
+    if not isinstance(K, Eigensystem):
+        if not is_symmetric(K):
+            raise ValueError("damping= got a K that is not symmetric; give that of ni.ntk, which the steps solve with.")
+        K = eigensystem(K)
+    values, vectors = np.maximum(np.asarray(K.values, float), 0), np.asarray(K.vectors, float)
+    weights = dampings[:, None] * values.mean()
+    factors = np.cumprod(np.concatenate([np.ones((1, len(values))), weights / (values[None] + weights)]), axis=0)
+    projected = vectors.T @ np.asarray(start, float)
+    loss = factors**2 @ np.square(projected).sum(axis=1) / (2 * math.prod(shape))
+    last = (vectors @ (factors[-1][:, None] * projected)).reshape(shape)
+    return Prediction(loss, last, None, data_range, np.array(dampings))
 
 
 def _by_modes(system: Eigensystem, start: Array, rate: float, steps: int) -> tuple[Array, Array]:

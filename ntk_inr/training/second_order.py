@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 
 from ntk_inr import _checks
 from ntk_inr._checks import Precision
-from ntk_inr._dtypes import accumulation_dtype, eps
+from ntk_inr._dtypes import accumulation_dtype
 from ntk_inr.kernels.model import check_params, in_parts
 from ntk_inr.training.curvature import quadratic
 from ntk_inr.training.losses import ExampleLoss, as_loss, check_loss
@@ -23,8 +23,8 @@ from ntk_inr.training.passes import over_parts, values
 from ntk_inr.training.solvers import SOLVERS, Problem, SolverPlan, System, plan, system
 
 # By the gain ratio, damping falls to a share of itself, or grows (12.4); where no damping helps there is no lower loss.
-_GOOD, _POOR, _FALL, _GROWTH, _REFUSED = 0.75, 0.25, 0.1, 4.0, 10.0
-_MOST = 1e10
+_GOOD, _POOR, FALL, _GROWTH, _REFUSED = 0.75, 0.25, 0.1, 4.0, 10.0
+DAMPING, LEAST, _MOST = 1e-2, 1e-14, 1e10
 _ROWS_AT_ONCE = 2**16
 
 
@@ -152,9 +152,8 @@ class GaussNewton:
 @jax.jit
 def _next_damping(damping: Array, gain: Array, accepted: Array) -> Array:
     """Return the damping of the next trial: less after a step that kept its promise, more after one that did not."""
-    share = jnp.where(gain > _GOOD, _FALL, jnp.where(gain < _POOR, _GROWTH, 1.0))
-    least = eps(damping.dtype) ** 2
-    return jnp.clip(damping * jnp.where(accepted, share, _REFUSED), least, _MOST).astype(damping.dtype)
+    share = jnp.where(gain > _GOOD, FALL, jnp.where(gain < _POOR, _GROWTH, 1.0))
+    return jnp.clip(damping * jnp.where(accepted, share, _REFUSED), LEAST, _MOST).astype(damping.dtype)
 
 
 @functools.partial(jax.jit, static_argnames="loss")
@@ -178,7 +177,7 @@ def _whole(step: Any, params: Any) -> Any:
 
 def gauss_newton(
     *,
-    damping: float = 1e-2,
+    damping: float = DAMPING,
     momentum: float = 0.0,
     solver: str = "auto",
     tries: int = 8,
