@@ -29,7 +29,7 @@ from ntk_inr.study.plan import TrainingOptions, options_from, plans_of
 from ntk_inr.study.record import RESULTS, load_study
 from ntk_inr.study.report import write_report
 from ntk_inr.study.search import tune
-from ntk_inr.study.single import fit_task, kernel_plan, summary_of
+from ntk_inr.study.single import fit_task, kernel_plan, solver_plan, summary_of
 from ntk_inr.study.space import parse_values
 from ntk_inr.study.summary import check_target, summarize
 from ntk_inr.study.tuning import load_tuning
@@ -106,6 +106,12 @@ def _fit_one(command: Fit, console: Console, task: Task, name: str, out: Path) -
     console.print(f"{escape(summary_of(task, net, plan.rows))}.", soft_wrap=True)
     if going_on.record:
         console.print(f"A kernel that is recorded:\n{escape(str(kernel_plan(task, net)))}", soft_wrap=True)
+    solves = solver_plan(task, net, plan)
+    if solves is not None:
+        told = solves.rows()
+        console.print(
+            f"Each step solves for {told['solves for']}: {told['unknowns']}, {told['memory']}.", soft_wrap=True
+        )
     with terminal.training(console) as progress:
         fitted = fit_task(
             task, name, **size, steps=training.steps,
@@ -125,6 +131,8 @@ def _fit_one(command: Fit, console: Console, task: Task, name: str, out: Path) -
             "Pass a smaller --learning-rate, or more --steps.",
             soft_wrap=True,
         )
+    if fitted.run.status == "stalled":
+        console.print(f"{name} stopped after {fitted.run.steps} steps: no further one lowers the loss.")
     if fitted.run.status == "diverged":
         raise ValueError(
             f"{name} diverged after {fitted.run.steps} steps; the reconstruction is of the last good one. "

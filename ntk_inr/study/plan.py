@@ -165,7 +165,8 @@ def _planned(task: Task, variant: str | nn.Module, options: TrainingOptions) -> 
     if options.optimizer not in (None, own.optimizer):
         rate = None if options.optimizer in WITHOUT_RATE else DEFAULT_RATE
         others = {name: getattr(Recipe(), name) for name in _OF_THE_OPTIMIZER}
-        own = dataclasses.replace(own, **{**others, "optimizer": options.optimizer, "learning_rate": rate})
+        chosen = {"optimizer": options.optimizer, "learning_rate": rate, "source": "none: chosen by the user"}
+        own = dataclasses.replace(own, **{**others, **chosen})
     if options.schedule not in (None, own.schedule):
         own = dataclasses.replace(own, end=None)
     given = {name: getattr(options, name) for name in _OF_THE_RECIPE if getattr(options, name) is not None}

@@ -34,11 +34,14 @@ from ntk_inr.study.fitted import Context, Fitted, suffix_of
 from ntk_inr.study.kept import FIT, keep, load_fit, network_in
 from ntk_inr.study.legs import Leg, legs_of, optimizer_of
 from ntk_inr.study.measurement import trained
+from ntk_inr.study.plan import Plan as TrainingPlan
 from ntk_inr.study.plan import options_from, plans_of
 from ntk_inr.tasks.interface import Task, bytes_of_rows, first_row
 from ntk_inr.training.data import shuffled
 from ntk_inr.training.fitting import fit
 from ntk_inr.training.recorder import Recorder
+from ntk_inr.training.second_order import settings_of
+from ntk_inr.training.solvers import SolverPlan
 
 _LARGE = 2**28
 """Bytes of x and y above which their rows are made for each step."""
@@ -162,6 +165,17 @@ def kernel_plan(task: Task, net: nn.Module) -> Plan:
     x = jnp.asarray(task.rows(np.arange(min(task.n, _KERNEL_ROWS)))[0])
     apply, params = init(net, jax.random.key(0), x)
     return explain(task.observe(apply), params, x)
+
+
+def solver_plan(task: Task, net: nn.Module, plan: TrainingPlan) -> SolverPlan | None:
+    """Return what a step of ``ni.gauss_newton`` solves, None of other optimizers."""
+    solves = settings_of(plan.optimizer(1))
+    if solves is None:
+        return None
+    x = jnp.asarray(task.rows(np.arange(1))[0])
+    apply, params = jax.eval_shape(lambda: init(net, jax.random.key(0), x))
+    c = jax.eval_shape(task.observe(apply), params, x).shape[1]
+    return solves.plan(params, plan.rows or task.n, c)
 
 
 class _Results:

@@ -59,10 +59,10 @@ class SolverPlan:
 
     def rows(self) -> dict[str, Any]:
         """Return what ``print`` shows."""
-        unknowns = f"{self.unknowns} columns of the preconditioner" if self.solver == "cg" else f"{self.unknowns}"
+        words = "columns in the preconditioner" if self.solver == "cg" else "unknowns"
         return {
             "solves for": _WHERE[self.solver],
-            "unknowns": unknowns,
+            "unknowns": f"{self.unknowns:,} {words}",
             "memory": f"{math.ceil(self.bytes / 2**20)} MiB",
         }
 

@@ -11,7 +11,7 @@ import optax
 from jax import Array
 
 from ntk_inr import _checks
-from ntk_inr.kernels.blocks import NTKBlocks, Residuals, ntk_blocks
+from ntk_inr.kernels.blocks import NTKBlocks, ntk_blocks
 
 RULES = ("equal_pace", "trace", "gradient_norm")
 
