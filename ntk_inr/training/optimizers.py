@@ -96,7 +96,8 @@ def optimizer(
     takes = inspect.signature(_makers()[name]).parameters
     for setting in settings:
         if setting not in takes:
-            raise TypeError(f"{name} has no setting {setting!r}; it has {', '.join(takes)}.")
+            whose = "" if name == _SOLVES else "optax."
+            raise TypeError(f"{whose}{name} has no setting {setting!r}; it has {', '.join(takes)}.")
     if name in WITHOUT_RATE and learning_rate is None and (schedule != "constant" or warmup or weight_decay or legs):
         instead = "leave them out" if name == _SOLVES else "give learning_rate=, or leave them out"
         raise ValueError(
