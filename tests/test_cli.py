@@ -318,6 +318,19 @@ def test_the_version_is_told(capsys):
     assert capsys.readouterr().out == f"ntk-inr {ni.__version__} with jax {jax.__version__}\n"
 
 
+def test_fit_solves_until_no_step_lowers_the_loss(capsys):
+    asked = ["fit", "signal", "chirp", "--set", "samples=34", "--features", "64", "--depth", "2", "--steps", "60"]
+    asked += ["--optimizer", "gauss-newton", "--variants", "siren:omega=10"]
+    assert cli.run(asked) == 0
+    printed = capsys.readouterr().out
+    assert "Each step solves for values at the coordinates: 34 unknowns, 1 MiB." in printed
+    assert "no further one lowers the loss" in printed
+    results = json.loads(pathlib.Path("runs/fit-chirp/results.json").read_text())
+    assert results["settings"]["optimizer"] == "gauss-newton"
+    assert cli.run([*asked, "--learning-rate", "1e-3", "--overwrite"]) == 2
+    assert "leave --learning-rate and --clip out" in capsys.readouterr().err
+
+
 def test_fit_takes_several_networks_with_settings_in_folders_of_their_own(capsys):
     asked = ["fit", "signal", "chirp", "--set", "samples=64", "--features", "8", "--depth", "1", "--steps", "2"]
     asked += ["--variants", "siren:omega=10", "rff:scale=2,encoding.features=4"]
