@@ -231,10 +231,14 @@ def test_data_by_the_step_and_samples_by_importance():
 def test_where_no_step_is_good():
     apply, params, x, y = problem()
     optimizer = ni.gauss_newton(tries=3)
-    step, state = optimizer.update(None, optimizer.init(params), params, apply=apply, x=x, y=y * jnp.nan)
+
+    def nowhere(params, x):
+        return jnp.log(apply(params, x) - 10)
+
+    step, state = optimizer.update(None, optimizer.init(params), params, apply=nowhere, x=x, y=y)
     assert not jax.flatten_util.ravel_pytree(step)[0].any()
     assert not bool(state.accepted)
-    assert float(state.damping) == pytest.approx(10.0)
+    assert float(state.damping) == pytest.approx(0.1)
     # Equal rows make a singular kernel, which damping, however small, makes regular again or refuses.
     double = jnp.concatenate([x, x]), jnp.concatenate([y, y])
     step, state = step_of(ni.gauss_newton(damping=1e-17), apply, params, *double)
@@ -282,6 +286,10 @@ def test_bad_input_is_named():
         ni.gauss_newton(momentum=0.5).update(None, optimizer.init(params), params, apply=apply, x=x, y=y)
     with pytest.raises(ValueError, match="1 outputs but y has 2 columns"):
         optimizer.update(None, optimizer.init(params), params, apply=apply, x=x, y=jnp.zeros((12, 2)))
+    with pytest.raises(TypeError, match="y has dtype int"):
+        optimizer.update(None, optimizer.init(params), params, apply=apply, x=x, y=jnp.zeros((12, 1), int))
+    with pytest.raises(ValueError, match="y holds NaN|y has NaN|NaN"):
+        optimizer.update(None, optimizer.init(params), params, apply=apply, x=x, y=y * jnp.nan)
     with pytest.raises(ValueError, match="GiB"):
         ni.fit(apply, params, x, y, optimizer=ni.gauss_newton(solver="function", memory_limit=1000), steps=1)
     with pytest.raises(ValueError, match="no learning rate"):

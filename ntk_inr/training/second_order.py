@@ -92,6 +92,8 @@ class GaussNewton:
                 "gauss_newton's update needs params and the rows that it solves for: "
                 "optimizer.update(gradient, state, params, apply=apply, x=x, y=y)."
             )
+        x = jnp.asarray(_checks.as_coordinates(x))
+        y = _checks.as_values(y, len(x))
         apply, example_loss = _checks.as_partial(apply), as_loss(loss) if not isinstance(loss, ExampleLoss) else loss
         if jax.tree.map(jnp.shape, state) != jax.tree.map(jnp.shape, jax.eval_shape(self.init, params)):
             raise ValueError("the state of gauss_newton is of other parameters; make one with optimizer.init(params).")
@@ -103,6 +105,10 @@ class GaussNewton:
         prediction = values(real, parameters, x)
         check_loss(example_loss, prediction.shape[1], x, y)
         here = quadratic(example_loss, prediction, y, weights)
+        if not traced and not jnp.isfinite(here.loss):  # there is no kernel to solve with
+            damping = _next_damping(state.damping, state.gain, jnp.array(False))
+            nothing = jax.tree.map(jnp.zeros_like, params)
+            return nothing, state._replace(damping=damping, accepted=jnp.array(False), loss=here.loss / len(x))
         problem = Problem(real, parameters, x, here, before)
         solver = self.plan(params, *prediction.shape).solver
 
