@@ -288,7 +288,7 @@ def test_bad_input_is_named():
         optimizer.update(None, optimizer.init(params), params, apply=apply, x=x, y=jnp.zeros((12, 2)))
     with pytest.raises(TypeError, match="y has dtype int"):
         optimizer.update(None, optimizer.init(params), params, apply=apply, x=x, y=jnp.zeros((12, 1), int))
-    with pytest.raises(ValueError, match="y holds NaN|y has NaN|NaN"):
+    with pytest.raises(ValueError, match="NaN"):
         optimizer.update(None, optimizer.init(params), params, apply=apply, x=x, y=y * jnp.nan)
     with pytest.raises(ValueError, match="GiB"):
         ni.fit(apply, params, x, y, optimizer=ni.gauss_newton(solver="function", memory_limit=1000), steps=1)
