@@ -36,8 +36,8 @@ from ntk_inr.style import FAST, MEASURED, PREDICTED, figure_style
 # %% [markdown]
 # ## An image
 #
-# All pixels of a picture, by Adam and by the kernel. The network has NeRF's encoding and ReLUs, whose kernel is so badly
-# conditioned that Adam takes thousands of steps for what it carries in slow modes. Only the optimizer differs.
+# All pixels of a picture, by Adam and by the kernel. The network has NeRF's encoding and ReLUs, whose kernel is so
+# badly conditioned that Adam takes thousands of steps for what it carries in slow modes. Only the optimizer differs.
 
 # %%
 task = ni.load_task("image", "camera", size=48)
@@ -71,9 +71,9 @@ with figure_style():
     plt.show()
 
 # %% [markdown]
-# The linearised model is an upper bound here, and a loose one: it does not know that the network bends, which costs most
-# in the first steps, nor that float32 ends near 140 dB. How far a step fell short is its gain ratio, and the next damping
-# follows it; the kernel is made anew where the step ended.
+# The linearised model is an upper bound here, and a loose one: it does not know that the network bends, which costs
+# most in the first steps, nor that float32 ends near 140 dB. How far a step fell short is its gain ratio, and the next
+# damping follows it; the kernel is made anew where the step ended.
 
 # %% [markdown]
 # ## An equation, in a loop of your own
