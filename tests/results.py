@@ -22,6 +22,7 @@ from ntk_inr.study.table import Cell
 from ntk_inr.study.tuning import Candidate, Tuning
 from ntk_inr.tasks.surface import Surface
 from ntk_inr.training.result import FitResult
+from ntk_inr.training.solvers import plan as solver_plan
 
 KEY = jax.random.key(0)
 DENSE = np.diag([3.0, 2.0, 1.0])
@@ -118,6 +119,8 @@ RESULTS = {
     "Moment": lambda: Moment(jnp.ones(()), jnp.ones(())),
     "Moments": lambda: ni.moments(DENSE),
     "Plan": plan,
+    "SolverPlan": lambda: solver_plan("auto", 4, 1, 100, np.float32, 2**30),
+    "NTKBlocks": lambda: ni.ntk_blocks(dict.fromkeys(("values", "edge"), (network, X[:2])), PARAMS),
     "Prediction": lambda: ni.predict_training(DENSE, np.ones((3, 1)), learning_rate=0.1, steps=4),
     "SampledMoments": lambda: SampledMoments(1.0, 4.0, 2.0, 100, 0.1, 0.2, submatrices=8, size=12),
     "SpectralDensity": lambda: ni.spectral_density(DENSE, key=KEY, probes=2),

@@ -97,7 +97,7 @@ def ntk_blocks(residuals: Any, params: Params, **options: Any) -> NTKBlocks:
         >>> blocks.blocks["value", "slope"].shape
         (5, 1)
 
-    Source: Wang, Yu & Perdikaris 2022, doi 10.1016/j.jcp.2021.110768.
+    Source: Wang, Yu & Perdikaris 2022, arXiv 2007.14527.
     """
     params = check_params(params)
     functions, points = _checked(residuals)

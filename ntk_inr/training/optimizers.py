@@ -99,7 +99,9 @@ def optimizer(
             whose = "" if name == _SOLVES else "optax."
             raise TypeError(f"{whose}{name} has no setting {setting!r}; it has {', '.join(takes)}.")
     if name in WITHOUT_RATE and learning_rate is None and (schedule != "constant" or warmup or weight_decay or legs):
-        instead = "leave them out" if name == _SOLVES else "give learning_rate=, or leave them out"
+        instead = (
+            "leave them out" if name == _SOLVES else "give learning_rate= to go without the search, or leave them out"
+        )
         raise ValueError(
             f"{name} searches for its step itself, so a schedule, warm-up or weight decay has no rate to scale; "
             f"{instead}."

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 from jax import Array
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
@@ -209,6 +208,8 @@ def _solved(matrix: Array, weight: Any, right: Array) -> Array:
     """Return (matrix + weight I)^-1 right by Cholesky, NaN where it is singular in its precision."""
     if isinstance(matrix, jax.core.Tracer) or jax.default_backend() != "cpu":
         return _solved_on_device(matrix, weight, right)
+    import scipy.linalg  # which no other optimizer needs
+
     # LAPACK through SciPy takes a fifteenth of the time that XLA's CPU takes.
     damped = np.array(matrix)
     np.fill_diagonal(damped, damped.diagonal() + np.asarray(weight))

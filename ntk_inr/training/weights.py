@@ -60,7 +60,7 @@ def balance(
         {'value': 1.8, 'slope': 0.2}
 
     Source:
-        Wang, Yu & Perdikaris 2022, doi 10.1016/j.jcp.2021.110768; Wang et al. 2023 (arXiv 2308.08468), gradient norms.
+        Wang, Yu & Perdikaris 2022, arXiv 2007.14527; Wang et al. 2023 (arXiv 2308.08468), gradient norms.
     """
     _checks.check_choice(rule, RULES, "rule")
     if not 0 <= keep < 1:
