@@ -21,7 +21,7 @@ from jax.tree_util import Partial
 
 import ntk_inr as ni
 from ntk_inr._dtypes import eps
-from ntk_inr.kernels.sites import Group
+from ntk_inr.kernels.groups import Group
 from tests.kernel_models import reduced, reference
 from tests.random_programs import programs
 

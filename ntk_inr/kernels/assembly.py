@@ -20,7 +20,7 @@ from jax.tree_util import Partial
 
 from ntk_inr._dtypes import at_precision
 from ntk_inr._typing import Params, Progress
-from ntk_inr.kernels import memory, structured
+from ntk_inr.kernels import grams, memory, structured
 from ntk_inr.kernels.memory import Cut
 from ntk_inr.kernels.model import Model
 from ntk_inr.kernels.request import Request
@@ -36,7 +36,7 @@ _MOST_PARTS = 8
 @at_precision
 def factors(
     apply: Partial, params: Params, x: Any, *, c: int, outputs: str, precision: str, fixed: structured.Fixed = ()
-) -> list[structured.Factor]:
+) -> list[grams.Factor]:
     """Return the factors of one chunk of examples."""
     return structured.factors(apply, params, x, c, outputs, fixed=fixed)
 
@@ -44,7 +44,7 @@ def factors(
 @functools.partial(jax.jit, static_argnames=("outputs", "precision"))
 @at_precision
 def _tile(rows: Any, columns: Any, *, outputs: str, precision: str) -> Array:
-    return structured.tile(rows, columns, outputs, in_turn=True)
+    return grams.tile(rows, columns, outputs, in_turn=True)
 
 
 @functools.partial(jax.jit, static_argnames=("outputs", "precision"))
@@ -54,14 +54,14 @@ def _halves(rows: Any, *, outputs: str, precision: str) -> tuple[Array, Array]:
     half = (len(rows[0].delta) + 1) // 2
     if any(array.nbytes >= memory.LARGE_BYTES for array in jax.tree.leaves(rows)):
         # Halves of so large factors would be copies.
-        whole = structured.tile(rows, rows, outputs, in_turn=True)
+        whole = grams.tile(rows, rows, outputs, in_turn=True)
         return whole[:half], whole[half:, half:]
     below = _part(rows, slice(half, None))
-    upper = structured.tile(_part(rows, slice(half)), rows, outputs, in_turn=True)
-    return upper, structured.tile(below, below, outputs, in_turn=True)
+    upper = grams.tile(_part(rows, slice(half)), rows, outputs, in_turn=True)
+    return upper, grams.tile(below, below, outputs, in_turn=True)
 
 
-def _part(rows: list[structured.Factor], span: slice) -> list[structured.Factor]:
+def _part(rows: list[grams.Factor], span: slice) -> list[grams.Factor]:
     return [row.map(lambda array: array[span]) for row in rows]
 
 
@@ -113,7 +113,7 @@ def tiles(
     rows, columns = (-(-n // cut.block) for n in (model.n1, model.n2))
     total = rows * (rows + 1) // 2 if right is None else rows * columns
 
-    def chunk(function: Partial, x: np.ndarray) -> list[structured.Factor]:
+    def chunk(function: Partial, x: np.ndarray) -> list[grams.Factor]:
         return factors(function, model.params, x, c=model.c, fixed=fixed, **products)
 
     chunks = [functools.partial(chunk, function) for function in (full or model.apply, model.apply)]
@@ -191,7 +191,7 @@ def _traceable(model: Model, full: Partial | None, *, outputs: str, precision: s
     rows = structured.factors(full or model.apply, x=model.x1, **options)
     columns = rows if model.x2 is None else structured.factors(model.apply, x=model.x2, **options)
     if block is not None:
-        kernel = structured.blocked(rows, columns, outputs, block)
+        kernel = grams.blocked(rows, columns, outputs, block)
         return (kernel + transposed(kernel)) / 2 if model.x2 is None else kernel
     side = memory.side(max(model.n1, model.n2))
     parts = _parts(rows, side)
@@ -200,25 +200,22 @@ def _traceable(model: Model, full: Partial | None, *, outputs: str, precision: s
         return _symmetric(parts, others, outputs)
     others = _parts(columns, max(side, -(-model.n2 // 2)))
     return jnp.concatenate(
-        [
-            jnp.concatenate([structured.tile(above, beside, outputs, in_turn=True) for beside in others], 1)
-            for above in parts
-        ]
+        [jnp.concatenate([grams.tile(above, beside, outputs, in_turn=True) for beside in others], 1) for above in parts]
     )
 
 
-def _parts(rows: list[structured.Factor], side: int) -> list[list[structured.Factor]]:
+def _parts(rows: list[grams.Factor], side: int) -> list[list[grams.Factor]]:
     """Cut factors to at most eight parts, of rows for a tile of this side or more."""
     n = len(rows[0].delta)
     side = max(side, -(-n // _MOST_PARTS))
     return [_part(rows, slice(start, start + side)) for start in range(0, n, side)]
 
 
-def _symmetric(parts: Sequence[list[structured.Factor]], others: Sequence[Any], outputs: str) -> Array:
+def _symmetric(parts: Sequence[list[grams.Factor]], others: Sequence[Any], outputs: str) -> Array:
     """Return a kernel from tiles of its upper half, inside one program."""
     upper, lower = {}, {}
     for i, j in itertools.combinations_with_replacement(range(len(parts)), 2):
-        tile = structured.tile(parts[i], others[j], outputs, in_turn=True)
+        tile = grams.tile(parts[i], others[j], outputs, in_turn=True)
         upper[i, j], lower[i, j] = tile, transposed(tile)
         if i == j:
             upper[i, i] = (tile + lower[i, i]) / 2

@@ -19,7 +19,7 @@ from ntk_inr import _checks
 from ntk_inr._checks import Outputs, Precision
 from ntk_inr._dtypes import accumulation_dtype, at_precision, eps, unit_of
 from ntk_inr._typing import Apply, Params
-from ntk_inr.kernels import mixing, structured
+from ntk_inr.kernels import grams, mixing, structured
 from ntk_inr.kernels.equations import has_references
 from ntk_inr.kernels.model import Model, trace_of
 from ntk_inr.kernels.request import Request
@@ -402,7 +402,7 @@ def _diagonal(operator: NTKOperator) -> Array:
     @at_precision
     def batch(x_b: Array, *, precision: str) -> Array:
         rows = structured.factors(model.apply, model.params, x_b, model.c, outputs, differentiable=True)
-        return structured.diagonal(rows, outputs)
+        return grams.diagonal(rows, outputs)
 
     batches = _coordinates(model.x1, operator.microbatch)
     each = lax.map(lambda x_b: batch(x_b, precision=operator.precision), batches)

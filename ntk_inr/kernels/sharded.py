@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 
 from ntk_inr._dtypes import at_precision
 from ntk_inr._typing import Params
-from ntk_inr.kernels import structured
+from ntk_inr.kernels import grams, structured
 from ntk_inr.kernels.assembly import rows_at_once
 from ntk_inr.kernels.model import Model
 from ntk_inr.kernels.request import Request
@@ -102,6 +102,6 @@ def _sharded(model: Model, *, outputs: str, precision: str, mesh: Mesh, block: i
         def gathered(part: Array) -> Array:
             return jax.lax.all_gather(part, mesh.axis_names, tiled=True)[:n2]
 
-        return structured.blocked(mine, [factor.map(gathered) for factor in columns], outputs, block)
+        return grams.blocked(mine, [factor.map(gathered) for factor in columns], outputs, block)
 
     return panel(model.apply, model.params, model.x1, x2)

@@ -10,136 +10,24 @@ so custom derivative rules, rematerialisation, casts and tied weights are read a
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from ntk_inr._dtypes import accumulation_dtype
+from ntk_inr.kernels.biases import carried
 from ntk_inr.kernels.contractions import Product, complete, contract_sums, product_of, unfolded
-from ntk_inr.kernels.follow import Source, follow, steps
+from ntk_inr.kernels.follow import Source, follow
+from ntk_inr.kernels.groups import Group, Handling, Own, Site, Sites
 from ntk_inr.kernels.places import Places, overlap
-from ntk_inr.kernels.program import Atom, Equation, Loop, Name, Program, aval_of, shape_of
+from ntk_inr.kernels.program import Atom, Equation, Loop, Name, Program, aval_of
 from ntk_inr.kernels.scatters import Scatter, scatter_of
-from ntk_inr.kernels.tables import PASS, Table, tables
+from ntk_inr.kernels.tables import Table, tables
 
 # How many products in one another, and how many parts of each, are looked through.
 _NESTED = 4
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Site:
-    """A product of ``h`` (batch, tokens, m_in) with ``delta`` (batch, tokens, m_out), summed over tokens.
-
-    The axes bring the operands into that order. ``scale`` multiplies the product.
-    """
-
-    h: Atom
-    delta: Atom
-    h_axes: tuple[int, ...]
-    delta_axes: tuple[int, ...]
-    batch: int
-    tokens: int
-    m_in: int
-    m_out: int
-    scale: float
-
-
-@dataclasses.dataclass(eq=False)
-class Group:
-    """Sites of one leaf whose gradients fall on the same entries ``index``, so that each pair has a cross term (8.5).
-
-    ``biases`` are the biases that the group carries along: for each the weight of every token's ``delta`` in its
-    gradient, as a further column of ``h`` would have it. Where the entries are those of a row that the example looks
-    up, ``slot`` is the scatter to it, and ``index`` counts from the row's place.
-    """
-
-    leaf: int
-    index: Places
-    sites: list[Site]
-    biases: list[np.ndarray] = dataclasses.field(default_factory=list)
-    slot: Scatter | None = None
-
-    @property
-    def batch(self) -> int:
-        """How many blocks of the leaf have outer products of their own."""
-        return self.sites[0].batch
-
-    @property
-    def tokens(self) -> int:
-        """How many outer products the leaf's gradient sums, over all sites."""
-        return sum(site.tokens for site in self.sites)
-
-    @property
-    def atoms(self) -> list[Name]:
-        """What the factors are made of."""
-        read = [atom for site in self.sites for atom in (site.h, site.delta)]
-        read += self.slot.indices if self.slot else ()
-        return [atom for atom in read if isinstance(atom, Name)]
-
-    def fits(self, other: Group | Table) -> bool:
-        """Return whether factors of both are of the same kind, with products, and biases, in the same places."""
-        return (
-            isinstance(other, Group)
-            and self.tokens == other.tokens
-            and self.index.same_as(other.index)
-            and len(self.biases) == len(other.biases)
-            and all(map(np.array_equal, self.biases, other.biases))
-            and (self.slot.index if self.slot else self.index).same_as(other.slot.index if other.slot else other.index)
-        )
-
-    def flops(self, backward: int, *, differentiable: bool) -> int:
-        """Flops for one pair of examples; ``backward`` is c, or c * c where all output pairs are kept."""
-        site, tokens = self.sites[0], _kept(self.tokens, differentiable)
-        return site.batch * tokens**2 * (2 * site.m_in + 2 * backward * site.m_out + PASS)
-
-    def floats(self, c: int, *, differentiable: bool) -> int:
-        """Numbers that the two factors of one example hold."""
-        site, tokens = self.sites[0], _kept(self.tokens, differentiable)
-        return site.batch * tokens * (site.m_in + c * site.m_out)
-
-
-def _kept(tokens: int, differentiable: bool) -> int:
-    return 2 * tokens if differentiable and tokens > 1 else tokens
-
-
-@dataclasses.dataclass(frozen=True)
-class Handling:
-    """How a leaf of the parameters is handled ("product", "gather", "bias", "jacobian" or "unused"), and why.
-
-    ``carrier`` is the leaf whose product a bias is added to; ``flops`` and ``floats`` are those of one pair of
-    examples and of one example.
-    """
-
-    kind: str
-    why: str
-    flops: int = 0
-    floats: int = 0
-    carrier: int | None = None
-
-
-class Own(NamedTuple):
-    """A part of a leaf's kernel that is the inner product of the values of one atom, or ``negative`` less it."""
-
-    leaf: int
-    atom: Atom
-    negative: bool = False
-
-    @property
-    def size(self) -> int:
-        """How many numbers it has."""
-        return math.prod(shape_of(self.atom))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Sites:
-    """What stands in for the Jacobian: groups of products, and parts of their ``own`` of leaves, negative ones last."""
-
-    groups: list[Group | Table]
-    own: list[Own]
-    handling: list[Handling]
 
 
 def find_sites(
@@ -187,7 +75,7 @@ def find_sites(
         else:
             why = "fewer flops than as products" if candidates else why
             handling.append(Handling("jacobian", why, 2 * backward * place.size, c * place.size))
-    groups = _carried(program, groups, handling, places, fixed)
+    groups = carried(program, groups, handling, places, fixed)
     if all(how.kind == "unused" for how in handling):
         # So that there is something to make a kernel of zeros from.
         size = places[0].size
@@ -389,90 +277,3 @@ def _site(program: Program, product: Product) -> Site:
     if product.part:
         return Site(h, delta, h_axes, delta_axes, batch, 2 * tokens, m_in, m_out * (1 + (product.part == "both")), 1.0)
     return Site(h, delta, h_axes, delta_axes, batch, tokens, m_in, m_out, product.scale.real)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Base:
-    """The value behind a site's ``delta``: the operand is ``scale`` times it, its entries at ``index``."""
-
-    group: Group
-    first: int
-    site: Site
-    index: Places
-    scale: float
-
-
-def _carried(
-    program: Program,
-    groups: list[Group | Table],
-    handling: list[Handling],
-    places: Sequence[Places],
-    fixed: Collection[int],
-) -> list[Group | Table]:
-    """Let groups carry the leaves whose cotangents are multiples of their ``delta``; return the groups of the rest."""
-    bases = _bases(program, groups)
-    for leaf, (cotangent, place) in enumerate(zip(program.outputs, places, strict=True)):
-        own = [group for group in groups if group.leaf == leaf]
-        if leaf in fixed or handling[leaf].kind == "unused" or any(group.biases for group in own):
-            continue
-        others = {value: base for value, known in bases.items() if (base := _of_other(known, leaf))}
-        carriers = _carry(others, follow(program, cotangent, place, others), place.size)
-        if carriers:
-            handling[leaf] = Handling("bias", "added to the product of", carrier=carriers[0].leaf)
-            groups = [group for group in groups if group.leaf != leaf]
-            bases = {value: [base for base in known if base.group.leaf != leaf] for value, known in bases.items()}
-    return groups
-
-
-def _of_other(bases: Sequence[_Base], leaf: int) -> _Base | None:
-    return next((base for base in bases if base.group.leaf != leaf), None)
-
-
-def _bases(program: Program, groups: Sequence[Group | Table]) -> dict[Name, list[_Base]]:
-    bases: dict[Name, list[_Base]] = {}
-    for group in groups:
-        if isinstance(group, Table) or group.slot:
-            continue
-        first = 0
-        for site in group.sites:
-            base = Source(site.delta, Places.all_of(shape_of(site.delta)))
-            while parts := steps(program, base):
-                part = parts[0]
-                if len(parts) != 1 or part.index.size != base.index.size:
-                    break
-                if part.scales or part.part or not part.scale:
-                    break
-                base = part
-            if isinstance(base.value, Name):
-                bases.setdefault(base.value, []).append(_Base(group, first, site, base.index, base.scale.real))
-            first += site.tokens
-    return bases
-
-
-def _carry(bases: dict[Name, _Base], sources: Sequence[Source], size: int) -> list[Group]:
-    """Let groups carry a bias whose cotangent is a multiple of their ``delta``; return them, or none."""
-    classes: list[tuple[np.ndarray, Group, np.ndarray]] = []
-    for source in sources:
-        base = bases.get(source.value) if isinstance(source.value, Name) else None
-        if base is None or source.scales or source.part:
-            return []
-        site = base.site
-        flat = np.empty(base.index.size, np.int64)
-        flat[base.index.array().ravel()] = source.index.array().ravel()
-        moved = flat.reshape(shape_of(site.delta)).transpose(site.delta_axes)
-        places = moved.reshape(site.batch, site.tokens, site.m_out)
-        if not np.array_equal(places, np.broadcast_to(places[:, :1], places.shape)):
-            return []
-        weights = np.zeros(base.group.tokens)
-        weights[base.first : base.first + site.tokens] = source.scale / base.scale
-        for known, group, total in classes:
-            if group is base.group and np.array_equal(known, places[:, 0]):
-                total += weights
-                break
-        else:
-            classes.append((places[:, 0], base.group, weights))
-    if not classes or overlap([Places.listed(index) for index, _, _ in classes], size):
-        return []
-    for _, group, weights in classes:
-        group.biases.append(weights)
-    return [group for _, group, _ in classes]

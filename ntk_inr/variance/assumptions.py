@@ -16,10 +16,10 @@ from jax import Array
 from ntk_inr import _checks
 from ntk_inr._dtypes import at_precision
 from ntk_inr._typing import Apply, Params
-from ntk_inr.kernels import memory, structured
+from ntk_inr.kernels import memory
+from ntk_inr.kernels.grams import Factor, tile
 from ntk_inr.kernels.model import Model
 from ntk_inr.kernels.request import Request
-from ntk_inr.kernels.structured import Factor
 from ntk_inr.spectra.submatrices import draw, standard_errors
 from ntk_inr.variance import assumptions_report as report
 from ntk_inr.variance import sums
@@ -30,7 +30,7 @@ _SIZE, _GROUPS = 1024, 8
 # What is held at a time of the matrices (n, n) in float64, at least.
 _MATRICES = 6
 
-_kernel_of = jax.jit(structured.tile, static_argnums=2)
+_kernel_of = jax.jit(tile, static_argnums=2)
 
 
 class _Part(NamedTuple):

@@ -14,10 +14,14 @@ from jax.tree_util import Partial
 
 from ntk_inr._dtypes import at_precision, unit_of
 from ntk_inr._typing import Params, Progress
-from ntk_inr.kernels import assembly, memory, structured
+from ntk_inr.kernels import assembly, memory
+from ntk_inr.kernels.grams import Factor
+from ntk_inr.kernels.grams import diagonal as diagonal_of
+from ntk_inr.kernels.grams import grams as grams_of
+from ntk_inr.kernels.grams import term as term_of
 from ntk_inr.kernels.memory import Cut
 from ntk_inr.kernels.model import Model, trace_of
-from ntk_inr.kernels.structured import Factor, Trace
+from ntk_inr.kernels.structured import Trace
 
 
 class Terms(NamedTuple):
@@ -205,7 +209,7 @@ def _chunk(apply: Partial, params: Params, x: Array, *, c: int, terms: Terms, pr
 def _diagonals(factor: Factor) -> Array:
     """Return the diagonals of F, B and H, (3, block); zeros in place of F and B that don't exist."""
     if factor.h is None or not is_factored(factor):
-        own = structured.diagonal([factor], "trace")
+        own = diagonal_of([factor], "trace")
         return jnp.stack([jnp.zeros_like(own)] * 2 + [own])
     forward = (factor.h**2).sum((1, 2, 3)) + factor.offset
     backward = (factor.delta**2).sum((1, 2, 3, 4)) / factor.delta.shape[1]
@@ -215,10 +219,10 @@ def _diagonals(factor: Factor) -> Array:
 def _parts(a: Factor, b: Factor) -> tuple[Array | None, Array | None, Array]:
     """Return F, B and H between two chunks; F and B are None where H is not their product."""
     if is_factored(a):
-        forward, backward = structured.grams(a, b, "trace")
+        forward, backward = grams_of(a, b, "trace")
         if forward is not None:
             return forward, backward, forward * backward
-    return None, None, structured.term(a, b, "trace")
+    return None, None, term_of(a, b, "trace")
 
 
 @functools.partial(jax.jit, static_argnames="precision")
