@@ -27,7 +27,7 @@ def run(folder, steps, every):
     params = {"in": jax.random.normal(first, (2, 16)), "out": jax.random.normal(second, (16, 1))}
     return ni.fit(
         layer, params, x, y, optimizer=optimizer(steps), steps=steps, batch_size=8, key=jax.random.key(1),
-        sampling="importance", checkpoint=folder, checkpoint_every=every, checkpoint_keep=2,
+        sampling="loss", checkpoint=folder, checkpoint_every=every, checkpoint_keep=2,
     )  # fmt: skip
 
 

@@ -35,9 +35,7 @@ def main():
         # 30 rows of data and 7 to validate, which four devices can't share, as they can the 16 of a step
         (
             explicit,
-            {"x": x[:30], "y": y[:30]}
-            | batches
-            | {"sampling": "importance", "microbatch": 8, "validation": (x[:7], y[:7])},
+            {"x": x[:30], "y": y[:30]} | batches | {"sampling": "loss", "microbatch": 8, "validation": (x[:7], y[:7])},
         ),
     ):
         options = {"x": x, "y": y, "optimizer": optimizer, "steps": 10} | options

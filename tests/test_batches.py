@@ -9,9 +9,11 @@ import pytest
 
 import ntk_inr as ni
 from ntk_inr.training import sampling
+from ntk_inr.training.data import Rows
+from ntk_inr.training.losses import as_loss
 from ntk_inr.training.options import Options
 from ntk_inr.training.run import prepare
-from ntk_inr.training.steps import advance
+from ntk_inr.training.steps import Program, advance, begin, refreshed
 from tests.conftest import in_float64, quick
 
 
@@ -60,14 +62,32 @@ def test_importance_sampling_finds_the_rows_that_are_wrong():
     x, y = jnp.eye(400), jnp.zeros((400, 1)).at[17].set(1.0)
     options = {"optimizer": optax.sgd(20.0), "steps": 50, "batch_size": 4, "key": jax.random.key(0)}
     runs = {
-        name: ni.fit(linear, jnp.zeros((400, 1)), x, y, sampling=name, **options) for name in ("importance", "shuffle")
+        name: ni.fit(linear, jnp.zeros((400, 1)), x, y, sampling=name, **options)
+        for name in ("loss", "ntk", "shuffle", "uniform")
     }
-    assert runs["importance"].history["loss"][-1] < 0.01 * runs["shuffle"].history["loss"][-1]
-    again = ni.fit(linear, jnp.zeros((400, 1)), x, y, sampling="importance", **options)
-    np.testing.assert_array_equal(runs["importance"].params, again.params)
+    for name in ("loss", "ntk"):
+        assert runs[name].history["loss"][-1] < 0.01 * runs["shuffle"].history["loss"][-1]
+    # In 200 draws of 400 rows it is met with a chance of 0.4, half of the epochs' otherwise.
+    assert runs["uniform"].history["loss"][-1] > 0.01 * runs["shuffle"].history["loss"][-1]
+    again = ni.fit(linear, jnp.zeros((400, 1)), x, y, sampling="loss", **options)
+    np.testing.assert_array_equal(runs["loss"].params, again.params)
 
 
-@pytest.mark.parametrize("batches", [{}, {"batch_size": 10, "key": jax.random.key(1), "sampling": "importance"}])
+def test_scores_by_the_kernel_are_norms_of_its_rows_times_the_gradient(x):
+    apply, params = ni.init(ni.variant("siren", features=6, depth=1, out=2), jax.random.key(0), x)
+    y = jnp.ones((len(x), 2))
+    data = Rows(x, y, 4, "ntk")
+    program = Program(optax.sgd(0.1), as_loss("mse"), None, None, False, "ntk")
+    start = begin(params, None, jnp.zeros(len(x)), program=program)
+    K = ni.ntk(apply, params, x, outputs="full")
+    moved = jnp.einsum("ijop,jp->io", K, (apply(params, x) - y) / 2)
+    np.testing.assert_allclose(
+        refreshed(apply, start, data, 0, program=program).last, jnp.linalg.norm(moved, axis=1), rtol=1e-4
+    )
+    np.testing.assert_array_equal(refreshed(apply, start, data, 1, program=program).last, 0)
+
+
+@pytest.mark.parametrize("batches", [{}, {"batch_size": 10, "key": jax.random.key(1), "sampling": "loss"}])
 def test_microbatches_give_the_gradient_of_the_whole_batch(key, x, x64, batches):
     x = jnp.asarray(x, float)
     y = jnp.sin(3 * x[:, :1])
@@ -136,7 +156,7 @@ def test_seeds_draw_their_own_rows_by_importance(x):
     params = jnp.stack([jnp.zeros((2, 1)), jnp.ones((2, 1))])
     runs = ni.fit_seeds(
         jax.tree_util.Partial(linear), params, x, x[:, :1], steps=40, batch_size=5, key=jax.random.key(0),
-        sampling="importance", optimizer=optax.sgd(0.3),
+        sampling="loss", optimizer=optax.sgd(0.3),
     )  # fmt: skip
     assert all(run.history["loss"][-1] < 0.05 * run.history["loss"][0] for run in runs)
     assert not np.array_equal(runs[0].params, runs[1].params)
@@ -204,8 +224,8 @@ def test_a_model_without_state_comes_back_as_it_was(x):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sampling": "important", "batch_size": 2}, "unknown sampling.*'importance'"),
-        ({"sampling": "importance"}, "give batch_size="),
+        ({"sampling": "important", "batch_size": 2}, "unknown sampling.*loss, ntk"),
+        ({"sampling": "loss"}, "give batch_size="),
         ({"microbatch": 0}, "microbatch is 0"),
     ],
 )

@@ -224,7 +224,7 @@ WITHOUT_NAN = {
     "fit, diverging": lambda *model: _trained(*model, optimizer=optax.sgd(1e9)),
     "fit, cross entropy": lambda *model: ni.fit(*model, model[2] ** 2, steps=3, loss="bce", microbatch=5),
     "fit, own loss": lambda *model: _trained(*model, loss=lambda f, y: jnp.abs(f - y).mean(1)),
-    "fit, importance": lambda *model: _trained(*model, batch_size=4, sampling="importance", key=KEY),
+    "fit, by loss": lambda *model: _trained(*model, batch_size=4, sampling="loss", key=KEY),
     "fit, line search": lambda *model: _trained(*model, optimizer=ni.optimizer("lbfgs")),
     "fit_seeds": lambda apply, params, x: ni.fit_seeds(
         apply, jax.tree.map(lambda leaf: leaf[None], params), x, x, steps=2

@@ -224,7 +224,7 @@ def test_data_by_the_step_and_samples_by_importance():
                    validation=(x, y))  # fmt: skip
     assert drawn.history["validation_psnr"][-1] > drawn.history["validation_psnr"][0] + 5
     important = ni.fit(apply, params, x, y, key=jax.random.key(0), optimizer=ni.gauss_newton(), steps=5, batch_size=16,
-                       sampling="importance")  # fmt: skip
+                       sampling="loss")  # fmt: skip
     assert important.history["psnr"][-1] > important.history["psnr"][0]
 
 

@@ -17,9 +17,14 @@ if TYPE_CHECKING:  # the command line reads the options before JAX is imported
 Recipes = Literal["default", "published", "same"]
 Schedules = Literal["constant", "cosine", "exponential", "linear"]
 Kept = Literal["last", "best"]
-_WORDS = {"recipe": get_args(Recipes), "schedule": (None, *get_args(Schedules)), "keep": get_args(Kept)}
+Sampling = Literal["shuffle", "uniform", "loss", "ntk"]
+_WORDS = {
+    "recipe": get_args(Recipes), "schedule": (None, *get_args(Schedules)), "keep": get_args(Kept),
+    "sampling": get_args(Sampling),
+}  # fmt: skip
 # What belongs to an optimizer, and is left out where a user takes another one.
 _OF_THE_OPTIMIZER = ("learning_rate", "schedule", "end", "warmup", "weight_decay", "settings")
+_PLAIN = {"keep": "last", "sampling": "shuffle"}
 _OF_THE_RECIPE = ("learning_rate", "schedule", "end", "warmup", "clip", "weight_decay", "batch_size")
 
 
@@ -47,6 +52,8 @@ class TrainingOptions:
     """Settings of the optimizer, such as b1=0.95 or eps=1e-15."""
     batch_size: int | None = None
     """Values of a step; by default what the task recommends, or all."""
+    sampling: Sampling = "shuffle"
+    """Which values a step takes: the next of an epoch's order, any, or more often those of large losses or scores."""
     microbatch: int | None = None
     """Values that are computed at once, which bounds memory; by default all, or 8192 of a large batch on a CPU."""
     keep: Kept = "last"
@@ -175,8 +182,10 @@ def _planned(task: Task, variant: str | nn.Module, options: TrainingOptions) -> 
     own = dataclasses.replace(own, **given)
     further = {name: getattr(options, name) for name in ("microbatch", "stop_at", "report_every")}
     further = {name: value for name, value in further.items() if value is not None}
-    further |= {"keep": options.keep} if options.keep != "last" else {}
-    return Plan(options.recipe, own, _rows_of(task, own, options), Record(further))
+    further |= {name: getattr(options, name) for name in ("keep", "sampling") if getattr(options, name) != _PLAIN[name]}
+    rows = _rows_of(task, own, options)
+    _check_sampling(task, options, rows)
+    return Plan(options.recipe, own, rows, Record(further))
 
 
 def _rows_of(task: Task, own: Recipe, options: TrainingOptions) -> int | None:
@@ -196,6 +205,21 @@ def _rows_of(task: Task, own: Recipe, options: TrainingOptions) -> int | None:
             "compares losses of one and the same batch; take another, such as optimizer='adam', or a smaller task."
         )
     return rows
+
+
+def _check_sampling(task: Task, options: TrainingOptions, rows: int | None) -> None:
+    """Raise where a way to choose rows has no batches to choose, or too many rows to choose from."""
+    from ntk_inr.tasks.interface import IN_MEMORY, bytes_of_rows
+
+    if options.sampling == "shuffle":
+        return
+    if rows is None:
+        raise ValueError(f"sampling={options.sampling!r} draws batches; give batch_size=, below the {task.n} values.")
+    if bytes_of_rows(task) > IN_MEMORY:
+        raise ValueError(
+            f"sampling={options.sampling!r} needs all {task.n} rows of {task.name} in memory, and they are read by the "
+            "step; leave it out, or take a smaller task."
+        )
 
 
 def _with_recipe(name: str, recipe: Recipe, features: int, depth: int, out: int) -> nn.Module:

@@ -36,15 +36,13 @@ from ntk_inr.study.legs import Leg, legs_of, optimizer_of
 from ntk_inr.study.measurement import trained
 from ntk_inr.study.plan import Plan as TrainingPlan
 from ntk_inr.study.plan import options_from, plans_of
-from ntk_inr.tasks.interface import Task, bytes_of_rows, first_row
+from ntk_inr.tasks.interface import IN_MEMORY, Task, bytes_of_rows, first_row
 from ntk_inr.training.data import shuffled
 from ntk_inr.training.fitting import fit
 from ntk_inr.training.recorder import Recorder
 from ntk_inr.training.second_order import settings_of
 from ntk_inr.training.solvers import SolverPlan
 
-_LARGE = 2**28
-"""Bytes of x and y above which their rows are made for each step."""
 _KERNEL_ROWS = 256
 """Rows that a kernel is taken on where one is recorded."""
 
@@ -275,7 +273,7 @@ def _started(start: Any, net: nn.Module) -> tuple[Any, Any]:
 
 def _data_of(task: Task, batch_size: int | None, key: jax.Array) -> dict[str, Any]:
     """Return what ``fit`` takes its rows from: arrays, or by the step where these would be large."""
-    if batch_size is not None and bytes_of_rows(task) > _LARGE:
+    if batch_size is not None and bytes_of_rows(task) > IN_MEMORY:
         rows = shuffled(task.rows, task.n, batch_size, key, name=task.digest)
         return {"data": rows, "batch_size": None}
     return {"x": jnp.asarray(task.x), "y": jnp.asarray(task.y), "batch_size": batch_size}

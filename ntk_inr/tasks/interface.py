@@ -129,6 +129,10 @@ def first_row(task: Any) -> tuple[np.ndarray, np.ndarray]:
     return task.rows(np.arange(1))
 
 
+IN_MEMORY = 2**28
+"""Bytes of x and y above which their rows are made for each step."""
+
+
 def bytes_of_rows(task: Any) -> int:
     """Return the bytes that x and y of all rows take together."""
     return task.n * sum(part.nbytes for part in first_row(task))

@@ -39,13 +39,14 @@ class Rows:
     sampling: str = dataclasses.field(default="shuffle", metadata={"static": True})
 
     def batch(self, key: Array, t: Any, last: Array | None) -> Batch:
-        """Return the rows of step ``t``; ``last`` are the last known losses (n,), where these draw them."""
+        """Return the rows of step ``t``; ``last`` are the scores (n,) that draw them, where there are any."""
         if self.size is None:
             return Batch(self.x, self.y)
         if last is not None:
             rows, weights = sampling.important_rows(key, last, t, self.size)
             return Batch(self.x[rows], self.y[rows], weights, rows)
-        rows = sampling.shuffled_rows(key, t, len(self.x), self.size)
+        draw = sampling.uniform_rows if self.sampling == "uniform" else sampling.shuffled_rows
+        rows = draw(key, t, len(self.x), self.size)
         return Batch(self.x[rows], self.y[rows])
 
 

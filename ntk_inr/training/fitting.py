@@ -82,8 +82,11 @@ def fit(
             ``(prediction (n, c'), y (n, c)) -> (n,)``, where c' may differ from c.
         batch_size: rows of a step; None is full batch.
         sampling: "shuffle": each epoch draws batches without replacement, leaving out the n mod batch_size
-            examples that its order puts last. "importance": rows are drawn with replacement, half of the chance
-            by their last known loss and half uniformly, and weighted so that the gradient stays unbiased.
+            examples that its order puts last. "uniform": each row is drawn from all. "loss": half of the chance is
+            by a row's last known loss and half uniform, and rows are weighted so that the gradient stays unbiased.
+            "ntk": the same by how far a step moves each row's prediction, the norm of its row of J J^T g, which
+            one pass over all rows each way computes every five epochs (Zhang et al. 2025, arXiv 2511.15487, who
+            take the rows of the largest norms).
         microbatch: rows that are computed at once, which bounds memory, in steps and in reports. The gradient is
             that of the whole batch, to rounding; batch statistics are of a microbatch. None is all of them, but on
             a CPU some 8192, which its caches hold, where nothing needs the whole batch.

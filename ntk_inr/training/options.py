@@ -17,7 +17,7 @@ from ntk_inr.training.data import Drawn, Rows
 from ntk_inr.training.losses import ExampleLoss, as_loss
 from ntk_inr.training.optimizers import evaluates_again
 
-SAMPLING = ("shuffle", "importance")
+SAMPLING = ("shuffle", "uniform", "loss", "ntk")
 KEEP = ("last", "best")
 
 
@@ -69,8 +69,8 @@ class Options:
             raise ValueError(
                 f'stop_at={self.stop_at} needs a loss on values ("mse", "l1", "huber"); got loss={self.loss!r}.'
             )
-        if self.sampling == "importance" and self.batch_size is None:
-            raise ValueError('sampling="importance" draws minibatches; give batch_size= too.')
+        if self.sampling != SAMPLING[0] and self.batch_size is None:
+            raise ValueError(f'sampling="{self.sampling}" draws minibatches; give batch_size= too.')
 
     @property
     def example_loss(self) -> ExampleLoss:

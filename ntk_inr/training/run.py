@@ -24,7 +24,7 @@ from ntk_inr.training.optimizers import evaluates_again
 from ntk_inr.training.optimizers import optimizer as named
 from ntk_inr.training.options import Options
 from ntk_inr.training.second_order import settings_of
-from ntk_inr.training.steps import Program, State, advance, after, begin, evaluate
+from ntk_inr.training.steps import Program, State, advance, after, begin, evaluate, refreshed
 
 FEW, SAMPLE = 2**16, 2**14
 """Up to so many rows, each report is on all; of more, on so many, but for the last report."""
@@ -88,6 +88,7 @@ class Run:
     def _solved(self, state: State, start: int, stop: int) -> State:
         """Take the steps one by one; none but compile what they need where there are none."""
         for t in range(start, max(stop, start + 1)):
+            state = refreshed(self.apply, state, self.data, t, program=self.program)
             batch = self._batch(t) if self.feed else _drawn(self.data, self.keys, t, state.last)
             new = after(self.apply, state, batch, self.limit, t, program=self.program)
             state = new if t < stop else state
@@ -142,7 +143,7 @@ def prepare(apply: Any, params: Any, data: Any, options: Options, seeds: int | N
     microbatch = options.microbatch
     if microbatch is None and mesh is None and not stateful and not evaluates_again(opt_state):
         microbatch = _cached_rows(params, rows)
-    program = Program(optimizer, loss, microbatch, mesh, bool(seeds))
+    program = Program(optimizer, loss, microbatch, mesh, bool(seeds), options.sampling)
     sample = _sample(everything) if isinstance(source, Rows) else everything
     if mesh is not None:
         everywhere = NamedSharding(mesh, PartitionSpec())
@@ -151,7 +152,7 @@ def prepare(apply: Any, params: Any, data: Any, options: Options, seeds: int | N
 
     first = evaluate(apply, params, *sample[:3], program=program)
     last = None
-    if options.sampling == "importance":
+    if options.sampling in ("loss", "ntk"):
         last = evaluate(apply, params, source.x, source.y, program=program).each
     state = begin(params, apply if stateful else None, last, program=program)
     limit = jnp.asarray(loss.limit(first.loss, options.data_range))

@@ -1,4 +1,4 @@
-"""Choose the rows of a step: a shuffled share of them, or those with large losses more often."""
+"""Choose the rows of a step: a shuffled share of them, any, or those with large scores more often."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ def shuffled_rows(key: Array, t: Any, n: int, size: int) -> Array:
     batches = n // size
     places = (t % batches) * size + jnp.arange(size)
     return permuted(epoch_words(key, t // batches), places, n)
+
+
+def uniform_rows(key: Array, t: Any, n: int, size: int) -> Array:
+    """Return the rows (size,) of step t, each drawn from all."""
+    return jax.random.randint(jax.random.fold_in(key, t), (size,), 0, n)
 
 
 def epoch_words(key: Array, epoch: Any) -> Array:
@@ -75,13 +80,13 @@ def _hash(words: Any) -> Any:
 
 
 def important_rows(key: Array, last: Array, t: Array, size: int) -> tuple[Array, Array]:
-    r"""Draw rows by their last known losses, with replacement; weights keep the mean loss unbiased.
+    r"""Draw rows by their last known losses or other scores, with replacement; weights keep the mean loss unbiased.
 
     .. math:: p_i = \frac{1}{2n} + \frac{|\ell_i|}{2\sum_j|\ell_j|},\qquad w_i = \frac{1}{n p_i} \le 2
 
     Args:
         key: random key of the run.
-        last: losses (n,) when each row was last seen.
+        last: scores (n,), such as the losses when each row was last seen.
         t: step.
         size: how many rows.
 

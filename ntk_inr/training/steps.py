@@ -20,11 +20,12 @@ from ntk_inr.kernels.adapters import training_call
 from ntk_inr.training.data import Batch
 from ntk_inr.training.losses import ExampleLoss
 from ntk_inr.training.optimizers import line_search
-from ntk_inr.training.passes import joined, over_parts, part
+from ntk_inr.training.passes import joined, over_parts, part, pulled, pushed, values
 from ntk_inr.training.second_order import settings_of
 
 CALL_STEPS = 4096
 """The most steps of a fused call, whose losses the state holds."""
+_REFRESH_EPOCHS = 5  # between passes over all rows for their scores
 _ROWS_AT_ONCE = 2**16  # that are evaluated, where no microbatch is set
 
 
@@ -32,8 +33,8 @@ class State(NamedTuple):
     """Hold all that changes in a run; with several seeds each leaf has a leading axis of them.
 
     ``steps`` are the steps taken, and ``losses`` holds the loss of step t at t modulo its length. ``model`` is the
-    ``apply`` of models whose statistics or schedules change in training, else None; ``last`` holds the last known
-    losses (n,) of all rows where those draw the batches, else None.
+    ``apply`` of models whose statistics or schedules change in training, else None; ``last`` holds the scores (n,) of
+    all rows that draw the batches, such as their last known losses, else None.
     """
 
     params: Any
@@ -62,6 +63,7 @@ class Program:
     microbatch: int | None
     mesh: Mesh | None
     seeds: bool
+    sampling: str = "shuffle"
 
     def shared(self, *arrays: Array) -> tuple[Array, ...]:
         """Return arrays (rows, ...) spread over the devices of the mesh, where these can share the rows equally."""
@@ -143,11 +145,33 @@ def advance(
 
     def single(apply: Partial, state: State, key: Array, limit: Array) -> State:
         def step(t: Array, state: State) -> State:
+            state = refreshed(apply, state, data, t, program=program)
             return after(apply, state, data.batch(key, t, state.last), limit, t, program=program)
 
         return lax.fori_loop(start, stop, step, state)
 
     return program.replicated((jax.vmap(single) if program.seeds else single)(apply, state, key, limit))
+
+
+@functools.partial(jax.jit, static_argnames="program")
+def refreshed(apply: Partial, state: State, data: Any, t: Any, *, program: Program) -> State:
+    """Return the state with new scores of all rows, every so many epochs, where the kernel gives them.
+
+    The score of a row is how far a step of gradient descent moves its prediction, ``norm((J J^T g)_i)``.
+    """
+    last = state.last
+    if program.sampling != "ntk" or last is None:
+        return state
+    x, y = data.x, data.y
+    model = apply if state.model is None else state.model
+
+    def scores() -> Array:
+        gradient = jax.grad(lambda prediction: program.losses(prediction, y).sum())(values(model, state.params, x))
+        direction = _steepest(pulled(model, state.params, x, gradient))
+        return jnp.linalg.norm(pushed(model, state.params, x, direction), axis=1).astype(last.dtype)
+
+    every = max(1, _REFRESH_EPOCHS * len(x) // data.size)
+    return state._replace(last=lax.cond(t % every == 0, scores, lambda: last))
 
 
 def after(apply: Partial, state: State, batch: Batch, limit: Array, t: Any, *, program: Program) -> State:
@@ -156,6 +180,7 @@ def after(apply: Partial, state: State, batch: Batch, limit: Array, t: Any, *, p
         loss, updates, opt_state, model, each = _solved(apply, state, batch, program)
     else:
         loss, updates, opt_state, model, each = _descended(apply, state, batch, t, program)
+    last = state.last if program.sampling != "loss" or state.last is None else state.last.at[batch.rows].set(each)
     alive = state.alive & jnp.isfinite(loss) & (loss <= limit) & all_finite(jax.tree.leaves(updates))
 
     def keep(new: Any, old: Any) -> Any:
@@ -165,7 +190,7 @@ def after(apply: Partial, state: State, batch: Batch, limit: Array, t: Any, *, p
         keep(optax.apply_updates(state.params, updates), state.params),
         keep(opt_state, state.opt_state),
         keep(model, state.model),
-        None if state.last is None else keep(state.last.at[batch.rows].set(each), state.last),
+        keep(last, state.last),
         alive,
         state.steps + alive,
         state.losses.at[t % CALL_STEPS].set(jnp.where(alive, loss, 0).astype(state.losses.dtype)),
@@ -188,7 +213,7 @@ def _solved(apply: Partial, state: State, batch: Batch, program: Program) -> tup
     updates, opt_state = program.optimizer.update(
         None, state.opt_state, state.params, apply=apply, x=x, y=y, weights=batch.weights, loss=program.loss
     )
-    each = None if state.last is None else program.losses(apply(state.params, x), y)
+    each = program.losses(apply(state.params, x), y) if program.sampling == "loss" else None
     return opt_state.loss, updates, opt_state, None, each
 
 
