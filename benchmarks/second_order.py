@@ -10,9 +10,9 @@ rival trains at four rates, constant and falling as a cosine, for a short budget
 for the long one, whose schedule is as long. L-BFGS has its own line search. Seconds are those of the steps on the
 training data, compilation apart ("compile_s"); every run of a network is of one process, one after another.
 
-Parts: image64, the camera image at 64 x 64, seconds to 60 and 100 dB; image128, the same at 128 x 128; equations,
-Poisson and Helmholtz by tanh 64 x 3 in float64, relative L2 error at the end of a budget; beyond, tomography, sound and
-a shape, the task's own metric.
+Parts: image64, the camera image at 64 x 64, seconds to 60 and 100 dB; image128, the same at 128 x 128; the equations
+Poisson, Helmholtz, heat, wave, Burgers and Allen-Cahn by tanh 64 x 3 in float64, relative L2 error at the end of a
+budget; tomography and audio, the task's own metric.
 """
 
 from __future__ import annotations
@@ -56,6 +56,13 @@ PARTS: dict[str, dict[str, Any]] = {
     "helmholtz": {
         "task": ("pde", "helmholtz", {"points": 32}), "networks": ("tanh",), "width": 64, "depth": 3,
         "search_s": 30.0, "budget_s": 120.0, "x64": True,
+    },
+    **{
+        name: {
+            "task": ("pde", name, {"points": 48}), "networks": ("tanh",), "width": 64, "depth": 3,
+            "search_s": 30.0, "budget_s": 120.0, "x64": True,
+        }
+        for name in ("heat", "wave", "burgers", "allen-cahn")
     },
     "tomography": {
         "task": ("tomography", "shepp-logan", {}), "networks": ("siren",), "width": 128, "depth": 3,

@@ -171,7 +171,7 @@ def test_the_grid_that_scores_are_taken_on_counts():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"equation": "heat"}, "unknown equation 'heat'"),
+        ({"equation": "euler"}, "unknown equation 'euler'"),
         ({"frequencies": (1.0, 0.0)}, "a frequency is 0.0"),
         ({"wavenumber": float(np.pi * np.sqrt(17))}, "resonance"),
         ({"points": 1}, "points is 1"),
@@ -181,3 +181,69 @@ def test_the_grid_that_scores_are_taken_on_counts():
 def test_bad_settings(unchecked, options, message):
     with pytest.raises(ValueError, match=message):
         pde_task(**options)
+
+
+EVOLUTIONS = ("heat", "wave", "burgers", "allen-cahn")
+
+
+def differences(function, x, t, h=2e-4):
+    """Return u and its first and second differences by x and t, at points apart from any edge."""
+    u = function(x, t)
+    left, right, before, after = function(x - h, t), function(x + h, t), function(x, t - h), function(x, t + h)
+    u_x, u_xx = (right - left) / (2 * h), (right - 2 * u + left) / h**2
+    return u, u_x, u_xx, (after - before) / (2 * h), (after - 2 * u + before) / h**2
+
+
+@pytest.mark.parametrize("name", EVOLUTIONS)
+def test_solutions_in_time_satisfy_their_equations(name):
+    task = ni.load_task("pde", name, points=4)
+    rng = np.random.default_rng(0)
+    # Burgers' shock, at 0, is thinner than differences resolve late.
+    x, t = 0.2 + 0.6 * rng.random(20), 0.1 + 0.6 * rng.random(20)
+    assert np.abs(task.law.residual(*differences(task.law.solution, x, t))).max() < 2e-3 * task.law.size
+    np.testing.assert_allclose(task.law.solution(x, 0 * t), task.law.start(x), atol=1e-6)
+    begins = task.x[:, 1] == -1
+    np.testing.assert_allclose(task.y[begins, 0], 3 * task.solution(task.x[begins].astype(float))[:, 0], atol=1e-5)
+    assert not task.y[~begins].any()
+
+
+@pytest.mark.parametrize("name", EVOLUTIONS)
+def test_what_is_measured_of_a_field_in_time(name, x64):
+    task = ni.load_task("pde", name, points=3)
+    w = jax.random.normal(jax.random.key(0), (2, 5))
+
+    def u(w, x):
+        return jnp.tanh(x @ w).sum(axis=1, keepdims=True)
+
+    def alone(point):
+        return u(w, point[None])[0, 0]
+
+    expected = []
+    for x, s in task.x.astype(float):
+        at = jnp.array([x, s])
+        (u_x, u_s), hessian = jax.grad(alone)(at), jax.hessian(alone)(at)
+        row = np.zeros(task.law.columns)
+        if s == -1:
+            row[0] = 3 * alone(at)
+            if name == "wave":
+                row[1] = 3 * u_s / 10
+        elif abs(x) == 1:
+            row[0] = 3 * alone(at)
+            if name == "allen-cahn":
+                other = at * jnp.array([-1.0, 1.0])
+                row[0] = 3 * (alone(at) - alone(other)) / 2
+                row[1] = 3 * (u_x - jax.grad(alone)(other)[0]) / 20
+        else:
+            terms = alone(at), u_x, hessian[0, 0], 2 * u_s, 4 * hessian[1, 1]
+            row[0] = task.law.residual(*terms) / task.law.size
+        expected.append(row)
+    np.testing.assert_allclose(task.observe(u)(w, jnp.asarray(task.x, jnp.float64)), expected, atol=1e-9)
+
+
+def test_heat_is_followed_by_the_kernel():
+    task = ni.load_task("pde", "heat", points=8, resolution=8)
+    apply, params = ni.init(ni.variant("tanh", features=16, depth=2), jax.random.key(0), task.x[:1])
+    result = ni.fit(task.observe(apply), params, task.x, task.y, optimizer=ni.gauss_newton(), steps=25)
+    field = task.reconstruct(lambda x: apply(result.params, jnp.asarray(x)))
+    assert task.scores(field)["relative_l2"] < 0.02
+    assert task.figure(field) is not None

@@ -1,6 +1,7 @@
 from ntk_inr.tasks.audio import AudioTask as AudioTask
 from ntk_inr.tasks.audio import audio_task as audio_task
 from ntk_inr.tasks.eikonal import EikonalLoss as EikonalLoss
+from ntk_inr.tasks.evolution import EvolutionTask as EvolutionTask
 from ntk_inr.tasks.image import ImageTask as ImageTask
 from ntk_inr.tasks.image import image_task as image_task
 from ntk_inr.tasks.image_gradients import ImageGradientTask as ImageGradientTask

@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from ntk_inr import _checks
-from ntk_inr.tasks import metrics
-from ntk_inr.tasks.cost import Cost
 from ntk_inr.tasks.derivatives import value_and_laplacian
-from ntk_inr.tasks.files import new_file
-from ntk_inr.tasks.grid import Progress, grid_coordinates
+from ntk_inr.tasks.equation import FieldTask
+from ntk_inr.tasks.evolution import LAWS, EvolutionTask, evolution_task
+from ntk_inr.tasks.grid import grid_coordinates
 from ntk_inr.tasks.image_file import BUNDLED as IMAGES
 from ntk_inr.tasks.image_gradients import ImageGradientTask, image_gradient_task
-from ntk_inr.tasks.interface import IndirectTask, fingerprint
+from ntk_inr.tasks.interface import fingerprint
 from ntk_inr.tasks.origin import with_origin
-from ntk_inr.tasks.pictures import Panel, error_panel, picture_cost, picture_of, picture_rows
+from ntk_inr.tasks.pictures import Panel, error_panel, picture_rows
 
-Equation = Literal["poisson-gradients", "poisson", "helmholtz"]
+Equation = Literal["poisson-gradients", "poisson", "helmholtz", "heat", "wave", "burgers", "allen-cahn"]
 
 
 @dataclasses.dataclass(frozen=True)
-class EquationTask(IndirectTask):
+class EquationTask(FieldTask):
     r"""Solve :math:`\Delta u + k^2 u = q` in the square, where u is known on the sides.
 
     The solution is :math:`u = \sin(a_1\pi x_1)\sin(a_2\pi x_2)`, so that
@@ -43,11 +41,6 @@ class EquationTask(IndirectTask):
         origin: how :func:`ntk_inr.load_task` builds it again.
     """
 
-    kind: ClassVar[str] = "pde"
-    noun: ClassVar[str] = "points"
-    suffixes: ClassVar[tuple[str, ...]] = (".npy",)
-    smaller: ClassVar[str] = "a smaller resolution="
-
     name: str
     frequencies: tuple[float, float]
     wavenumber: float
@@ -57,9 +50,9 @@ class EquationTask(IndirectTask):
     origin: Any = None
 
     @property
-    def differentiates(self) -> bool:
-        """Whether derivatives of the network by x are a part of it."""
-        return True
+    def span(self) -> float:
+        """Span of the solution, for PSNR."""
+        return 2.0
 
     @property
     def factor(self) -> float:
@@ -99,25 +92,6 @@ class EquationTask(IndirectTask):
 
         return observed
 
-    def describe(self) -> dict[str, Any]:
-        """Return, for JSON, what is fitted: kind, name, rows and values trained on, and what rendering needs."""
-        return super().describe() | {"shape": [self.resolution, self.resolution, 1], "equation": self.name}
-
-    def cost(self, out: str | Path | None = None) -> Cost:
-        """Return what a reconstruction, its scores and its figure take of memory, and its file of disk."""
-        return picture_cost((self.resolution, self.resolution, 1), out)
-
-    def signal_of(self, predict: Callable[[Any], Any], progress: Progress | None = None) -> np.ndarray:
-        """Return u (r, r, 1) on the grid; ``predict`` is the network itself."""
-        return picture_of(predict, (self.resolution, self.resolution, 1), progress, clipped=False)
-
-    def scores(self, reconstruction: np.ndarray) -> dict[str, float]:
-        """Return "psnr" in dB against the span of the solution, 2, and "relative_l2" (smaller is better)."""
-        return {
-            "psnr": metrics.psnr(reconstruction, self._truth, data_range=2.0),
-            "relative_l2": metrics.relative_l2(reconstruction, self._truth),
-        }
-
     def figure(self, reconstruction: np.ndarray | None = None) -> Any:
         """Return the right-hand side, the solution, and a reconstruction with its error."""
         truth = self._truth
@@ -126,17 +100,6 @@ class EquationTask(IndirectTask):
             title = f"reconstruction, relative error {self.scores(reconstruction)['relative_l2']:.2g}"
             panels += [Panel(title, reconstruction, "field", (-1.0, 1.0)), error_panel(reconstruction, truth)]
         return picture_rows([panels])
-
-    def save(self, reconstruction: np.ndarray, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write a reconstruction as ``.npy``."""
-        with new_file(path, (".npy",), overwrite=overwrite) as written:
-            np.save(written, reconstruction)
-        return Path(path)
-
-    @property
-    def _truth(self) -> np.ndarray:
-        shape = (self.resolution, self.resolution)
-        return self.solution(grid_coordinates(shape).astype(np.float64)).reshape(*shape, 1)
 
 
 @with_origin("pde", (*get_args(Equation), *IMAGES))
@@ -149,21 +112,22 @@ def pde_task(
     boundary_weight: float = 3.0,
     resolution: int = 64,
     image: Any = "camera",
-) -> EquationTask | ImageGradientTask:
+) -> EquationTask | EvolutionTask | ImageGradientTask:
     r"""Make a task of a partial differential equation whose solution is known.
 
     Args:
         equation: "poisson" is :math:`\Delta u = q`, "helmholtz" :math:`\Delta u + k^2u = q`, both with u given on
-            the sides of the square; "poisson-gradients" learns an image from its gradients alone.
+            the sides of the square; "heat", "wave", "burgers" and "allen-cahn" follow a field in time, as
+            :class:`EvolutionTask` has them; "poisson-gradients" learns an image from its gradients alone.
         points: places a side at which the equation holds, and rows on each side of the boundary.
-        frequencies: (a1, a2) of the solution :math:`\sin(a_1\pi x_1)\sin(a_2\pi x_2)`.
+        frequencies: of "poisson" and "helmholtz", (a1, a2) of the solution :math:`\sin(a_1\pi x_1)\sin(a_2\pi x_2)`.
         wavenumber: k of "helmholtz".
         boundary_weight: how much more an error on the boundary counts than one of the (scaled) equation.
         resolution: points a side of the grid for scores; for "poisson-gradients" the size of the image.
         image: what "poisson-gradients" learns, as :func:`image_task` takes it; turned grey.
 
     Returns:
-        :class:`EquationTask`, or :class:`ImageGradientTask` for "poisson-gradients".
+        :class:`EquationTask`, :class:`EvolutionTask`, or :class:`ImageGradientTask` for "poisson-gradients".
 
     Raises:
         ValueError: unknown equation, sizes below 2, frequencies or weights not above 0, a wavenumber at which
@@ -177,7 +141,8 @@ def pde_task(
 
     Source: the Helmholtz problem of Wang, Teng & Perdikaris, "Understanding and Mitigating Gradient Flow
     Pathologies in Physics-Informed Neural Networks" (2021), arXiv 2001.04536; kernels of such observations in Wang,
-    Yu & Perdikaris, "When and Why PINNs Fail to Train: A Neural Tangent Kernel Perspective" (2022), arXiv 2007.14527.
+    Yu & Perdikaris, "When and Why PINNs Fail to Train: A Neural Tangent Kernel Perspective" (2022), arXiv 2007.14527,
+    whose wave is here; Burgers and Allen–Cahn as in Raissi, Perdikaris & Karniadakis (2017), arXiv 1711.10561.
     """
     _checks.check_choice(equation, get_args(Equation), "equation")
     _checks.check_positive(resolution, "resolution", integer=True, least=8)
@@ -185,6 +150,8 @@ def pde_task(
         return image_gradient_task(image, size=resolution)
     _checks.check_positive(points, "points", integer=True, least=2)
     _checks.check_positive(boundary_weight, "boundary_weight")
+    if equation in LAWS:
+        return evolution_task(equation, points=points, boundary_weight=boundary_weight, resolution=resolution)
     for value in frequencies:
         _checks.check_positive(value, "a frequency")
     if equation == "helmholtz":
