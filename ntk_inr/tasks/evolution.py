@@ -197,7 +197,7 @@ class EvolutionTask(FieldTask):
         limits = (float(truth.min()), float(truth.max()))
         panels = [Panel("solution u, x down, t across", truth, "field", limits)]
         if reconstruction is not None:
-            title = f"reconstruction, relative error {self.scores(reconstruction)['relative_l2']:.2g}"
+            title = f"relative error {self.scores(reconstruction)['relative_l2']:.2g}"
             panels += [Panel(title, reconstruction, "field", limits), error_panel(reconstruction, truth)]
         return picture_rows([panels])
 

@@ -97,7 +97,7 @@ class EquationTask(FieldTask):
         truth = self._truth
         panels = [Panel("right-hand side q", self.factor * truth, "field"), Panel("solution u", truth, "field")]
         if reconstruction is not None:
-            title = f"reconstruction, relative error {self.scores(reconstruction)['relative_l2']:.2g}"
+            title = f"relative error {self.scores(reconstruction)['relative_l2']:.2g}"
             panels += [Panel(title, reconstruction, "field", (-1.0, 1.0)), error_panel(reconstruction, truth)]
         return picture_rows([panels])
 
