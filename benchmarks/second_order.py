@@ -123,7 +123,10 @@ class Setting:
 def candidates(name: str) -> dict[str, Callable[[int], Any]]:
     """Return the configurations of an optimizer, each as a function of the number of steps."""
     if name == "gauss-newton":
-        return {"adaptive": lambda steps: ni.gauss_newton()}
+        return {
+            words: functools.partial(lambda first, steps: ni.gauss_newton(adam_steps=first), first)
+            for words, first in (("at once", 0), ("after 50 of Adam", 50), ("after 200 of Adam", 200))
+        }
     if name == "lbfgs":
         return {"line search": lambda steps: ni.optimizer("lbfgs")}
 

@@ -178,6 +178,21 @@ def test_complex_parameters_by_their_parts():
         np.testing.assert_allclose(found, -leaf.conj(), atol=1e-9)
 
 
+def test_first_steps_are_adams():
+    apply, params, x, y = problem(n=24)
+    batches = {"batch_size": 8, "key": jax.random.key(1)}
+    first = ni.fit(apply, params, x, y, **batches, optimizer=optax.adam(1e-2), steps=4)
+    solver = ni.gauss_newton(adam_steps=4, adam_rate=1e-2, momentum=0.5)
+    both = ni.fit(apply, params, x, y, **batches, optimizer=solver, steps=6, report_every=1)
+    np.testing.assert_allclose(both.losses[:4], first.losses, rtol=1e-9)
+    np.testing.assert_allclose(both.history["loss"][4], first.history["loss"][-1], rtol=1e-9)
+    assert both.losses[5] < both.losses[4]
+    # The same where it is one traced program.
+    seeds = jax.tree.map(lambda leaf: leaf[None], (apply, params))
+    (traced,) = ni.fit_seeds(*seeds, x, y, optimizer=solver, steps=6)
+    np.testing.assert_allclose(traced.losses, ni.fit(apply, params, x, y, optimizer=solver, steps=6).losses, rtol=1e-5)
+
+
 def test_fit_by_name_to_the_end_of_its_precision():
     apply, params, x, y = problem(n=8)
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)

@@ -37,6 +37,8 @@ class GaussNewtonState(NamedTuple):
         accepted: whether the last step lowered the loss; else it was zero.
         evaluations: trial points so far.
         loss: mean loss of the rows before the last step.
+        taken: steps so far.
+        adam: the state of Adam, where it takes the first steps, else None.
         step: the last step, where there is momentum, else None.
     """
 
@@ -45,6 +47,8 @@ class GaussNewtonState(NamedTuple):
     accepted: Array
     evaluations: Array
     loss: Array
+    taken: Array
+    adam: Any
     step: Any
 
 
@@ -66,6 +70,8 @@ class GaussNewton:
     momentum: float
     solver: str
     tries: int
+    adam_steps: int
+    adam_rate: float
     memory_limit: int | None
     precision: Precision
 
@@ -73,8 +79,9 @@ class GaussNewton:
         """Return the state before the first step."""
         dtype = accumulation_dtype(*jax.tree.leaves(params))
         step = jax.tree.map(jnp.zeros_like, params) if self.momentum else None
-        damping, one = jnp.asarray(self.damping, dtype), jnp.ones((), dtype)
-        return GaussNewtonState(damping, one, jnp.array(True), jnp.zeros((), jnp.int32), one, step)
+        damping, one, zero = jnp.asarray(self.damping, dtype), jnp.ones((), dtype), jnp.zeros((), jnp.int32)
+        adam = optax.scale_by_adam().init(_real_parts(params)) if self.adam_steps else None
+        return GaussNewtonState(damping, one, jnp.array(True), zero, one, zero, adam, step)
 
     def plan(self, params: Any, n: int, c: int) -> SolverPlan:
         """Return how a step on n coordinates with c outputs is solved, and what memory that takes."""
@@ -115,22 +122,32 @@ class GaussNewton:
         def total(step: Any) -> Array:
             return _loss_after(real, parameters, step, x, y, weights, loss=example_loss)
 
-        found = self._search(system(problem, solver, self.precision), here.loss, total, state, traced)
-        step = _whole(jax.tree.map(lambda leaf: jnp.where(found.accepted, leaf, 0), found.step), params)
-        evaluations = state.evaluations + found.trials
-        kept = step if self.momentum else None
-        loss = (here.loss / len(x)).astype(state.loss.dtype)
-        return step, GaussNewtonState(found.damping, found.gain, found.accepted, evaluations, loss, kept)
+        def solved() -> tuple[_Search, Any]:
+            found = self._search(system(problem, solver, self.precision), here.loss, total, state, traced)
+            return found._replace(
+                step=jax.tree.map(lambda leaf: jnp.where(found.accepted, leaf, 0), found.step)
+            ), state.adam
+
+        def descended() -> tuple[_Search, Any]:
+            gradient = jax.tree.map(lambda leaf: leaf / len(x), problem.pulled(here.gradient))
+            step, adam = optax.scale_by_adam().update(gradient, state.adam)
+            step = jax.tree.map(lambda leaf, like: (-self.adam_rate * leaf).astype(like.dtype), step, parameters)
+            nothing = jnp.zeros((), jnp.int32)
+            return _Search(state.damping, state.gain, jnp.array(True), nothing, step), adam
+
+        found, adam = _either(state.taken < self.adam_steps, descended, solved, traced) if self.adam_steps else solved()
+        step = _whole(found.step, params)
+        return step, GaussNewtonState(
+            found.damping, found.gain, found.accepted, state.evaluations + found.trials,
+            (here.loss / len(x)).astype(state.loss.dtype), state.taken + 1, adam, step if self.momentum else None,
+        )  # fmt: skip
 
     def _before(self, state: GaussNewtonState, params: Any) -> Any:
         """Return the step that momentum alone would take, of real parameters."""
         if not self.momentum:
             return None
 
-        def real(leaf: Array) -> Array:
-            return self.momentum * (jnp.stack([leaf.real, leaf.imag]) if jnp.iscomplexobj(leaf) else leaf)
-
-        return jax.tree.map(real, state.step)
+        return jax.tree.map(lambda leaf: self.momentum * leaf, _real_parts(state.step))
 
     def _search(
         self, system: System, loss: Array, total: Callable[[Any], Array], state: GaussNewtonState, traced: bool
@@ -172,6 +189,16 @@ def _loss_after(
     return (each if weights is None else weights * each).sum()
 
 
+def _real_parts(tree: Any) -> Any:
+    """Return a pytree with pairs of real arrays (2, ...) in place of complex ones."""
+    return jax.tree.map(lambda leaf: jnp.stack([leaf.real, leaf.imag]) if jnp.iscomplexobj(leaf) else leaf, tree)
+
+
+def _either(which: Array, first: Callable[[], Any], second: Callable[[], Any], traced: bool) -> Any:
+    """Return what one of two functions gives, the first where ``which``."""
+    return lax.cond(which, first, second) if traced else first() if which else second()
+
+
 def _whole(step: Any, params: Any) -> Any:
     """Return a step in real and imaginary parts as one of the parameters, in their dtypes."""
 
@@ -187,6 +214,8 @@ def gauss_newton(
     momentum: float = 0.0,
     solver: str = "auto",
     tries: int = 8,
+    adam_steps: int = 0,
+    adam_rate: float = 1e-3,
     memory_limit: int | None = None,
     precision: Precision = "highest",
 ) -> optax.GradientTransformationExtraArgs:
@@ -215,6 +244,9 @@ def gauss_newton(
             kernel, preconditioned by some of its columns (12.7), for what fits neither. "auto": the smallest system
             that fits in memory.
         tries: trial points of one step at most.
+        adam_steps: how many of the first steps are Adam's, for networks that are not like their linearisation at the
+            start: 50 for ``gauss``, 200 for ``wire``.
+        adam_rate: their learning rate.
         memory_limit: bytes that the solver may take; None is what is left.
         precision: of the kernel's products on GPU and TPU.
 
@@ -244,7 +276,10 @@ def gauss_newton(
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum={momentum!r}; expected a share of the last step, from 0 to below 1.")
     _checks.check_options(memory_limit=memory_limit, precision=precision)
-    settings = GaussNewton(float(damping), float(momentum), solver, int(tries), memory_limit, precision)
+    _checks.check_positive(adam_steps, "adam_steps", integer=True, least=0)
+    _checks.check_positive(adam_rate, "adam_rate")
+    first = int(adam_steps), float(adam_rate)
+    settings = GaussNewton(float(damping), float(momentum), solver, int(tries), *first, memory_limit, precision)
     return _transformation(settings)
 
 
