@@ -23,7 +23,7 @@ from ntk_inr.training.losses import check_loss
 from ntk_inr.training.optimizers import evaluates_again
 from ntk_inr.training.optimizers import optimizer as named
 from ntk_inr.training.options import Options
-from ntk_inr.training.second_order import settings_of
+from ntk_inr.training.second_order import settings_of, with_solver
 from ntk_inr.training.steps import Program, State, advance, after, begin, evaluate, refreshed
 
 FEW, SAMPLE = 2**16, 2**14
@@ -169,7 +169,7 @@ def _optimizer_of(options: Options, params: Any, rows: int, c: int, stateful: bo
                 "gauss_newton got a model whose batch statistics or schedules change in training, which no kernel of "
                 'one place describes; take another optimizer, such as ni.optimizer("adam").'
             )
-        solves.plan(params, rows, c)
+        optimizer = with_solver(solves, solves.plan(params, rows, c).solver)
         return optimizer, jax.eval_shape(optimizer.init, params)
     is_complex = any(map(jnp.iscomplexobj, jax.tree.leaves(params)))
     if is_complex:

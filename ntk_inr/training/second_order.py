@@ -295,6 +295,11 @@ def has_stalled(opt_state: Any) -> Any:
     return ~opt_state.accepted & (opt_state.damping >= _MOST)
 
 
+def with_solver(settings: GaussNewton, solver: str) -> optax.GradientTransformationExtraArgs:
+    """Return the transformation with the solver that was planned for a run, which another process then takes, too."""
+    return _transformation(dataclasses.replace(settings, solver=solver))
+
+
 def settings_of(optimizer: Any) -> GaussNewton | None:
     """Return the settings of what :func:`gauss_newton` made, None of any other optimizer."""
     own = getattr(getattr(optimizer, "update", None), "__self__", None)

@@ -66,6 +66,8 @@ class SolverPlan:
         }
 
 
+# Remembered, so that what is left of the memory while steps are taken does not change how they are solved.
+@functools.lru_cache(maxsize=256)
 def plan(solver: str, n: int, c: int, size: int, dtype: Any, memory_limit: int | None = None) -> SolverPlan:
     """Return the plan for n coordinates, c outputs and ``size`` parameters; raise where it does not fit in memory.
 
