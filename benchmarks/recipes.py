@@ -6,8 +6,9 @@
 
 Writes benchmarks/results/recipes/<device>/: results.json, which grows row by row, and table.md. Every variant fits the
 camera image at 64 x 64 by 300 full steps of Adam, width 256 and depth 4, at five rates, constant or falling as a cosine
-to zero. What comes close to a variant's best from the first seed is measured from two more. One program serves all
-rates and schedules of a variant: the rate of each step is an argument.
+to zero, and by the recipe that is published for it where that is another one, with the settings of the network that
+belong to it ("published" in place of a schedule). What comes close to a variant's best from the first seed is measured
+from two more. One program serves all rates and schedules of a variant: the rate of each step is an argument.
 """
 
 from __future__ import annotations
@@ -73,6 +74,24 @@ def _image(source: str, size: int) -> Any:
     return ni.load_task("image", source, size=size)
 
 
+def published(name: str, seed: int, settings: dict[str, Any]) -> float:
+    """Return the PSNR in dB that the published recipe of a variant ends with."""
+    from ntk_inr.networks.settings import with_settings
+
+    task, recipe = _image(settings["image"], settings["size"]), ni.networks.recipe(name, "published")
+    ((_, net),) = networks_of(name, features=settings["features"], depth=settings["depth"], out=task.channels).items()
+    apply, params = ni.init(with_settings(net, recipe.network), jax.random.key(seed), jnp.asarray(task.x))
+    adam, steps = ni.optimizer(**recipe.arguments, steps=settings["steps"]), settings["steps"]
+    return float(ni.fit(apply, params, task.x, task.y, optimizer=adam, steps=steps).history["psnr"][-1])
+
+
+def own_recipe(name: str) -> tuple[str, float, str] | None:
+    """Return the key of a variant's published recipe, None where it is one of the rates and schedules here."""
+    recipe = ni.networks.recipe(name, "published")
+    plain = not (recipe.settings or recipe.network) and recipe.schedule in SCHEDULES
+    return None if plain and recipe.learning_rate in RATES else (name, recipe.learning_rate or 0.0, "published")
+
+
 def measure(name: str, rate: float, schedule: str, seed: int, settings: dict[str, Any]) -> float:
     """Return the PSNR in dB that one training of a variant ends with, NaN where it diverged."""
     task = _image(settings["image"], settings["size"])
@@ -94,7 +113,11 @@ class Rows:
     def add(self, name: str, rate: float, schedule: str) -> None:
         """Measure one configuration from the next seed, and keep it."""
         known = self.psnr.setdefault((name, rate, schedule), [])
-        known.append(measure(name, rate, schedule, len(known), self.settings))
+        seed = len(known)
+        own = schedule == "published"
+        known.append(
+            published(name, seed, self.settings) if own else measure(name, rate, schedule, seed, self.settings)
+        )
         print(f"{name}, {rate:g} {schedule}, seed {len(known) - 1}: {known[-1]:.1f} dB", flush=True)
         if self.folder is None:
             return
@@ -132,10 +155,11 @@ def best_of(rows: dict[tuple[str, float, str], list[float]], name: str) -> tuple
 
 def table(rows: dict[tuple[str, float, str], list[float]]) -> list[str]:
     """Return Markdown: PSNR of each variant at each rate and schedule, and the best."""
-    heads = ["variant", *[f"{rate:g} {schedule}" for schedule in SCHEDULES for rate in RATES], "best"]
+    heads = ["variant", *[f"{rate:g} {schedule}" for schedule in SCHEDULES for rate in RATES], "published", "best"]
     lines = []
     for name in dict.fromkeys(key[0] for key in rows):
         values = [rows.get((name, rate, schedule), []) for schedule in SCHEDULES for rate in RATES]
+        values.append(next((found for key, found in rows.items() if key[0] == name and key[2] == "published"), []))
         if any(np.isfinite(value).all() and value for value in values):
             rate, schedule = best_of(rows, name)
             lines.append(
@@ -156,6 +180,9 @@ def main() -> None:
             for schedule in SCHEDULES:
                 if (name, rate, schedule) not in rows.psnr:
                     rows.add(name, rate, schedule)
+        own = own_recipe(name)
+        if own is not None and own not in rows.psnr:
+            rows.add(*own)
         for key in rows.close(name):
             while len(rows.psnr[key]) < SEEDS:
                 rows.add(*key)

@@ -40,6 +40,7 @@ TASKS = {
     "tomography": lambda: tomography_task(angles=4, size=12),
     "poisson": lambda: pde_task("poisson", points=4, resolution=8),
     "helmholtz": lambda: pde_task("helmholtz", points=4, resolution=8),
+    "heat": lambda: pde_task("heat", points=4, resolution=8),
     "gradients": lambda: pde_task("poisson-gradients", resolution=12),
 }
 
