@@ -58,7 +58,7 @@ class Stage:
 
 @result
 class Checklist:
-    """What :func:`check` has seen of a model; ``print`` shows a line a stage.
+    """What :func:`ntk_inr.check` has seen of a model; ``print`` shows a line a stage.
 
     Attributes:
         stages: one :class:`.Stage` for each question.

@@ -107,7 +107,7 @@ def with_settings(net: nn.Module, values: Mapping[str, Any]) -> nn.Module:
     Args:
         net: as :func:`settings_of` takes it; it stays as it is.
         values: by name: the full one, "encoding.scale", or its end, "scale", where that names one setting only.
-            "omega_0", "sigma" and "width" are understood, too. Words are for what :func:`words_of` returns.
+            "omega_0", "sigma" and "width" are understood, too. Words are for what ``words_of`` returns.
 
     Returns:
         A network of the same kind.
