@@ -238,6 +238,11 @@ def test_data_by_the_step_and_samples_by_importance():
     drawn = ni.fit(apply, params, data=sampler, key=jax.random.key(0), optimizer=ni.gauss_newton(), steps=20,
                    validation=(x, y))  # fmt: skip
     assert drawn.history["validation_psnr"][-1] > drawn.history["validation_psnr"][0] + 5
+    with jax.enable_x64(False):  # a context of this thread alone, and another one makes the host's rows
+        rows, narrow = np.float32(x), jax.tree.map(np.float32, params)
+        thirds = ni.host_data(lambda step: (rows[step::3], rows[step::3]), name="thirds")
+        hosted = ni.fit(apply, narrow, data=thirds, optimizer=ni.gauss_newton(), steps=3)
+    assert hosted.losses.shape == (3,)
     important = ni.fit(apply, params, x, y, key=jax.random.key(0), optimizer=ni.gauss_newton(), steps=5, batch_size=16,
                        sampling="loss")  # fmt: skip
     assert important.history["psnr"][-1] > important.history["psnr"][0]

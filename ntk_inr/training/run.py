@@ -88,8 +88,9 @@ class Run:
     def _solved(self, state: State, start: int, stop: int) -> State:
         """Take the steps one by one; none but compile what they need where there are none."""
         for t in range(start, max(stop, start + 1)):
-            state = refreshed(self.apply, state, self.data, t, program=self.program)
-            batch = self._batch(t) if self.feed else _drawn(self.data, self.keys, t, state.last)
+            rows = Ready(self._batch(t)) if self.feed else self.data
+            state = refreshed(self.apply, state, rows, t, program=self.program)
+            batch = _drawn(rows, self.keys, t, state.last)
             new = after(self.apply, state, batch, self.limit, t, program=self.program)
             state = new if t < stop else state
         return state
@@ -206,7 +207,7 @@ def _batch_of(source: Any, feed: Feed | None, keys: Array, step: int) -> Batch:
 
 
 @jax.jit
-def _drawn(source: Rows | Drawn, key: Array, step: Any, last: Array | None = None) -> Batch:
+def _drawn(source: Rows | Drawn | Ready, key: Array, step: Any, last: Array | None = None) -> Batch:
     return source.batch(key, step, last)
 
 
