@@ -104,7 +104,7 @@ class Setting:
     def pace(self, optimizer: Any) -> float:
         """Return the seconds of a step: of the third and fourth, since the first ones meet cold caches."""
         result, _ = self.fit(optimizer, 4, 2)
-        return float(np.diff(result.history["seconds"])[-1]) / max(1, 2)
+        return float(np.diff(result.history["seconds"])[-1]) / 2
 
     def run(self, optimizer: Callable[[int], Any], budget: float) -> dict[str, Any]:
         """Train for ``budget`` seconds; return the curve and the task's own score at the end."""

@@ -24,7 +24,6 @@ _WORDS = {
 }  # fmt: skip
 # What belongs to an optimizer, and is left out where a user takes another one.
 _OF_THE_OPTIMIZER = ("learning_rate", "schedule", "end", "warmup", "weight_decay", "settings")
-_PLAIN = {"keep": "last", "sampling": "shuffle"}
 _OF_THE_RECIPE = ("learning_rate", "schedule", "end", "warmup", "clip", "weight_decay", "batch_size")
 
 
@@ -182,7 +181,8 @@ def _planned(task: Task, variant: str | nn.Module, options: TrainingOptions) -> 
     own = dataclasses.replace(own, **given)
     further = {name: getattr(options, name) for name in ("microbatch", "stop_at", "report_every")}
     further = {name: value for name, value in further.items() if value is not None}
-    further |= {name: getattr(options, name) for name in ("keep", "sampling") if getattr(options, name) != _PLAIN[name]}
+    chosen = {name: getattr(options, name) for name in ("keep", "sampling")}
+    further |= {name: value for name, value in chosen.items() if value != getattr(TrainingOptions, name)}
     rows = _rows_of(task, own, options)
     _check_sampling(task, options, rows)
     return Plan(options.recipe, own, rows, Record(further))

@@ -38,6 +38,16 @@ def part(rows: Any, start: Any, size: int) -> Any:
     return jax.tree.map(lambda array: lax.dynamic_slice_in_dim(array, start, size), rows)
 
 
+def fresh_part(rows: Any, first: Any, size: int) -> tuple[Any, Array]:
+    """Return ``size`` rows from ``first`` on, and which of them (size,) no part before has had.
+
+    The last part begins early where it would not be full.
+    """
+    n = len(jax.tree.leaves(rows)[0])
+    start = jnp.minimum(first, n - size)
+    return part(rows, start, size), start + jnp.arange(size) >= first
+
+
 @jax.jit
 def values(apply: Partial, params: Any, x: Array) -> Array:
     """Return f (n, c)."""
@@ -50,9 +60,7 @@ def pulled(apply: Partial, params: Any, x: Array, cotangent: Array) -> Any:
     n, size = len(x), min(len(x), ROWS_AT_ONCE)
 
     def add(total: Any, first: Array) -> tuple[Any, None]:
-        start = jnp.minimum(first, n - size)
-        x_b, cotangent_b = part((x, cotangent), start, size)
-        fresh = start + jnp.arange(size) >= first
+        (x_b, cotangent_b), fresh = fresh_part((x, cotangent), first, size)
         out, pullback = jax.vjp(lambda params: apply(params, x_b), params)
         (more,) = pullback(jnp.where(fresh[:, None], cotangent_b, 0).astype(out.dtype))
         return jax.tree.map(jnp.add, total, more), None

@@ -19,13 +19,12 @@ from ntk_inr._dtypes import accumulation_dtype
 from ntk_inr.kernels.model import check_params, in_parts
 from ntk_inr.training.curvature import quadratic
 from ntk_inr.training.losses import ExampleLoss, as_loss, check_loss
-from ntk_inr.training.passes import over_parts, values
+from ntk_inr.training.passes import values
 from ntk_inr.training.solvers import SOLVERS, Problem, SolverPlan, System, plan, system
 
 # By the gain ratio, damping falls to a share of itself, or grows (12.4); where no damping helps there is no lower loss.
 _GOOD, _POOR, FALL, _GROWTH, _REFUSED = 0.75, 0.25, 0.1, 4.0, 10.0
 DAMPING, LEAST, _MOST = 1e-2, 1e-14, 1e10
-_ROWS_AT_ONCE = 2**16
 
 
 class GaussNewtonState(NamedTuple):
@@ -80,7 +79,7 @@ class GaussNewton:
         dtype = accumulation_dtype(*jax.tree.leaves(params))
         step = jax.tree.map(jnp.zeros_like, params) if self.momentum else None
         damping, one, zero = jnp.asarray(self.damping, dtype), jnp.ones((), dtype), jnp.zeros((), jnp.int32)
-        adam = optax.scale_by_adam().init(_real_parts(params)) if self.adam_steps else None
+        adam = optax.adam(self.adam_rate).init(_real_parts(params)) if self.adam_steps else None
         return GaussNewtonState(damping, one, jnp.array(True), zero, one, zero, adam, step)
 
     def plan(self, params: Any, n: int, c: int) -> SolverPlan:
@@ -130,8 +129,7 @@ class GaussNewton:
 
         def descended() -> tuple[_Search, Any]:
             gradient = jax.tree.map(lambda leaf: leaf / len(x), problem.pulled(here.gradient))
-            step, adam = optax.scale_by_adam().update(gradient, state.adam)
-            step = jax.tree.map(lambda leaf, like: (-self.adam_rate * leaf).astype(like.dtype), step, parameters)
+            step, adam = optax.adam(self.adam_rate).update(gradient, state.adam)
             nothing = jnp.zeros((), jnp.int32)
             return _Search(state.damping, state.gain, jnp.array(True), nothing, step), adam
 
@@ -184,8 +182,7 @@ def _loss_after(
     apply: Partial, params: Any, step: Any, x: Array, y: Array, weights: Array | None, *, loss: ExampleLoss
 ) -> Array:
     """Return the sum of the losses after a step."""
-    moved = optax.apply_updates(params, step)
-    each = over_parts(lambda rows: loss(apply(moved, rows[0]), rows[1]), (x, y), _ROWS_AT_ONCE)
+    each = loss(values(apply, optax.apply_updates(params, step), x), y)
     return (each if weights is None else weights * each).sum()
 
 

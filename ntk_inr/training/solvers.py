@@ -139,14 +139,34 @@ def system(problem: Problem, solver: str, precision: Any = "highest") -> System:
     """Return the system of a problem by one of :data:`SOLVERS` but "auto"."""
     if solver == "parameters":
         return _of_parameters(problem)
-    before = None if problem.before is None else problem.loss.times_root(problem.pushed(problem.before))
-    return (_by_products if solver == "cg" else _of_functions)(problem, before, solver, precision)
+    if solver == "cg":
+        return _by_products(problem, precision)
+    return _of_values(problem, solver == "shared", precision)
 
 
-def _of_functions(problem: Problem, before: Array | None, solver: str, precision: Any) -> System:
-    r"""Solve for values at the coordinates: :math:`(\lambda I + SKS)v = h`, ``before`` being S J of the last step."""
+def _in_values(
+    problem: Problem, scale: Array, pull: Array | None, solved: Callable[[Any, Array], Array], exact: bool
+) -> System:
+    r"""Return the system :math:`(\lambda I + SKS)v = h` of values at the coordinates.
+
+    ``pull`` is S K of what has no curvature, ``solved`` gives v of the weight and h, and ``exact`` says that it is v.
+    """
     loss = problem.loss
-    shared = solver == "shared"
+    known = loss.scaled
+    if problem.before is not None:
+        known = known + loss.times_root(problem.pushed(problem.before))
+
+    def solve(damping: Any) -> Step:
+        weight = damping * scale
+        v = solved(weight, known if pull is None else known - pull / weight)
+        return _step_of(problem, v, weight, exact)
+
+    return System(scale, solve)
+
+
+def _of_values(problem: Problem, shared: bool, precision: Any) -> System:
+    """Solve for values by a factorisation, one for all outputs where they share it."""
+    loss = problem.loss
     c = loss.gradient.shape[1]
     outputs: Outputs = "trace" if shared or c == 1 else "full"
     K = ntk(problem.apply, problem.params, problem.x, outputs=outputs, precision=precision)
@@ -156,14 +176,10 @@ def _of_functions(problem: Problem, before: Array | None, solver: str, precision
     del K
     width = c if shared else 1
 
-    def solve(damping: Any) -> Step:
-        weight = damping * scale
-        right = _sum(loss.scaled, before, None if pull is None else -pull / weight)
-        v = _solved(matrix, weight, right.reshape(-1, width)).reshape(right.shape)
-        exact = not shared and pull is None
-        return _step_of(problem, v, weight, exact)
+    def solved(weight: Any, right: Array) -> Array:
+        return _solved(matrix, weight, right.reshape(-1, width)).reshape(right.shape)
 
-    return System(scale, solve)
+    return _in_values(problem, scale, pull, solved, exact=not shared and pull is None)
 
 
 def _step_of(problem: Problem, v: Array, weight: Array, exact: bool) -> Step:
@@ -180,10 +196,6 @@ def _step_of(problem: Problem, v: Array, weight: Array, exact: bool) -> Step:
     else:
         decrease = loss.decrease(problem.pushed(step))
     return Step(step, decrease)
-
-
-def _sum(first: Array, *others: Array | None) -> Array:
-    return sum((other for other in others if other is not None), start=first)
 
 
 @functools.partial(jax.jit, static_argnames="shared")
@@ -266,7 +278,7 @@ def _normal(problem: Problem) -> tuple[Array, Array]:
     return matrix, ravel_pytree(pulled(apply, params, x, loss.gradient))[0]
 
 
-def _by_products(problem: Problem, before: Array | None, solver: str, precision: Any) -> System:
+def _by_products(problem: Problem, precision: Any) -> System:
     """Solve for values by conjugate gradients, preconditioned by columns of the kernel (12.7)."""
     loss, (n, c) = problem.loss, problem.loss.gradient.shape
     some = plan("cg", n, c, 0, loss.gradient.dtype, 2**62).unknowns
@@ -276,14 +288,8 @@ def _by_products(problem: Problem, before: Array | None, solver: str, precision:
     pull = None
     if loss.rest is not None:
         pull = loss.times_root(problem.pushed(problem.pulled(loss.rest)))
-
-    def solve(damping: Any) -> Step:
-        weight = damping * scale
-        right = _sum(loss.scaled, before, None if pull is None else -pull / weight)
-        v = _conjugate_gradients(problem, basis, values, weight, right)
-        return _step_of(problem, v, weight, exact=False)
-
-    return System(scale, solve)
+    solved = functools.partial(_conjugate_gradients, problem, basis, values)
+    return _in_values(problem, scale, pull, solved, exact=False)
 
 
 @jax.jit

@@ -20,7 +20,7 @@ from ntk_inr.kernels.adapters import training_call
 from ntk_inr.training.data import Batch
 from ntk_inr.training.losses import ExampleLoss
 from ntk_inr.training.optimizers import line_search
-from ntk_inr.training.passes import joined, over_parts, part, pulled, pushed, values
+from ntk_inr.training.passes import fresh_part, joined, over_parts, pulled, pushed, values
 from ntk_inr.training.second_order import settings_of
 
 CALL_STEPS = 4096
@@ -276,22 +276,21 @@ def _accumulated(share: Callable[..., Any], state: State, rows: Any, size: int) 
 
     zero, firsts = jnp.zeros((), state.losses.dtype), jnp.arange(0, m, size)
 
-    def fresh_part(first: Array) -> Any:
-        start = jnp.minimum(first, m - size)
-        x, y, weights = part(rows, start, size)
-        fresh = (start + jnp.arange(size) >= first).astype(zero.dtype)
+    def weighed(first: Array) -> Any:
+        (x, y, weights), new = fresh_part(rows, first, size)
+        fresh = new.astype(zero.dtype)
         return x, y, fresh if weights is None else fresh * weights
 
     def accumulate(carry: Any, first: Array) -> tuple[Any, Array]:
         loss, gradient, model = carry
-        (value, (model, each)), more = differentiated(state.params, model, *fresh_part(first))
+        (value, (model, each)), more = differentiated(state.params, model, *weighed(first))
         return (loss + value.astype(loss.dtype), optax.tree.add(gradient, more), model), each
 
     def whole(params: Any) -> Array:
         params = _like(params, state.params)
 
         def add(total: Array, first: Array) -> tuple[Array, None]:
-            return total + share(params, state.model, *fresh_part(first))[0].astype(total.dtype), None
+            return total + share(params, state.model, *weighed(first))[0].astype(total.dtype), None
 
         return lax.scan(add, zero, firsts)[0]
 
